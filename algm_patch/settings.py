@@ -1,0 +1,105 @@
+"""The settings of a patched model, and what is wrong with a wrong one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+Tau = float | Literal["auto", "paper"]
+GbmTau = float | Literal["adaptive", "tau"]
+Taps = Literal["auto", "all"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See :func:`algm_patch.apply_algm`. Frozen: a forward pass keeps the settings it began with.
+
+    Raises:
+        ValueError, TypeError: naming the setting, what was given and what is expected.
+    """
+
+    clap_layer: int | None = 1
+    gbm_layers: tuple[int, ...] = (5,)
+    tau: Tau = "auto"
+    gbm_tau: GbmTau = "adaptive"
+    window: tuple[int, int] = (2, 2)
+    proportional_attention: bool = True
+    taps: Taps = "auto"
+
+    def __post_init__(self) -> None:
+        if self.clap_layer is not None:
+            self._set("clap_layer", check_layer("clap_layer", self.clap_layer))
+        self._set("gbm_layers", check_layers(self.gbm_layers))
+        self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
+        self._set("gbm_tau", check_tau("gbm_tau", self.gbm_tau, ("adaptive", "tau")))
+        self._set("window", check_window(self.window))
+        if not isinstance(self.proportional_attention, bool):
+            raise TypeError(f"proportional_attention is True or False, got {self.proportional_attention!r}")
+        if self.taps not in ("auto", "all"):
+            raise ValueError(f"taps is 'auto' or 'all', got {self.taps!r}")
+        if self.clap_layer is not None and self.gbm_layers and self.clap_layer > self.gbm_layers[0]:
+            raise ValueError(
+                f"clap_layer={self.clap_layer} comes after gbm_layers={list(self.gbm_layers)}: CLAP needs the grid "
+                "that global matching dissolves. Put CLAP first, or switch a stage off (clap_layer=None, gbm_layers=[])"
+            )
+        if self.gbm_tau == "tau" and self.clap_layer is None and isinstance(self.tau, str):
+            raise ValueError(
+                f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and tau={self.tau!r} is computed there. "
+                "Give tau as a number, or set gbm_tau"
+            )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def above_all(tau: object) -> bool:
+    """Whether ``tau`` is the documented way to merge nothing: a number above every cosine."""
+    return isinstance(tau, float) and tau > 1
+
+
+def check_layer(name: str, layer: Any) -> int:
+    try:
+        if isinstance(layer, bool):
+            raise TypeError
+        number = operator.index(layer)
+    except TypeError:
+        raise TypeError(f"{name} counts blocks from 1 in whole numbers, got {layer!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} counts blocks from 1, got {layer!r}")
+    return number
+
+
+def check_layers(layers: Any) -> tuple[int, ...]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(f"gbm_layers is a list of layers, such as [5], or [] for none; got {layers!r}")
+    numbers = tuple(sorted(check_layer("gbm_layers", layer) for layer in layers))
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"gbm_layers names a layer twice: {list(numbers)}")
+    return numbers
+
+
+def check_tau(name: str, tau: Any, rules: tuple[str, ...]) -> Any:
+    if isinstance(tau, str):
+        if tau in rules:
+            return tau
+    elif not isinstance(tau, Real) or isinstance(tau, bool):
+        raise TypeError(f"{name} is a number or one of {', '.join(map(repr, rules))}; got {tau!r}")
+    elif float(tau) >= -1:  # False for NaN
+        return float(tau)
+    raise ValueError(
+        f"{name} is a cosine in [-1, 1], or above 1 to merge nothing, or one of {', '.join(map(repr, rules))}; "
+        f"got {tau!r}"
+    )
+
+
+def check_window(window: Any) -> tuple[int, int]:
+    try:
+        high, wide = (operator.index(side) for side in window)
+    except (TypeError, ValueError):
+        raise TypeError(f"window is (height, width) in tokens, such as (2, 2); got {window!r}") from None
+    if high < 1 or wide < 1 or high * wide < 2:
+        raise ValueError(f"window holds at least two tokens, such as (2, 2); got {window!r}")
+    return high, wide

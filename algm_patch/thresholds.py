@@ -1,0 +1,67 @@
+"""From similarities to the threshold that decides what merges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Similarities are clamped this far inside (-1, 1) before Fisher's transform, which is infinite at the ends.
+EDGE = 1e-6
+# The automatic rule always merges at least one window in ten.
+LEAST_SHARE = 0.1
+
+
+def auto_tau(similarity: Tensor) -> Tensor:
+    """Mean + standard deviation of Fisher's z, mapped back: inside (-1, 1) whatever the similarities.
+
+    The paper's rule (§3.3 of the paper, mean + standard deviation) on ``atanh(similarity)``. On images whose
+    windows are mostly alike (a subject before an empty background) the spread comes from below and mean + standard
+    deviation exceeds every window; there the threshold is the similarity that a tenth of the windows reach.
+
+    Args:
+        similarity: [B, K] of K windows.
+
+    Returns:
+        [B].
+    """
+    batch, count = similarity.shape
+    if count == 0:
+        return similarity.new_full((batch,), torch.inf)
+    inside = similarity.clamp(EDGE - 1, 1 - EDGE)
+    z = inside.atanh()
+    rule = (z.mean(1) + z.std(1, correction=min(1, count - 1))).tanh()
+    tenth = inside.sort(1).values[:, count - 1 - int(LEAST_SHARE * count)]
+    return torch.minimum(rule, tenth)
+
+
+def paper_tau(similarity: Tensor) -> Tensor:
+    """Mean + standard deviation of the similarities, as published (§3.3 of the paper). It can exceed 1.
+
+    A single window has no deviation: nothing passes.
+
+    Args:
+        similarity: [B, K] of K windows.
+
+    Returns:
+        [B].
+    """
+    if similarity.shape[1] < 2:
+        return similarity.new_full(similarity.shape[:1], torch.inf)
+    return similarity.mean(1) + similarity.std(1)
+
+
+def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
+    """The authors' GBM threshold: ``mean(best) + std(best) / layer`` per image, averaged over the batch.
+
+    A single proposal has no deviation: nothing passes.
+
+    Args:
+        similarity: [B, a] of every A token's best match.
+        layer: of the merge, counted from 1.
+
+    Returns:
+        [] scalar.
+    """
+    if similarity.shape[1] < 2:
+        return similarity.new_full((), torch.inf)
+    return (similarity.mean(1) + similarity.std(1) / layer).mean()

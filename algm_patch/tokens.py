@@ -1,0 +1,164 @@
+"""Which merged token holds which original token: one integer each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """A partition of a sequence's tokens into groups, and the way there and back.
+
+    O(N) memory: one label per original token (ALGORITHM: "Bookkeeping and unmerge").
+
+    Args:
+        labels: [B, P+N] integers; ``labels[b, n]`` is the position, in the merged sequence, of the
+            token that holds original token ``n``. Prefix tokens are counted.
+        sizes: [B, P+M]; how many original tokens each merged token holds.
+
+    Raises:
+        ValueError: if the two are not matrices of the same batch.
+
+    >>> tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
+    >>> pair = TokenMap(labels=torch.tensor([[0, 0, 1]]), sizes=torch.tensor([[2.0, 1.0]]))
+    >>> pair.merge(tokens)
+    tensor([[[2.],
+             [5.]]])
+    >>> pair.unmerge(pair.merge(tokens)).flatten()
+    tensor([2., 2., 5.])
+    """
+
+    labels: Tensor
+    sizes: Tensor
+
+    def __post_init__(self) -> None:
+        if self.labels.dim() != 2 or self.sizes.dim() != 2 or len(self.labels) != len(self.sizes):
+            raise ValueError(
+                "TokenMap expects labels [B, P+N] and sizes [B, P+M], got "
+                f"labels {list(self.labels.shape)} and sizes {list(self.sizes.shape)}"
+            )
+        if self.labels.is_floating_point():
+            raise ValueError(f"TokenMap expects integer labels, got {self.labels.dtype}")
+
+    @classmethod
+    def identity(cls, batch: int, length: int, device: torch.device | None = None) -> TokenMap:
+        """The map that merges nothing: every token its own group."""
+        labels = torch.arange(length, device=device).expand(batch, length)
+        return cls(labels, torch.ones(batch, length, device=device))
+
+    @classmethod
+    def from_leaders(cls, leaders: Tensor, sizes: Tensor) -> TokenMap:
+        """One merge: from the tokens of a sequence to their groups, in order of first members.
+
+        Reads one number from the device (the count of groups): the only host synchronisation of a merge.
+
+        Args:
+            leaders: [B, L]; the position of the first token of each token's group. Every row must
+                have the same number of groups.
+            sizes: [B, L]; how many original tokens each token of the sequence holds already.
+        """
+        batch, length = leaders.shape
+        leads = leaders == torch.arange(length, device=leaders.device)
+        count = int(leads.sum()) // max(batch, 1)
+        labels = (leads.cumsum(1) - 1).gather(1, leaders)
+        return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes))
+
+    def then(self, step: TokenMap) -> TokenMap:
+        """This map followed by a merge of its merged tokens: from original tokens to what ``step`` leaves."""
+        return TokenMap(step.labels.gather(1, self.labels), step.sizes)
+
+    def merge(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Each group's mean. A token alone in its group passes through bit for bit.
+
+        Half-precision tokens are summed in float32.
+
+        Args:
+            x: [B, P+N, ...].
+            sizes: [B, P+N]; the weight of each token in the mean. Default: every token weighs 1.
+
+        Returns:
+            [B, P+M, ...], in the dtype of ``x``.
+        """
+        self._check(x, self.labels, "merge")
+        batch, count = self.sizes.shape
+        totals = self.sizes.to(torch.promote_types(x.dtype, torch.float32))
+        weights = (1 if sizes is None else sizes.to(totals)) / totals.gather(1, self.labels)
+        weighted = x.reshape(batch, x.shape[1], -1) * weights[..., None]
+        sums = weighted.new_zeros(batch * count, weighted.shape[-1])
+        sums.index_add_(0, self._flat_labels, weighted.flatten(0, 1))  # in place: 20 times faster on CPU
+        return sums.to(x.dtype).view(batch, count, *x.shape[2:])
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """Every original token gets a copy of the merged token that holds it.
+
+        Args:
+            x: [B, P+M, ...].
+
+        Returns:
+            [B, P+N, ...].
+        """
+        self._check(x, self.sizes, "unmerge")
+        flat = x.flatten(0, 1).index_select(0, self._flat_labels)
+        return flat.view(*self.labels.shape, *x.shape[2:])
+
+    def take(self, x: Tensor) -> Tensor:
+        """Each group's first member. For per-token inputs that cannot be averaged, such as positions.
+
+        Args:
+            x: [B, P+N, ...], or [1, P+N, ...] if the batch shares it.
+
+        Returns:
+            [B, P+M, ...].
+        """
+        self._check(x, self.labels, "take")
+        batch, length = self.labels.shape
+        x = x.expand(batch, *x.shape[1:])
+        offset = torch.arange(batch, device=x.device)[:, None] * length
+        flat = x.flatten(0, 1).index_select(0, (self.first + offset).flatten())
+        return flat.view(*self.sizes.shape, *x.shape[2:])
+
+    def pair(self, x: Tensor) -> Tensor:
+        """Each pair of groups' first members. For inputs of attention: masks, relative position biases.
+
+        Args:
+            x: [..., P+N, P+N], broadcastable to [B, heads, P+N, P+N]; a query dimension of 1 stays 1.
+
+        Returns:
+            [B, heads or 1, P+M or 1, P+M].
+        """
+        length = self.labels.shape[1]
+        if not 2 <= x.dim() <= 4 or x.shape[-1] != length or x.shape[-2] not in (1, length):
+            raise ValueError(
+                f"TokenMap.pair expects [..., {length} or 1, {length}] of at most 4 dimensions, got {list(x.shape)}"
+            )
+        x = x[(None,) * (4 - x.dim())]
+        batch, count = self.sizes.shape
+        x = x.expand(batch, *x.shape[1:])
+        first = self.first[:, None]
+        if x.shape[2] != 1:
+            x = x.gather(2, first[..., None].expand(batch, x.shape[1], count, length))
+        return x.gather(3, first[:, :, None].expand(*x.shape[:3], count))
+
+    @cached_property
+    def first(self) -> Tensor:
+        """[B, P+M]; the position of each group's first member among the original tokens."""
+        batch, length = self.labels.shape
+        position = torch.arange(length, device=self.labels.device).expand(batch, length)
+        start = position.new_full(self.sizes.shape, length)
+        return start.scatter_reduce(1, self.labels, position, "amin")
+
+    @cached_property
+    def _flat_labels(self) -> Tensor:
+        batch, count = self.sizes.shape
+        offset = torch.arange(batch, device=self.labels.device)[:, None] * count
+        return (self.labels + offset).flatten()
+
+    def _check(self, x: Tensor, tokens: Tensor, verb: str) -> None:
+        batch, length = tokens.shape
+        batches = (batch, 1) if verb == "take" else (batch,)
+        if x.dim() < 2 or x.shape[0] not in batches or x.shape[1] != length:
+            raise ValueError(f"TokenMap.{verb} expects [{batch}, {length}, ...], got {list(x.shape)}")

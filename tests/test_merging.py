@@ -1,0 +1,233 @@
+"""clap and gbm: the recorded tensors, and what must hold of any input."""
+
+import warnings
+
+import pytest
+import torch
+from conftest import golden_files, read_golden
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from algm_patch import TokenMap, clap, gbm
+
+
+def assert_same_partition(ours, theirs):
+    """Equal up to the numbering of the groups."""
+    for a, b in zip(ours, theirs, strict=True):
+        pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+        assert len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def assert_golden(merged, token_map, golden):
+    assert merged.shape == golden["merged"].shape
+    assert_same_partition(token_map.labels, golden["token_map"])
+    index = golden["token_map"][..., None]
+    expected = golden["merged"].gather(1, index.expand(-1, -1, merged.shape[2]))
+    torch.testing.assert_close(token_map.unmerge(merged), expected, atol=1e-5, rtol=0)
+    sizes = token_map.unmerge(token_map.sizes)
+    assert torch.equal(sizes, golden["size"][..., 0].gather(1, index[..., 0]))
+
+
+@pytest.mark.parametrize("path", golden_files("clap_*"), ids=lambda path: path.stem)
+def test_clap_is_the_authors(path):
+    golden, about = read_golden(path)
+    grid, window = (tuple(map(int, about[key].split("x"))) for key in ("grid", "window"))
+    merged, token_map = clap(
+        golden["x"], grid, float(about["tau"]), window=window, num_prefix_tokens=int(about["prefix_tokens"])
+    )
+    assert_golden(merged, token_map, golden)
+
+
+@pytest.mark.parametrize("path", golden_files("gbm_*"), ids=lambda path: path.stem)
+def test_gbm_is_the_authors(path):
+    golden, about = read_golden(path)
+    before = TokenMap(golden["token_map_in"], golden["size_in"][..., 0])
+    merged, token_map = gbm(
+        golden["x"], before, layer=int(about["layer"]), num_prefix_tokens=int(about["prefix_tokens"])
+    )
+    assert_golden(merged, token_map, golden)
+
+
+KINDS = ["random", "smooth", "constant", "zero", "nan", "inf", "huge"]
+
+
+@st.composite
+def sequences(draw):
+    batch, prefix = draw(st.integers(1, 3)), draw(st.integers(0, 5))
+    grid = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    kind = draw(st.sampled_from(KINDS))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    x = torch.randn(batch, prefix + grid[0] * grid[1], draw(st.integers(1, 6)), generator=generator)
+    if kind == "smooth":
+        x[:, prefix:] = x[:, prefix:].cumsum(1)
+    elif kind in ("constant", "zero"):
+        x[:, prefix:] = kind == "constant"
+    elif kind in ("nan", "inf"):
+        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = float(kind)
+    elif kind == "huge":
+        x *= 1e30
+    return x, grid, prefix, kind
+
+
+def check_merge(x, prefix, merged, token_map):
+    """What holds of a merge whatever was merged."""
+    batch = len(x)
+    count = merged.shape[1]
+    labels, sizes = token_map.labels, token_map.sizes
+    assert labels.min() >= 0
+    for row in labels:  # a partition, numbered by first members
+        assert list(dict.fromkeys(row.tolist())) == list(range(count))
+    assert sizes.shape == (batch, count)
+    assert (sizes.sum(1) == labels.shape[1]).all()
+    assert torch.equal(labels[:, :prefix], torch.arange(prefix).expand(batch, -1))
+    assert (sizes[:, :prefix] == 1).all()
+    assert torch.equal(merged[:, :prefix].nan_to_num(), x[:, :prefix].nan_to_num())
+
+
+@given(sequences(), st.sampled_from([-1.0, 0.0, 0.5, 0.9, 1.0, 2.0, "auto"]), st.integers(1, 3), st.integers(2, 4))
+def test_clap_of_anything(case, tau, high, wide):
+    x, grid, prefix, kind = case
+    merged, token_map = clap(x, grid, tau, window=(high, wide), num_prefix_tokens=prefix)
+    check_merge(x, prefix, merged, token_map)
+    sizes = set(token_map.sizes[:, prefix:].unique().tolist())
+    assert sizes <= {1.0, float(high * wide)}
+    if tau == 2.0:
+        assert torch.equal(merged.nan_to_num(), x.nan_to_num())
+    windows = (grid[0] // high) * (grid[1] // wide)
+    if kind not in ("nan", "inf", "zero") and (tau == -1.0 or (tau == "auto" and windows)):
+        assert merged.shape[1] < x.shape[1] or not windows
+    if kind not in ("nan", "inf"):
+        torch.testing.assert_close(merged, token_map.merge(x))
+
+
+@given(sequences(), st.sampled_from([-1.0, 0.5, 1.0, 2.0, "adaptive"]), st.integers(1, 40))
+def test_gbm_of_anything(case, tau, layer):
+    x, grid, prefix, kind = case
+    once, local = clap(x, grid, 0.5, num_prefix_tokens=prefix)
+    merged, token_map = gbm(once, local, layer=layer, tau=tau, num_prefix_tokens=prefix)
+    check_merge(once, prefix, merged, token_map)
+    if tau == 2.0:
+        assert torch.equal(merged.nan_to_num(), once.nan_to_num())
+    proposals = len(range(prefix + prefix % 2, once.shape[1], 2)) if once.shape[1] > prefix + 1 else 0
+    assert once.shape[1] - merged.shape[1] <= proposals
+    if tau == -1.0 and kind not in ("nan", "inf"):
+        assert once.shape[1] - merged.shape[1] == proposals
+    if kind not in ("nan", "inf", "huge"):  # the mean of means weighs every original token alike
+        torch.testing.assert_close(merged, token_map.merge(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_what_is_not_finite_stays_where_it_is(kind):
+    x = torch.randn(1, 17, 8).cumsum(1)
+    spoilt = x.clone()
+    spoilt[0, 6] = float(kind)
+    merged, token_map = clap(spoilt, (4, 4), -1.0)
+    holder = token_map.labels[0, 6]
+    assert torch.isfinite(merged[0, torch.arange(merged.shape[1]) != holder]).all()
+
+
+def test_the_window_mean_is_over_ordered_pairs_of_different_tokens():
+    x = torch.randn(1, 4, 3)
+    cosines = torch.nn.functional.cosine_similarity(x[0, :, None], x[0, None], dim=-1)
+    similarity = cosines[~torch.eye(4, dtype=bool)].mean().item()
+    assert clap(x, (2, 2), similarity - 1e-4, num_prefix_tokens=0)[0].shape[1] == 1
+    assert clap(x, (2, 2), similarity + 1e-4, num_prefix_tokens=0)[0].shape[1] == 4
+
+
+def test_a_window_of_three_by_two_and_its_leftovers():
+    _merged, token_map = clap(torch.ones(1, 35, 2), (7, 5), 0.9, window=(3, 2), num_prefix_tokens=0)
+    assert token_map.labels.view(7, 5).tolist() == [
+        [0, 0, 1, 1, 2],
+        [0, 0, 1, 1, 3],
+        [0, 0, 1, 1, 4],
+        [5, 5, 6, 6, 7],
+        [5, 5, 6, 6, 8],
+        [5, 5, 6, 6, 9],
+        [10, 11, 12, 13, 14],
+    ]
+
+
+def test_a_batch_merges_the_smallest_count_of_each_images_own_best():
+    tokens = torch.randn(2, 64, 16).cumsum(1)
+    alone = [clap(image[None], (8, 8), 0.8, num_prefix_tokens=0) for image in tokens]
+    merged, token_map = clap(tokens, (8, 8), 0.8, num_prefix_tokens=0)
+    assert merged.shape[1] == max(one.shape[1] for one, _ in alone)
+    for image in range(2):  # every group of the batch is a group of the image alone
+        together = (token_map.labels[image][:, None] == token_map.labels[image]).float()
+        by_itself = (alone[image][1].labels[0][:, None] == alone[image][1].labels[0]).float()
+        assert (together <= by_itself).all()
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation returns, in bytes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize(("batch", "side"), [(1, 128), (5, 64)])
+def test_similarities_are_held_in_chunks_and_the_rest_is_linear_in_the_tokens(batch, side):
+    x = torch.randn(batch, side * side, 4)
+    with Largest() as largest:
+        merged, _token_map = gbm(x, TokenMap.identity(*x.shape[:2]), layer=5, num_prefix_tokens=0)
+    assert largest.bytes <= 64 * 2**20
+    assert merged.shape[1] < x.shape[1]
+    with Largest() as largest:
+        clap(x, (side, side), 0.0, num_prefix_tokens=0)
+    assert largest.bytes <= 4 * batch * side * side * 8
+
+
+def test_chunks_do_not_change_the_matches(monkeypatch):
+    x = torch.randn(2, 300, 8)
+    whole = gbm(x, TokenMap.identity(2, 300), layer=3)
+    monkeypatch.setattr("algm_patch.matching.CHUNK_BYTES", 2 * 150 * 4 * 7)
+    chunked = gbm(x, TokenMap.identity(2, 300), layer=3)
+    assert torch.equal(whole[1].labels, chunked[1].labels)
+
+
+def test_matching_is_in_float32_under_autocast_and_in_half_precision():
+    x = torch.randn(1, 65, 32).cumsum(1)
+    expected = clap(x.bfloat16().float(), (8, 8), 0.97)[1].labels
+    assert torch.equal(clap(x.bfloat16(), (8, 8), 0.97)[1].labels, expected)
+    _merged, token_map = gbm(x, TokenMap.identity(1, 65), layer=2)
+    with torch.autocast("cpu"):
+        assert torch.equal(gbm(x, TokenMap.identity(1, 65), layer=2)[1].labels, token_map.labels)
+
+
+def test_the_published_rule_says_when_it_merges_nothing():
+    x = torch.ones(1, 64, 4)
+    x[:, :2] = -1  # almost all windows alike: mean + std is above them all
+    with pytest.warns(UserWarning, match="tau='paper' merges nothing here: mean \\+ standard deviation is 1\\.2"):
+        assert clap(x, (8, 8), "paper", num_prefix_tokens=0)[0].shape[1] == 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clap(torch.randn(1, 64, 4), (8, 8), "paper", num_prefix_tokens=0)[0].shape[1] < 64
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: clap(x, (4, 5), 0.9), ValueError, "17 tokens where 1 prefix \\+ 4x5 patches are 21"),
+        (lambda x: clap(x, (4, 4), -1.5), ValueError, "tau is a cosine"),
+        (lambda x: clap(x, (4, 4), float("nan")), ValueError, "tau is a cosine"),
+        (lambda x: clap(x, (4, 4), "adaptive"), ValueError, "'auto', 'paper'"),
+        (lambda x: clap(x, (4, 4), None), TypeError, "tau is a number"),
+        (lambda x: clap(x, (4, 4), 0.9, window=(1, 1)), ValueError, "at least two tokens"),
+        (lambda x: clap(x, (4, 4), 0.9, window=2), TypeError, "window is \\(height, width\\)"),
+        (lambda x: clap(x[0], (4, 4), 0.9), ValueError, "\\[B, P\\+N, D\\]"),
+        (lambda x: gbm(x, TokenMap.identity(1, 20), layer=5), ValueError, "the map that came with these tokens"),
+        (lambda x: gbm(x, TokenMap.identity(1, 17), layer=0), ValueError, "counts blocks from 1"),
+        (lambda x: gbm(x, TokenMap.identity(1, 17), layer=5, tau="auto"), ValueError, "'adaptive'"),
+        (lambda x: gbm(x, TokenMap.identity(1, 17), layer=5, num_prefix_tokens=18), ValueError, "does not fit"),
+    ],
+)
+def test_errors_name_what_was_found_and_expected(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.randn(1, 17, 4))
