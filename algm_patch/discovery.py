@@ -1,0 +1,149 @@
+"""Find the one plain ViT in a model, or say why there is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from .adapters import Adapter, adapter_of, path_of, refusal_of, unpatched
+
+SEQUENCES = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class Vit:
+    """A module that owns a patch projection and a sequence of blocks, each with its adapter."""
+
+    trunk: nn.Module
+    projection: nn.Module
+    blocks: list[nn.Module]
+    adapters: list[type[Adapter]]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [self.trunk, self.projection, *self.blocks]
+
+
+def find_vit(model: nn.Module) -> Vit:
+    """The ViT in ``model``.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if there is no ViT, more than one, or one that cannot be patched; naming what was found.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
+    found = {path: owner_of(model, path, adapter) for path, adapter in known_sequences(model).items()}
+    owners = {path: owner for path, owner in found.items() if owner is not None}
+    title = class_name(model)
+    if not owners:
+        raise ValueError(f"{title} cannot be patched: {why_none(model, found)}")
+    trunks = sorted(set(owners.values()))
+    if len(trunks) > 1:
+        choices = ", ".join(f"{as_code(path)} ({class_name(model.get_submodule(path))})" for path in trunks)
+        raise ValueError(f"{title} holds {len(trunks)} ViTs. Pass one of them to apply_algm: {choices}")
+    if len(owners) > 1:
+        raise ValueError(
+            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}"
+        )
+    ((path, owner),) = owners.items()
+    blocks = list(model.get_submodule(path)._modules.values())
+    adapters = [check_block(f"{path}.{i}", block) for i, block in enumerate(blocks) if block is not None]
+    if len(set(map(id, blocks))) < len(blocks):
+        raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
+    trunk = model.get_submodule(owner)
+    projection = trunk.get_submodule(adapters[0].projection)
+    if isinstance(projection, nn.Linear):
+        raise ValueError(f"{title} cannot be patched: its patch projection is a Linear, which leaves no grid")
+    return Vit(trunk, projection, [block for block in blocks if block is not None], adapters)
+
+
+def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
+    """By path, every sequence in which at least one block has an adapter, and that adapter."""
+    found = {}
+    for path, module in model.named_modules():
+        adapters = [adapter_of(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
+        adapter = next(filter(None, adapters), None)
+        if adapter is not None:
+            found[path] = adapter
+    return found
+
+
+def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
+    """Path of the nearest module above a sequence of blocks that has a patch projection."""
+    while path:
+        path = path.rpartition(".")[0]
+        try:
+            model.get_submodule(f"{path}.{adapter.projection}".lstrip("."))
+        except AttributeError:
+            continue
+        return path
+    return None
+
+
+def check_block(path: str, block: nn.Module) -> type[Adapter]:
+    adapter = adapter_of(block)
+    if adapter is None:
+        raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
+    if "forward" in block.__dict__:
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: this {class_name(block)} has a forward set on the instance, which "
+            "hides that of its class. Undo what set it (an offloading hook, another patch) first"
+        )
+    return adapter
+
+
+def why_none(model: nn.Module, found: Iterable[str]) -> str:
+    refused = next(filter(refusal_of, model.modules()), None)
+    if refused is not None:
+        return why_unknown(refused)
+    if found:
+        return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
+    counts = Counter(full_name(module) for module in model.modules())
+    blocks = [
+        child
+        for sequence in model.modules()
+        if isinstance(sequence, SEQUENCES)
+        for child in sequence.children()
+        if not isinstance(child, SEQUENCES) and counts[full_name(child)] > 1 and has_attention(child)
+    ]
+    if not blocks:
+        return "there is no sequence of transformer blocks in it"
+    return why_unknown(max(blocks, key=lambda block: counts[full_name(block)]))
+
+
+def why_unknown(block: nn.Module) -> str:
+    reason = refusal_of(block)
+    if reason is not None:
+        return f"in {full_name(block)}, {reason}"
+    forward = path_of(unpatched(type(block)).forward)
+    return (
+        f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
+        "the MLP begins"
+    )
+
+
+def has_attention(module: nn.Module) -> bool:
+    return any(
+        "attention" in class_name(part).lower() or "attn" in class_name(part).lower() for part in module.modules()
+    )
+
+
+def class_name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def as_code(path: str) -> str:
+    """Path of a submodule as one writes it."""
+    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".") if part)
+
+
+def names(paths: Iterable[str]) -> str:
+    return ", ".join(map(as_code, paths))

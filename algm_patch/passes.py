@@ -1,0 +1,196 @@
+"""The state of one forward pass: what each block found, merged and gave back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .merging import Plan, plan_clap, plan_gbm
+from .settings import Settings, above_all
+from .tokens import TokenMap
+
+# How a block's input becomes one token per group.
+Entry = Literal["as it is", "take", "average"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTokens:
+    """What a block's attention must know of the tokens it is given. Adapters receive one.
+
+    Attributes:
+        token_map: from the original tokens to those of the sequence; None while nothing is merged.
+        key_bias: [B, 1, 1, L] log of the sizes, added to the attention logits of each key (ToMe's proportional
+            attention); None while nothing is merged or when it is off.
+    """
+
+    token_map: TokenMap | None
+    key_bias: Tensor | None
+
+    def take(self, x: Tensor) -> Tensor:
+        """Per-token inputs [B or 1, P+N, ...] for the tokens that are left. See :meth:`TokenMap.take`."""
+        return x if self.token_map is None else self.token_map.take(x)
+
+    def pair(self, x: Tensor) -> Tensor:
+        """Per-pair inputs [..., P+N, P+N] for the tokens that are left. See :meth:`TokenMap.pair`."""
+        return x if self.token_map is None else self.token_map.pair(x)
+
+    def attention_mask(self, mask: Tensor | None) -> Tensor | None:
+        """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
+        if mask is None:
+            return self.key_bias
+        mask = self.pair(mask)
+        if self.key_bias is None:
+            return mask
+        if mask.dtype == torch.bool:
+            return torch.where(mask, self.key_bias, -torch.inf)
+        return mask + self.key_bias
+
+
+@dataclass(eq=False)
+class Step:
+    """One block of one forward pass. Gradient checkpointing runs it again and finds its plans made.
+
+    Attributes:
+        before: from the original tokens to those that the block's attention sees; None while nothing is merged.
+        after: likewise, to those that the block leaves.
+        entry: how the block's input becomes one token per group.
+        tap: whether the block gives back the full grid.
+        plans: by stage, made when the tokens first come by.
+    """
+
+    before: TokenMap | None
+    after: TokenMap | None
+    entry: Entry
+    tap: bool
+    plans: dict[str, Plan] = field(default_factory=dict)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """One token per group.
+
+        The copies that a tap made are equal unless something changed them since; then they are averaged, in the
+        form that returns equal copies bit for bit.
+        """
+        if self.before is None or self.entry == "as it is":
+            return x
+        first = self.before.take(x)
+        if self.entry == "take":
+            return first
+        return first + self.before.merge(x - self.before.unmerge(first))
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.after.unmerge(x) if self.tap and self.after is not None else x
+
+
+class ForwardPass:
+    """From the patch projection to the last block.
+
+    Args:
+        settings: as they are when the pass begins.
+        tau: CLAP's threshold or the rule for it.
+        grid: (H, W) in tokens.
+        taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
+            None if anything may be read or changed between blocks: then every block gives back the full grid.
+        num_prefix_tokens: as the model declares it; None to take what stands before the patches.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tau: float | str,
+        grid: tuple[int, int],
+        taps: frozenset[int] | None,
+        num_prefix_tokens: int | None,
+    ) -> None:
+        self.settings = settings
+        self.tau = tau
+        self.grid = grid
+        self.taps = taps
+        self.num_prefix_tokens = num_prefix_tokens
+        self.batch, self.device = 0, torch.device("cpu")
+        self.steps: dict[int, Step] = {}
+
+    def begin(self, layer: int, x: Tensor, read: bool, changed: bool) -> Step:
+        """Open the step of a block (counted from 0) on its input.
+
+        Args:
+            read: something other than the next block reads the output.
+            changed: something other than a block may have written the input.
+        """
+        before, full = None, True
+        earlier = [index for index in self.steps if index < layer]
+        if earlier:
+            previous = self.steps[max(earlier)]
+            before, full = previous.after, previous.tap
+        self._check_tokens(layer, x, before, full)
+        entry: Entry = "as it is" if not full else "average" if self.taps is None or changed else "take"
+        tap = read or self.taps is None or layer in self.taps or self.settings.taps == "all"
+        self.steps[layer] = step = Step(before, before, entry, tap)
+        return step
+
+    def _check_tokens(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> None:
+        height, width = self.grid
+        if self.num_prefix_tokens is None:
+            self.num_prefix_tokens = x.shape[1] - height * width
+        length = self.num_prefix_tokens + height * width
+        expected = length if before is None or full else before.sizes.shape[1]
+        if self.num_prefix_tokens < 0 or x.dim() != 3 or x.shape[1] != expected:
+            raise ValueError(
+                f"block {layer + 1} was given {list(x.shape)} where ALGM expected {expected} tokens "
+                f"({self.num_prefix_tokens} prefix, {height}x{width} patches"
+                f"{'' if expected == length else ', merged'}). "
+                "It needs the whole grid: turn off patch dropout, masking or whatever else adds or removes tokens"
+            )
+        self.batch, self.device = len(x), x.device
+
+    def stages(self, layer: int) -> list[str]:
+        """The merges that the settings ask for in a block (counted from 0)."""
+        stages = []
+        if layer + 1 == self.settings.clap_layer and not above_all(self.tau):
+            stages.append("CLAP")
+        if layer + 1 in self.settings.gbm_layers and not above_all(self.gbm_tau):
+            stages.append("GBM")
+        return stages
+
+    @property
+    def gbm_tau(self) -> float | str | Tensor:
+        if self.settings.gbm_tau != "tau":
+            return self.settings.gbm_tau
+        if not isinstance(self.tau, str) or self.settings.clap_layer is None:
+            return self.tau
+        return self.steps[self.settings.clap_layer - 1].plans["CLAP"].tau
+
+    def tokens(self, step: Step, x: Tensor) -> LayerTokens:
+        """What the attention of a block must know of its tokens ``x``."""
+        if step.before is None or not self.settings.proportional_attention:
+            return LayerTokens(step.before, None)
+        return LayerTokens(step.before, step.before.sizes.log()[:, None, None].to(x.dtype))
+
+    def merge(self, stage: str, layer: int, x: Tensor) -> Tensor:
+        """Carry out one stage in a block (counted from 0), planned when its tokens first come by."""
+        step = self.steps[layer]
+        if stage not in step.plans:
+            step.plans[stage] = plan = self._plan(stage, layer, x)
+            if plan.merges:
+                step.after = plan.step if step.after is None else step.after.then(plan.step)
+        plan = step.plans[stage]
+        return plan(x) if plan.merges else x
+
+    def _plan(self, stage: str, layer: int, x: Tensor) -> Plan:
+        assert self.num_prefix_tokens is not None  # known since the pass's first block
+        if stage == "GBM":
+            before = self.steps[layer].after
+            sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
+            return plan_gbm(x, sizes, self.gbm_tau, layer + 1, self.num_prefix_tokens)
+        return plan_clap(x, self.grid, self.tau, self.settings.window, self.num_prefix_tokens)
+
+    @property
+    def token_map(self) -> TokenMap:
+        """From the original tokens to those of the last block so far."""
+        after = self.steps[max(self.steps)].after if self.steps else None
+        if after is not None:
+            return after
+        height, width = self.grid
+        return TokenMap.identity(self.batch, (self.num_prefix_tokens or 0) + height * width, self.device)

@@ -1,0 +1,217 @@
+"""Find a model's blocks, swap their classes for ones that merge, and swap them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from .adapters import READERS, Adapter, path_of, unpatched
+from .discovery import class_name, find_vit
+from .handle import Algm, handle_of
+from .settings import Settings
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply_algm(
+    model: Model,
+    clap_layer: int | None = 1,
+    gbm_layers: Iterable[int] = (5,),
+    tau: float | str = "auto",
+    *,
+    gbm_tau: float | str = "adaptive",
+    window: tuple[int, int] = (2, 2),
+    proportional_attention: bool = True,
+    taps: str = "auto",
+) -> Model:
+    """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
+
+    In place, on the weights it has, without new parameters. Everything after the last block sees the full grid
+    again. The handle ``model.algm`` shows what happens and changes the settings. Called again, the newer settings
+    hold. :func:`remove_algm` undoes it.
+
+    Args:
+        model: a ViT, or a model with one ViT in it.
+        clap_layer: the block, counted from 1, in which windows of similar tokens merge (paper §3.2). None: none.
+        gbm_layers: blocks in which tokens merge over the whole image (supplement, Tab. 1). []: none.
+        tau: windows at least this similar (mean cosine) merge; above 1 none does. "auto": from the image's own
+            similarities, inside (-1, 1), until :func:`calibrate` has set a data set's value. "paper": mean + standard
+            deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
+        gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, per image. "tau": that of CLAP, as the
+            paper writes. Or a number.
+        window: (height, width) in tokens.
+        proportional_attention: a merged token weighs, as a key, as much as the tokens it holds (Token Merging,
+            §3). Decides the quality without training; pass False for models trained with ALGM as published.
+        taps: "auto": blocks whose output is read by anything but the next block give back the full grid.
+            "all": every block does.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError, TypeError: if a setting is out of its range or the model cannot be patched; the model is then
+            as it was.
+
+    >>> import timm, torch
+    >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+    >>> model = apply_algm(model, clap_layer=1, gbm_layers=[5])
+    >>> model.forward_features(torch.rand(1, 3, 224, 224)).shape
+    torch.Size([1, 197, 192])
+    """
+    settings = Settings(clap_layer, gbm_layers, tau, gbm_tau, window, proportional_attention, taps)  # type: ignore[arg-type]
+    vit = find_vit(model)
+    handle = Algm(settings, vit)
+    handle.owners.update([model, vit.trunk])
+    for module in (model, vit.trunk):
+        if not isinstance(getattr(module, "algm", handle), Algm):
+            raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
+    if patch_of(vit.trunk):
+        handle.owners.update(handle_of(vit.trunk).owners)
+        remove_algm(vit.trunk)
+    swap(vit.trunk, "trunk", Patch(handle))
+    swap(vit.projection, "projection", Patch(handle))
+    for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
+        swap(block, "block", BlockPatch(handle, layer, adapter))
+    for owner in handle.owners:
+        owner.algm = handle
+    return model
+
+
+def remove_algm(model: Model) -> Model:
+    """Undo :func:`apply_algm`: classes, attributes and outputs are again what they were.
+
+    Raises:
+        ValueError: if the model is not patched, or was changed since in a way that must be undone first.
+    """
+    handles = {patch.handle for patch in map(patch_of, model.modules()) if patch}
+    if not handles:
+        raise ValueError(f"remove_algm: {class_name(model)} is not patched")
+    patched = [module for handle in handles for module in handle._vit.modules if patch_of(module)]
+    for module in patched:
+        if "_algm_original" not in vars(type(module)):
+            raise ValueError(
+                f"remove_algm: the class of {class_name(module)} was changed after apply_algm, to {type(module)}. "
+                "Undo that first"
+            )
+    for module in patched:
+        module.__class__ = unpatched(type(module))
+        del module.__dict__["_algm"]
+    for owner in {*model.modules(), *(owner for handle in handles for owner in handle.owners)}:
+        if owner.__dict__.get("algm") in handles:
+            del owner.__dict__["algm"]
+    return model
+
+
+# -- swapping classes
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a patched module knows, as its attribute ``_algm``."""
+
+    handle: Algm
+
+
+@dataclass(frozen=True)
+class BlockPatch(Patch):
+    layer: int  # from 0
+    adapter: type[Adapter]
+
+
+def run_block(original: Callable[..., Tensor], block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A patched block's forward: attention half, merge, MLP half."""
+    patch: BlockPatch = block._algm
+    handle, layer, adapter = patch.handle, patch.layer, patch.adapter
+    forward_pass, step = handle._step(layer, x)
+    stages = forward_pass.stages(layer)
+    if step.before is None and not stages:
+        return original(block, x, *args, **kwargs)
+    x = step.enter(x)
+    x = adapter.attention_half(block, x, forward_pass.tokens(step, x), *args, **kwargs)
+    for stage in stages:
+        x = forward_pass.merge(stage, layer, x)
+    return step.leave(adapter.mlp_half(block, x))
+
+
+def swap(module: nn.Module, role: str, patch: Patch) -> None:
+    module._algm = patch  # type: ignore[assignment]
+    cls: Any = type(module)
+    module.__class__ = patched_class(cls, role)
+
+
+@cache
+def patched_class(original: Any, role: str) -> Any:
+    """A subclass that looks like its parent and is cached, so that equal modules stay of one class."""
+    attributes = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce_patched,
+        "_algm_original": original,
+        "_algm_role": role,
+        **METHODS[role](original),
+    }
+    return type(original.__name__, (original,), attributes)
+
+
+def block_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return run_block(original.forward, self, x, *args, **kwargs)
+
+    return {"forward": forward}
+
+
+def projection_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        y = original.forward(self, *args, **kwargs)
+        if y.dim() != 4:
+            raise ValueError(
+                f"the patch projection {class_name(self)} left {list(y.shape)} where ALGM reads a grid [B, D, H, W]"
+            )
+        self._algm.handle._open(tuple(y.shape[2:]))
+        return y
+
+    return {"forward": forward}
+
+
+def trunk_methods(original: Any) -> dict[str, Any]:
+    def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with self._algm.handle._reading(frozenset(blocks_read(self, *args, **kwargs))):
+                return method(self, *args, **kwargs)
+
+        return run
+
+    methods = {}
+    for path, blocks_read in READERS.items():
+        attribute = path.rpartition(".")[2]
+        method = getattr(original, attribute, None)
+        if path_of(method) == path:
+            methods[attribute] = reader(method, blocks_read)
+    return methods
+
+
+METHODS = {"block": block_methods, "projection": projection_methods, "trunk": trunk_methods}
+
+
+def reduce_patched(self: Any, protocol: Any) -> Any:
+    """Copy and pickle by the original class: the subclass has no importable name."""
+    cls: Any = next(cls for cls in type(self).__mro__ if "_algm_original" in vars(cls))
+    _, _, *state = super(cls, self).__reduce_ex__(protocol)
+    return new_patched, (cls._algm_original, cls._algm_role), *state
+
+
+def new_patched(original: Any, role: str) -> Any:
+    cls = patched_class(original, role)
+    return cls.__new__(cls)
+
+
+def patch_of(module: nn.Module) -> Patch | None:
+    return module.__dict__.get("_algm")

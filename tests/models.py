@@ -1,0 +1,73 @@
+"""Small models of real classes, and images that have something to merge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+GRID = (6, 5)
+
+# Every kind of VisionTransformer in timm whose blocks have two halves.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT": ("vit_tiny_patch16_224", {}),
+    "AugReg, no fused attention": ("vit_small_patch16_224.augreg_in21k_ft_in1k", {"fused": False}),
+    "average pooling": ("vit_medium_patch16_gap_240", {}),
+    "DeiT, distillation token": ("deit_tiny_distilled_patch16_224", {}),
+    "DeiT III": ("deit3_small_patch16_224", {}),
+    "CLIP": ("vit_base_patch16_clip_224", {}),
+    "SigLIP, map pooling": ("vit_base_patch16_siglip_224", {}),
+    "SigLIP, average pooling": ("vit_base_patch16_siglip_gap_224", {}),
+    "DINOv2": ("vit_small_patch14_dinov2", {"dynamic_img_size": True, "init_values": 0.1}),
+    "DINOv2, 4 registers": ("vit_small_patch14_reg4_dinov2", {"dynamic_img_size": True, "init_values": 0.1}),
+    "ResPostBlock": ("vit_base_patch16_rpn_224", {}),
+    "ParallelThingsBlock": ("vit_small_patch16_18x2_224", {"init_values": 0.1}),
+    "differential attention": ("vit_dlittle_patch16_reg1_gap_256", {"init_values": 0.1}),
+    "hybrid, patches on features": ("vit_tiny_r_s16_p8_224", {}),
+    "hybrid, ResNet": ("vit_small_resnet26d_224", {}),
+    "hybrid, convolutional stem": ("vit_base_mci_224", {}),
+}
+
+
+def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: Any) -> VisionTransformer:
+    """A model of a family, in eval mode: narrow, of few blocks, with random weights and a grid of our choice."""
+    name, extra = FAMILIES[family]
+    extra = {**extra, **options}
+    fused = extra.pop("fused", True)
+    patch = pixels_per_token(family)
+    torch.manual_seed(0)
+    width = 768 if "mci" in name else 64
+    model = timm.create_model(
+        name,
+        img_size=(grid[0] * patch, grid[1] * patch),
+        embed_dim=width,
+        depth=depth,
+        num_heads=4,
+        num_classes=3,
+        **extra,
+    )
+    for parameter in model.parameters():  # untrained class tokens and biases are almost nothing: give them a say
+        if parameter.dim() == 1 or parameter.shape[:-1].numel() == 1:
+            nn.init.normal_(parameter, parameter.detach().mean().item(), 0.2)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    return model.eval()
+
+
+def pixels_per_token(family: str) -> int:
+    name = FAMILIES[family][0]
+    return 14 if "patch14" in name else 32 if "resnet26d_224" in name or "r_s16_p8" in name else 16
+
+
+def photo(family: str = "ViT", batch: int = 2, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:
+    """[B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
+    generator = torch.Generator().manual_seed(seed)
+    patch = pixels_per_token(family)
+    coarse = torch.randn(batch, 3, 3, 3, generator=generator)
+    size = (grid[0] * patch, grid[1] * patch)
+    smooth = nn.functional.interpolate(coarse, size, mode="bilinear")
+    return smooth + 0.1 * torch.randn(batch, 3, *size, generator=generator)

@@ -1,0 +1,118 @@
+"""The adapter contract, point by point."""
+
+import pytest
+import torch
+from contract import CASES, PRECISIONS
+
+from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch.discovery import find_vit
+from algm_patch.merging import Plan
+from algm_patch.passes import LayerTokens
+
+UNMERGED = LayerTokens(None, None)
+NOTHING = {"tau": 2.0, "gbm_layers": []}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=PRECISIONS)
+def prepared(request, case):
+    """A model and an image, in one precision, without gradients."""
+    dtype, context = PRECISIONS[request.param]
+    with torch.no_grad(), context():
+        yield case.build().to(dtype), case.image().to(dtype), case
+
+
+def test_1_the_halves_are_the_block(prepared):
+    model, image, case = prepared
+    vit = find_vit(model)
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output))) for block in vit.blocks
+    ]
+    case.tokens(model, image)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(vit.blocks)
+    for block, adapter, ((x, *_), output) in zip(vit.blocks, vit.adapters, seen, strict=True):
+        assert torch.equal(adapter.mlp_half(block, adapter.attention_half(block, x, UNMERGED)), output)
+        assert not torch.equal(x, output)
+
+
+class Permutation(Plan):
+    """A plan that moves the patches and merges none."""
+
+    merges = True
+
+
+@pytest.mark.parametrize("proportional", [True, False])
+def test_2_a_permutation_of_the_tokens_changes_nothing(case, proportional, monkeypatch):
+    def permute(x, grid, tau, window, num_prefix_tokens):
+        order = torch.cat(
+            [torch.arange(num_prefix_tokens), torch.randperm(x.shape[1] - num_prefix_tokens) + num_prefix_tokens]
+        )
+        ones = torch.ones(x.shape[:2])
+        return Permutation(TokenMap(order.expand(x.shape[:2]), ones), ones, torch.zeros(()), torch.zeros(0))
+
+    model, image = case.build(), case.image()
+    with torch.no_grad():
+        length = case.tokens(model, image).shape[1]
+        inputs = case.position_inputs(length)
+        expected = case.tokens(model, image, **inputs)
+        monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+        apply_algm(model, clap_layer=2, gbm_layers=[], proportional_attention=proportional)
+        torch.testing.assert_close(case.tokens(model, image, **inputs), expected, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(model.algm.token_map.labels[0], torch.arange(length))
+
+
+def test_3_taps_do_not_change_the_output(prepared):
+    model, image, case = prepared
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)
+    last = case.tokens(model, image)
+    assert model.algm.tokens_per_layer[0] < last.shape[1]
+    assert model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1]
+    model.algm.taps = "all"
+    assert torch.equal(case.tokens(model, image), last)
+    model.algm.taps = "auto"
+    shapes = []
+    for block in find_vit(model).blocks:  # hooks read the blocks, and could have changed what they read
+        block.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape))
+    assert torch.equal(case.tokens(model, image), last)
+    assert set(shapes) == {last.shape}
+
+
+def trace(model):
+    """Everything that a patch could leave behind."""
+    return [
+        (name, type(module), list(module.__dict__), [list(module._forward_hooks), list(module._forward_pre_hooks)])
+        for name, module in model.named_modules()
+    ]
+
+
+def test_4_remove_leaves_no_trace(prepared):
+    model, image, case = prepared
+    before, expected, keys = trace(model), case.tokens(model, image), list(model.state_dict())
+    apply_algm(model, clap_layer=2, gbm_layers=[2])
+    once = case.tokens(model, image)
+    assert list(model.state_dict()) == keys
+    apply_algm(model, clap_layer=1, gbm_layers=[3, 4], tau=0.2)
+    newer = case.tokens(model, image)
+    assert not torch.equal(newer, once)
+    assert remove_algm(model) is model
+    assert trace(model) == before
+    assert torch.equal(case.tokens(model, image), expected)
+    apply_algm(model, clap_layer=1, gbm_layers=[3, 4], tau=0.2)
+    assert torch.equal(case.tokens(model, image), newer)
+
+
+def test_5_merging_nothing_is_the_original(prepared):
+    model, image, case = prepared
+    expected = case.tokens(model, image)
+    apply_algm(model, **NOTHING)
+    assert torch.equal(case.tokens(model, image), expected)
+    model.algm.tau, model.algm.gbm_layers, model.algm.gbm_tau = 1.0, [3], 1.0  # planned, and nothing passes
+    assert torch.equal(case.tokens(model, image), expected)
+    assert set(model.algm.tokens_per_layer) == {expected.shape[1]}

@@ -1,0 +1,137 @@
+"""Which models are patched, and what the others are told."""
+
+import models
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import Block, ParallelScalingBlock
+from torch import nn
+
+from algm_patch import apply_algm
+
+
+def meta(name, **options):
+    with torch.device("meta"):
+        return timm.create_model(name, **options)
+
+
+def vit(**options):
+    return models.build("ViT", **options)
+
+
+class OwnForward(Block):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def with_instance_forward():
+    model = vit()
+    model.blocks[2].forward = lambda x: x
+    return model
+
+
+def with_one_unknown_block():
+    model = vit()
+    model.blocks[3] = OwnForward(64, 4)
+    return model
+
+
+def with_a_repeated_block():
+    model = vit()
+    model.blocks[3] = model.blocks[2]
+    return model
+
+
+def with_two_sequences():
+    model = vit()
+    model.decoder = nn.ModuleList([Block(64, 4), Block(64, 4)])
+    return model
+
+
+def of_blocks_alone():
+    return nn.Sequential(*(Block(64, 4) for _ in range(3)))
+
+
+def with_a_linear_embedding():
+    model = vit()
+    model.patch_embed.proj = nn.Linear(3, 64)
+    return model
+
+
+REFUSED = {
+    "windows": (lambda: meta("swin_tiny_patch4_window7_224"), "SwinTransformer .*SwinTransformerBlock, .* windows"),
+    "windows, newer": (lambda: meta("swinv2_tiny_window8_256"), "SwinTransformerV2Block, .* windows"),
+    "some windows": (lambda: meta("samvit_base_patch16_224"), "vision_transformer_sam.Block, .* windows"),
+    "fused block": (lambda: vit(block_fn=ParallelScalingBlock), "ParallelScalingBlock, .* share one residual"),
+    "fused, differential": (lambda: meta("vit_dpwee_patch16_reg1_gap_256"), "DiffParallelScalingBlock, .* share one"),
+    "forward of its own": (
+        lambda: vit(block_fn=OwnForward),
+        r"OwnForward computes its output in .*OwnForward\.forward",
+    ),
+    "one such block": (with_one_unknown_block, r"model\.blocks\[3\] cannot be patched: .*OwnForward"),
+    "forward on the instance": (with_instance_forward, r"model\.blocks\[2\] .* forward set on the instance"),
+    "block used twice": (with_a_repeated_block, r"model\.blocks runs one block more than once"),
+    "encoder and decoder": (with_two_sequences, r"several sequences of blocks, model\.blocks, model\.decoder"),
+    "no patch embedding": (of_blocks_alone, "no patch projection with a regular grid leads to the blocks in model"),
+    "no grid": (with_a_linear_embedding, "patch projection is a Linear, which leaves no grid"),
+    "pooling stages": (lambda: meta("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
+    "two branches": (lambda: meta("crossvit_9_240"), "CrossVit .*no patch projection"),
+    "unknown blocks": (lambda: meta("cait_xxs24_224"), r"LayerScaleBlock computes its output in .*Block\.forward"),
+    "no transformer": (lambda: meta("resnet18"), "ResNet .*no sequence of transformer blocks"),
+    "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
+    "two ViTs": (
+        lambda: nn.ModuleDict({"left": vit(), "right": vit()}),
+        r"ModuleDict holds 2 ViTs\. Pass one of them to apply_algm: "
+        r"model\.left \(VisionTransformer\), model\.right \(VisionTransformer\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_by_name_and_left_as_it_was(what):
+    build, message = REFUSED[what]
+    model = build()
+    before = [(type(module), list(module.__dict__)) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        apply_algm(model)
+    assert [(type(module), list(module.__dict__)) for module in model.modules()] == before
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match=r"expects a torch.nn.Module, got 'vit_tiny"):
+        apply_algm("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: nn.Sequential(model, nn.Linear(3, 3)),
+        lambda model: nn.ModuleDict({"trunk": model, "decoder": nn.Sequential(Block(64, 4), Block(64, 4))}),
+        lambda model: nn.ModuleDict({"once": model, "again": model}),
+    ],
+    ids=["Sequential", "decoder of the same blocks", "shared"],
+)
+def test_the_one_trunk_is_found(wrap):
+    model = vit()
+    whole = apply_algm(wrap(model))
+    assert whole.algm is model.algm
+    model(models.photo())
+    assert model.algm.tokens_per_layer[0] < 31
+
+
+def test_every_vision_transformer_of_timm_is_patched_or_refused():
+    names = [name for name in timm.list_models() if name.startswith(("vit_", "deit", "flexivit", "test_vit"))]
+    counts = {True: 0, False: 0}
+    for name in names:
+        model = meta(name)
+        if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
+            continue
+        try:
+            apply_algm(model)
+        except ValueError as error:
+            assert "share one residual" in str(error)  # noqa: PT017
+            counts[False] += 1
+        else:
+            counts[True] += 1
+    assert counts[True] > 100
+    assert counts[False] == 5

@@ -1,0 +1,248 @@
+"""timm's own interface on patched models."""
+
+from itertools import product
+
+import models
+import pytest
+import timm
+import torch
+from models import FAMILIES, build, photo
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import VisionTransformer
+
+from algm_patch import TokenMap, apply_algm, remove_algm
+
+FLAGS = ["norm", "stop_early", "return_prefix_tokens"]
+SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+def block_outputs(model, image):
+    """Every block's output on the full grid, by running the patched blocks one at a time."""
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+    outputs = []
+    for block in model.blocks:
+        x = block(x)
+        outputs.append(x)
+    return outputs
+
+
+@torch.no_grad()
+def test_blocks_run_by_a_loop_of_ones_own_give_the_full_grid(family):
+    model, image = build(family), photo(family)
+    expected = block_outputs(model, image)
+    apply_algm(model, **SETTINGS)
+    outputs = block_outputs(model, image)
+    assert [x.shape for x in outputs] == [x.shape for x in expected]
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < expected[0].shape[1]
+    torch.testing.assert_close(model.norm(outputs[-1]), model.forward_features(image))
+    assert "every block gave back the full grid" not in repr(model.algm)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("indices", [None, 1, 2, [0], [0, 2, 4], [-1, -2], [1, 1]])
+def test_forward_intermediates(family, indices):
+    model, image = build(family), photo(family)
+    apply_algm(model, **SETTINGS)
+    outputs = block_outputs(model, image)
+    taken = sorted(set(feature_take_indices(len(model.blocks), indices)[0]))
+    prefix = model.num_prefix_tokens
+    flags = [dict(zip(FLAGS, values, strict=True)) for values in product([False, True], repeat=len(FLAGS))]
+    for options, output_fmt in product(flags, ["NCHW", "NLC"]):
+        final, intermediates = model.forward_intermediates(image, indices, output_fmt=output_fmt, **options)
+        for found, i in zip(intermediates, taken, strict=True):
+            full = model.norm(outputs[i]) if options["norm"] else outputs[i]
+            if options["return_prefix_tokens"] and prefix:
+                found, prefix_tokens = found
+                torch.testing.assert_close(prefix_tokens, full[:, :prefix])
+            patches = full[:, prefix:]
+            if output_fmt == "NCHW":
+                patches = patches.mT.unflatten(2, models.GRID)
+            torch.testing.assert_close(found, patches)
+        last = max(taken) if options["stop_early"] else -1
+        torch.testing.assert_close(final, model.norm(outputs[last]))
+
+
+@torch.no_grad()
+def test_get_intermediate_layers_and_the_head(family):
+    model, image = build(family), photo(family)
+    apply_algm(model, **SETTINGS)
+    outputs = block_outputs(model, image)
+    layers = model.get_intermediate_layers(image, n=[1, 3], reshape=True, norm=True)
+    for found, i in zip(layers, (1, 3), strict=True):
+        patches = model.norm(outputs[i])[:, model.num_prefix_tokens :]
+        torch.testing.assert_close(found, patches.mT.unflatten(2, models.GRID))
+    torch.testing.assert_close(model(image), model.forward_head(model.norm(outputs[-1])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"feature_cls": "hook", "out_indices": (0, 2)}])
+def test_features_only(options):
+    model = build("ViT", features_only=True, **options).eval()
+    plain = model(photo())
+    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=0.5)
+    features = model(photo())
+    assert [x.shape for x in features] == [x.shape for x in plain]
+    assert model.algm.tokens_per_layer[-1] < 31
+    remove_algm(model)
+    for found, expected in zip(model(photo()), plain, strict=True):
+        assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_only_what_is_read_is_unmerged(monkeypatch):
+    model = apply_algm(build("ViT"), **SETTINGS)
+    unmerged = []
+    monkeypatch.setattr(TokenMap, "unmerge", lambda self, x, real=TokenMap.unmerge: unmerged.append(1) or real(self, x))
+    model.forward_features(photo())
+    assert len(unmerged) == 1
+    unmerged.clear()
+    model.forward_intermediates(photo(), indices=[1, 2])
+    assert len(unmerged) == 3
+    unmerged.clear()
+    model.forward_intermediates(photo(), indices=[1], stop_early=True)
+    assert len(unmerged) == 1
+
+
+class Neck(VisionTransformer):
+    """Someone's segmenter: reads blocks and writes between them, in a method that no library knows."""
+
+    def forward_features(self, x):
+        x = self._pos_embed(self.patch_embed(x))
+        levels = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i % 2:
+                x = x + torch.linspace(0, 1, x.shape[1])[:, None]  # a position-dependent prompt: copies now differ
+            levels.append(x[:, 1:].mT.unflatten(2, (6, 5)))
+        return self.norm(x), levels
+
+
+@torch.no_grad()
+def test_a_subclass_that_reads_between_the_blocks_sees_full_grids():
+    model = Neck(img_size=(96, 80), embed_dim=64, depth=4, num_heads=4, num_classes=0).eval()
+    expected, levels = model.forward_features(photo())
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)
+    found, patched_levels = model.forward_features(photo())
+    assert [x.shape for x in patched_levels] == [x.shape for x in levels]
+    assert found.shape == expected.shape
+    assert "every block gave back the full grid" in repr(model.algm)
+    model.algm.tau, model.algm.gbm_layers = 2.0, []
+    assert torch.equal(model.forward_features(photo())[0], expected)
+
+
+@torch.no_grad()
+def test_a_hook_that_changes_a_blocks_output_is_heard():
+    model, image = build("ViT"), photo()
+    apply_algm(model, **SETTINGS)
+    plain = model.forward_features(image)
+    model.blocks[1].register_forward_hook(lambda *_: None)
+    assert torch.equal(model.forward_features(image), plain)
+    model.blocks[1].register_forward_hook(lambda _, inputs, output: 2 * output)
+    doubled = model.forward_features(image)
+    assert not torch.allclose(doubled, plain)
+    model.algm.taps = "all"
+    torch.testing.assert_close(model.forward_features(image), doubled)
+
+
+@torch.no_grad()
+def test_grids_of_any_size_one_after_the_other():
+    model = apply_algm(build("DINOv2"), **SETTINGS)
+    for grid in [(6, 5), (7, 7), (2, 2), (1, 9), (1, 1), (16, 3)]:
+        image = photo("DINOv2", grid=grid)
+        assert model.forward_features(image).shape == (2, 1 + grid[0] * grid[1], 64)
+        features = model.forward_intermediates(image, intermediates_only=True)
+        assert all(x.shape == (2, 64, *grid) for x in features)
+
+
+@torch.no_grad()
+def test_padded_images():
+    model = build("ViT", dynamic_img_size=True, dynamic_img_pad=True)
+    apply_algm(model, **SETTINGS)
+    assert model.forward_features(torch.randn(1, 3, 90, 70)).shape == (1, 1 + 6 * 5, 64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [(2, 2), (3, 2), (1, 5), (8, 8)])
+def test_windows(window):
+    model = apply_algm(build("ViT"), gbm_layers=[], tau=-1.0, window=window)
+    model.forward_features(photo())
+    windows = (6 // window[0]) * (5 // window[1])
+    assert model.algm.tokens_per_layer[-1] == 31 - windows * (window[0] * window[1] - 1)
+
+
+@torch.no_grad()
+def test_attention_masks_reach_merged_layers():
+    """Keys that are masked for every query stay without influence when tokens around them merge."""
+    model, image = build("ViT"), photo(batch=1)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    length = 31
+    visible = torch.ones(length, length, dtype=torch.bool)
+    model.forward_features(image)
+    alone = (model.algm.token_map.sizes[0] == 1).nonzero()[-1]
+    hidden = (model.algm.token_map.labels[0] == alone).nonzero().item()
+    visible[:, hidden] = False
+    seen = []
+    model.blocks[3].attn.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["attn_mask"]), with_kwargs=True
+    )
+    model.forward_features(image, attn_mask=visible)
+    (mask,) = seen
+    label = model.algm.token_map.labels[0, hidden]
+    assert mask.shape[-1] == model.algm.tokens_per_layer[-1]
+    assert (mask[..., label] == -torch.inf).all()
+    others = torch.arange(mask.shape[-1]) != label
+    torch.testing.assert_close(mask[0, 0, 0, others], model.algm.token_map.sizes[0].log()[others], atol=1e-6, rtol=1e-6)
+
+
+def test_causal_attention_is_refused():
+    model = apply_algm(build("ViT"))
+    with pytest.raises(ValueError, match=r"is_causal=True: .*remove_algm"):
+        model.forward_features(photo(), is_causal=True)
+
+
+def test_patch_dropout_is_refused_while_it_drops():
+    model = apply_algm(build("ViT", patch_drop_rate=0.5))
+    model(photo())
+    model.train()
+    with pytest.raises(ValueError, match=r"block 1 was given \[2, 16, 64\] where ALGM expected 31 .* patch dropout"):
+        model(photo())
+
+
+class Maskless(torch.nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x)
+
+
+@torch.no_grad()
+def test_attention_without_a_mask():
+    model = build("ViT")
+    model.blocks[1].attn = Maskless(model.blocks[1].attn)
+    with pytest.raises(ValueError, match=r"proportional_attention=True .* block 2 of VisionTransformer \(Block\)"):
+        apply_algm(model)
+    assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+    apply_algm(model, proportional_attention=False, **SETTINGS)
+    with pytest.raises(ValueError, match="proportional_attention=True"):
+        model.algm.proportional_attention = True
+    assert model.algm.proportional_attention is False
+
+
+@torch.no_grad()
+def test_proportional_attention_is_attention_to_the_copies():
+    """A merged token of size s counts as s equal tokens: the same as unmerging before attention."""
+    model, image = build("ViT"), photo(batch=1)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    outputs = block_outputs(model, image)
+    again = model.blocks[2]
+    full = outputs[1]  # copies of the merged tokens, on the full grid
+    remove_algm(model)
+    torch.testing.assert_close(again(full), outputs[2], atol=1e-5, rtol=1e-5)
+    assert not torch.equal(full[:, 1:], full[:, 1:2].expand_as(full[:, 1:]))

@@ -1,0 +1,273 @@
+"""Gradients, recomputation, copies, threads."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import weakref
+
+import pytest
+import torch
+from models import build, photo
+from safetensors.torch import load_file, save_file
+from timm.layers import set_reentrant_ckpt
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from algm_patch import TokenMap, apply_algm, gbm, remove_algm
+
+SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
+        )
+
+
+def rebuilt_forward(model, image, plans):
+    """The same merges as products with dense matrices, in plain autograd, on the unpatched model."""
+    x = model._pos_embed(model.patch_embed(image))
+    back = torch.eye(x.shape[1]).expand(len(x), -1, -1)  # from merged tokens to original ones
+    sizes = torch.ones(x.shape[:2])
+    for layer, block in enumerate(model.blocks):
+        bias = sizes.log()[:, None, None]
+        x = x + block.attn(block.norm1(x), attn_mask=bias.expand(-1, 4, x.shape[1], -1))
+        for plan in plans.get(layer, []):
+            member = torch.nn.functional.one_hot(plan.step.labels, plan.step.sizes.shape[1]).float()
+            x = (
+                member * (sizes / (member.mT @ sizes[..., None])[..., 0].gather(1, plan.step.labels))[..., None]
+            ).mT @ x
+            back = back @ member
+            sizes = (member.mT @ sizes[..., None])[..., 0]
+        x = x + block.mlp(block.norm2(x))
+    return model.norm(back @ x)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch):
+    model, image = build("ViT").train(), photo(batch=batch)
+    weights = torch.randn(batch, 31, 64)
+    apply_algm(model, **SETTINGS)
+    output = model.forward_features(image)
+    found = gradients(model, (output * weights).sum())
+    plans = {layer: list(step.plans.values()) for layer, step in model.algm._past().steps.items()}
+    assert [len(plans[layer]) for layer in range(5)] == [0, 1, 1, 1, 0]
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1] < 31
+    remove_algm(model)
+    expected_output = rebuilt_forward(model, image, plans)
+    torch.testing.assert_close(output, expected_output, atol=1e-5, rtol=1e-5)
+    assert_same(found, gradients(model, (expected_output * weights).sum()), atol=1e-4, rtol=1e-4)
+    assert len(found) == len([*model.blocks.named_parameters()]) + 6  # none unused: embedding (4) and norm (2) too
+
+
+def test_gradcheck_of_a_merge_and_its_way_back():
+    token_map = TokenMap(torch.tensor([[0, 1, 0, 2, 0]]), torch.tensor([[5.0, 1.0, 1.0]], dtype=torch.float64))
+    sizes = torch.tensor([[1.0, 1.0, 3.0, 1.0, 1.0]], dtype=torch.float64)
+    x = torch.randn(1, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: token_map.unmerge(token_map.merge(x, sizes)), x)
+    assert torch.autograd.gradcheck(lambda x: gbm(x, TokenMap.identity(1, 5), layer=1, tau=0.0)[0], x)
+
+
+def checkpointed(model, how):
+    """A forward that recomputes in the backward pass."""
+    if how == "whole model":
+        return lambda image: checkpoint(model.forward_features, image, use_reentrant=False)
+    if how == "halves of the model":
+
+        def run(image):
+            x = model._pos_embed(model.patch_embed(image))
+            for part in (model.blocks[:3], model.blocks[3:]):
+                x = checkpoint(part, x, use_reentrant=False)
+            return model.norm(x)
+
+        return run
+    model.set_grad_checkpointing()
+    if how == "all intermediates":
+        return lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))
+    return model.forward_features
+
+
+@pytest.mark.parametrize(
+    "how", ["blocks", "blocks, reentrant", "whole model", "halves of the model", "all intermediates"]
+)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_recomputation_replays_each_forwards_own_merges(how, mode):
+    """Two forward passes wait for one backward pass, and a third comes between."""
+    model = getattr(build("ViT", drop_path_rate=0.3, proj_drop_rate=0.1), mode)()
+    apply_algm(model, **SETTINGS)
+    first, second = photo(seed=1), photo(seed=2)
+
+    def loss(forward):
+        torch.manual_seed(0)
+        total = forward(first).square().mean() + forward(second).pow(3).mean()
+        with torch.no_grad():
+            model.forward_features(photo(seed=3, batch=1))
+        return total
+
+    plain = model.forward_features
+    if how == "all intermediates":
+        plain = lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))  # noqa: E731
+    expected = gradients(model, loss(plain))
+    set_reentrant_ckpt("reentrant" in how)
+    try:
+        found = gradients(model, loss(checkpointed(model, how)))
+    finally:
+        set_reentrant_ckpt(False)
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if how == "halves of the model" else {"atol": 0, "rtol": 0}
+    assert_same(found, expected, **tolerance)
+
+
+def test_recomputation_from_a_moved_input_is_refused_not_guessed():
+    model = apply_algm(build("ViT").train(), **SETTINGS)
+    model.set_grad_checkpointing()
+    pack = torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x)
+    with pack:
+        output = model.forward_features(photo())
+    with pytest.raises(RuntimeError, match="recomputed in the backward pass from a copy"):
+        output.sum().backward()
+
+
+def test_a_batch_merges_the_same_number_for_each_image_in_training():
+    model = apply_algm(build("ViT").train(), **SETTINGS)
+    model(photo(batch=4))
+    sizes = model.algm.token_map.sizes
+    assert sizes.shape == (4, model.algm.tokens_per_layer[-1])
+    assert (sizes > 0).all()
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_copies_of_every_kind(patched, tmp_path):
+    model, image = build("ViT"), photo()
+    if patched:
+        apply_algm(model, **SETTINGS)
+    with torch.no_grad():
+        expected = model(image)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for twin in (
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            pickle.loads(pickle.dumps(model, protocol=2)),
+            torch.load(buffer, weights_only=False),
+        ):
+            assert torch.equal(twin(image), expected)
+            if not patched:
+                apply_algm(twin, **SETTINGS)
+                continue
+            assert type(twin.blocks[0]) is type(model.blocks[0])
+            assert twin.algm is not model.algm
+            twin.algm.tau = 2.0
+            assert model.algm.tau == 0.5
+            remove_algm(twin)
+            assert not hasattr(twin, "algm")
+            assert hasattr(model, "algm")
+            assert torch.equal(model(image), expected)
+
+
+def test_state_dicts_go_between_patched_and_unpatched(tmp_path):
+    image = photo()
+    source, target = build("ViT"), build("ViT")
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.mul_(1.1)
+    plain_keys = list(source.state_dict())
+    expected = source(image)
+    apply_algm(source, **SETTINGS)
+    assert list(source.state_dict()) == plain_keys
+    save_file(source.state_dict(), tmp_path / "patched.safetensors")
+    target.load_state_dict(load_file(tmp_path / "patched.safetensors"))
+    assert torch.equal(target(image), expected)
+    save_file(target.state_dict(), tmp_path / "plain.safetensors")
+    source.load_state_dict(load_file(tmp_path / "plain.safetensors"))
+    remove_algm(source)
+    assert torch.equal(source(image), expected)
+
+
+def run_in_threads(jobs):
+    results = [None] * len(jobs)
+
+    def run(i, job):
+        results[i] = [job() for _ in range(20)]
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two models", "one model"])
+def test_threads_do_not_meet(shared):
+    trunks = [apply_algm(build("ViT", dynamic_img_size=True), **SETTINGS) for _ in range(2)]
+    if shared:
+        trunks[1] = trunks[0]
+    images = [photo(batch=1, grid=(6, 5)), photo(batch=2, grid=(8, 3), seed=1)]
+
+    def job(i):
+        def run():
+            with torch.no_grad():
+                output = trunks[i].forward_features(images[i])
+            return output, trunks[i].algm.token_map.labels
+
+        return run
+
+    expected = [job(i)() for i in range(2)]
+    for found, wanted in zip(run_in_threads([job(0), job(1)]), expected, strict=True):
+        for output, labels in found:
+            torch.testing.assert_close(output, wanted[0])
+            assert torch.equal(labels, wanted[1])
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    WAITING = (
+        torch.ops.aten._local_scalar_dense,
+        torch.ops.aten.nonzero,
+        torch.ops.aten.is_nonzero,
+        torch.ops.aten.equal,
+    )
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in self.WAITING
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("settings", [{"tau": "auto"}, {"tau": 0.5, "gbm_tau": "tau"}, {"taps": "all"}, {"tau": 2.0}])
+def test_one_synchronisation_a_merge(batch, settings):
+    model = build("ViT")
+    with torch.no_grad(), Synchronisations() as plain:
+        model(photo(batch=batch))
+    apply_algm(model, clap_layer=1, gbm_layers=[2, 4], **settings)
+    with torch.no_grad(), Synchronisations() as patched:
+        model(photo(batch=batch))
+    merges = 0 if settings["tau" if "tau" in settings else "taps"] == 2.0 else 1
+    assert patched.count - plain.count == merges + 2
+
+
+@pytest.mark.parametrize("taps", ["auto", "all"])
+def test_the_handle_keeps_no_activation_alive(taps):
+    model = apply_algm(build("ViT").train(), taps=taps, **SETTINGS)
+    alive = []
+    for module in [*model.blocks, *(block.mlp for block in model.blocks)]:
+        module.register_forward_hook(lambda _, inputs, output: alive.append(weakref.ref(output)))
+    output = model.forward_features(photo())
+    alive.append(weakref.ref(output))
+    del output
+    gc.collect()
+    assert [reference for reference in alive if reference() is not None] == []
+    assert len(alive) == 11
