@@ -1,0 +1,182 @@
+"""What merging costs and what is left of its gain: ratios, in one process, measured in turns.
+
+    python benchmarks/overhead.py [--model NAME ...] [--size 512] [--device cpu] [--dtype float32] [--rounds 15]
+
+For each model (random weights: the work is the same), on one photograph:
+- patched but merging nothing, and patched and removed, each against the unpatched model;
+- merging a share of the 2x2 windows in layer 1, and globally in layer 5: GFLOPs and time against the unpatched
+  model, "kept" = speed-up / GFLOP ratio, "machinery" = the part of the forward pass that is neither of the blocks'
+  own halves, "memory" = peak of what a forward pass allocates, against the unpatched model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from skimage.data import astronaut
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from algm_patch import apply_algm, patch, remove_algm
+
+SHARES = (0.1, 0.25, 0.5, 0.75)
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["vit_small_patch16_224", "vit_base_patch16_224"])
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    kind = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    print(f"{kind}, {options.dtype}, {options.size} px, torch {torch.__version__}, timm {timm.__version__}")
+    picture = Image.fromarray(astronaut()).resize((options.size, options.size))
+    for name in options.model:
+        torch.manual_seed(0)
+        model = timm.create_model(name, img_size=options.size).eval()
+        dtype = getattr(torch, options.dtype)
+        image = (pil_to_tensor(picture)[None] / 127.5 - 1).to(options.device, dtype)
+        with torch.inference_mode():
+            measure(name, model.to(options.device, dtype), image, options.rounds)
+
+
+def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
+    removed = remove_algm(apply_algm(copy.deepcopy(model)))
+    patched = apply_algm(copy.deepcopy(model), gbm_layers=[])
+    patched(image)
+    similarities = patched.algm.window_similarity.flatten()
+
+    print(f"\n{name}")
+    patched.algm.tau = 2.0
+    nothing, gone = ratios(lambda: model(image), [lambda: patched(image), lambda: removed(image)], 3 * rounds)
+    print(f"time, merging nothing / unpatched: {nothing:.3f}      patched and removed / unpatched: {gone:.3f}")
+
+    print("windows  attention      tokens  GFLOPs   time  speed-up  kept  machinery  memory")
+    patched.algm.gbm_layers = [5]
+    work, memory = gflops(lambda: model(image)), peak_memory(lambda: model(image))
+    for share in SHARES:
+        patched.algm.tau = similarities.quantile(1 - share).item()
+        for proportional in (False, True):
+            patched.algm.proportional_attention = proportional
+            less = work / gflops(lambda: patched(image))
+            (spent,) = ratios(lambda: model(image), [lambda: patched(image)], rounds)
+            print(
+                f"{share:7.0%}  {'proportional' if proportional else 'plain':12} "
+                f"{patched.algm.tokens_per_layer[0]:5} {patched.algm.tokens_per_layer[-1]:5} "
+                f"{1 / less:7.2f} {spent:6.2f} {1 / spent:9.2f} {1 / spent / less:5.2f} "
+                f"{machinery(lambda: patched(image), rounds):10.1%} {peak_memory(lambda: patched(image)) / memory:7.2f}"
+            )
+
+
+def ratios(base: Run, others: list[Run], rounds: int) -> list[float]:
+    """Time of each of ``others`` / ``base``: the median over rounds in which all take their turn, forth and back."""
+    runs = [base, *others]
+    spent: list[list[float]] = [[seconds(run)] for run in runs]
+    for number in range(rounds):
+        turn = list(zip(runs, spent, strict=True))
+        for run, times in turn[:: 1 if number % 2 else -1]:
+            times.append(seconds(run))
+    unit, *rest = (times[1:] for times in spent)  # without the warm-up
+    return [statistics.median(a / b for a, b in zip(times, unit, strict=True)) for times in rest]
+
+
+def seconds(run: Run) -> float:
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machinery(run: Run, rounds: int) -> float:
+    """Part of the time that patched blocks spend outside their own halves."""
+    shares = []
+    for _ in range(rounds):
+        spent = {"blocks": 0.0, "halves": 0.0}
+        with stopwatches(spent):
+            total = seconds(run)
+        shares.append((spent["blocks"] - spent["halves"]) / total)
+    return statistics.median(shares)
+
+
+@contextmanager
+def stopwatches(spent: dict[str, float]) -> Iterator[None]:
+    """Within, patched blocks add up their time and that of their halves."""
+
+    def timed(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            synchronize()
+            spent[what] += time.perf_counter() - start
+            return result
+
+        return run
+
+    run_block = patch.run_block
+
+    def run_timed(original: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
+        adapter = block._algm.adapter
+        halves = adapter.attention_half, adapter.mlp_half
+        adapter.attention_half, adapter.mlp_half = (staticmethod(timed(half, "halves")) for half in halves)
+        try:
+            return timed(run_block, "blocks")(timed(original, "halves"), block, *args, **kwargs)
+        finally:
+            adapter.attention_half, adapter.mlp_half = map(staticmethod, halves)
+
+    patch.run_block = run_timed
+    try:
+        yield
+    finally:
+        patch.run_block = run_block
+
+
+def gflops(run: Run) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def peak_memory(run: Run) -> float:
+    """Bytes, beyond what was allocated before."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    allocated = [event["args"] for event in events if event.get("name") == "[memory]"]
+    start = allocated[0]["Total Allocated"] - allocated[0]["Bytes"]
+    return max(event["Total Allocated"] for event in allocated) - start
+
+
+if __name__ == "__main__":
+    main()
