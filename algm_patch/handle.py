@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ from .discovery import Vit, class_name
 from .passes import ForwardPass, Step
 from .settings import Settings
 from .tokens import TokenMap
+from .tracking import NOT_IN_BACKWARD, Tracker, backward_pass
 
 SETTINGS = tuple(field.name for field in fields(Settings))
 
@@ -39,8 +39,8 @@ class Algm:
     taps: str
 
     def __init__(self, settings: Settings, vit: Vit) -> None:
-        self.__dict__.update(_vit=vit, _model=class_name(vit.trunk), owners=WeakSet())
-        self.__dict__.update(_running=threading.local(), _last=None)
+        self.__dict__.update(_vit=vit, _model=class_name(vit.trunk), _owners=WeakSet())
+        self.__dict__.update(_tracker=Tracker(), _latest=None)
         self._set(settings)
 
     def _set(self, settings: Settings, calibrated: float | None = None) -> None:
@@ -73,10 +73,10 @@ class Algm:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled handle has the settings, not the tokens of a forward pass nor the models around it."""
-        return {**self.__dict__, "_running": None, "_last": None, "owners": None}
+        return {**self.__dict__, "_tracker": None, "_latest": None, "_owners": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _running=threading.local(), owners=WeakSet())
+        self.__dict__.update(state, _tracker=Tracker(), _owners=WeakSet())
 
     # -- what the last forward pass did
 
@@ -121,10 +121,10 @@ class Algm:
 
     def _forget(self) -> None:
         """Know no forward pass."""
-        self._running.last = self.__dict__["_last"] = None
+        self._tracker.last = self.__dict__["_latest"] = None
 
     def _past(self) -> ForwardPass:
-        past: ForwardPass | None = getattr(self._running, "last", self._last)
+        past: ForwardPass | None = self._tracker.last or self._latest
         if past is None or not past.steps:
             raise RuntimeError("model.algm knows no forward pass yet: run the model on an image first")
         return past
@@ -157,7 +157,8 @@ class Algm:
         ]
         for layer, step in sorted(past.steps.items()):
             for stage, plan in step.plans.items():
-                tau = ", ".join(f"{value:.4f}" for value in plan.tau.flatten().tolist())
+                least, most = f"{plan.tau.min():.4f}", f"{plan.tau.max():.4f}"
+                tau = least if least == most else f"{least} to {most}"
                 before, after = plan.sizes.shape[1], plan.step.sizes.shape[1]
                 lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
         if past.taps is None:
@@ -171,47 +172,26 @@ class Algm:
 
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
-        taps = getattr(self._running, "taps", None)
         prefix = getattr(self._vit.trunk, "num_prefix_tokens", None)
-        opened = ForwardPass(self.settings, self._resolved_tau(), grid, taps, prefix)
-        self._running.current = opened, backward_task()
-        if backward_task() == FORWARD:
-            self._running.last = self.__dict__["_last"] = opened
-
-    @contextmanager
-    def _reading(self, taps: frozenset[int]) -> Iterator[None]:
-        """Within, the blocks are run by a method that reads the output of ``taps`` (from 0) and of no others."""
-        self._running.taps, self._running.current = taps, None
-        try:
-            yield
-        finally:
-            self._running.taps = None
+        opened = ForwardPass(self.settings, self._resolved_tau(), grid, self._tracker.taps, prefix)
+        self._tracker.begin(opened)
+        self.__dict__["_latest"] = self._tracker.last
 
     def _step(self, layer: int, x: Tensor) -> tuple[ForwardPass, Step]:
-        """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it.
-
-        Gradient checkpointing runs blocks again in the backward pass, when other forward passes may have begun.
-        The input of a checkpointed segment is kept for that, and its storage remembers the pass.
-        """
-        task, storage = backward_task(), x.untyped_storage()
-        forward_pass: ForwardPass | None = None if task == FORWARD else getattr(storage, "_algm_pass", None)
-        if forward_pass is None:
-            forward_pass, began = getattr(self._running, "current", None) or (None, task)
-            if began != task:
-                forward_pass = None
+        """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it."""
+        forward_pass = self._tracker.of(x)
+        recomputing = backward_pass() != NOT_IN_BACKWARD
         if forward_pass is None:
             raise RuntimeError(
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
                 "does not know their grid. "
                 + (
-                    "The patch embedding did not run before (was it replaced? then call apply_algm again)"
-                    if task == FORWARD
-                    else "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
+                    "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
+                    if recomputing
+                    else "The patch embedding did not run before (was it replaced? then call apply_algm again)"
                 )
             )
-        self._running.current = forward_pass, task
-        storage._algm_pass = forward_pass  # type: ignore[attr-defined]
-        step = None if task == FORWARD else forward_pass.steps.get(layer)
+        step = forward_pass.steps.get(layer) if recomputing else None
         return forward_pass, step or forward_pass.begin(layer, x, *self._hooked(layer))
 
     def _hooked(self, layer: int) -> tuple[bool, bool]:
@@ -221,14 +201,6 @@ class Algm:
         read = blocks[layer]._forward_hooks or any(block._forward_pre_hooks for block in after)
         changed = blocks[layer]._forward_pre_hooks or any(block._forward_hooks for block in before)
         return bool(read), bool(changed)
-
-
-FORWARD = -1
-
-
-def backward_task() -> int:
-    """Number of the backward pass that is under way in this thread, or FORWARD."""
-    return torch._C._current_graph_task_id()
 
 
 def handle_of(model: nn.Module) -> Algm:

@@ -166,7 +166,7 @@ class ForwardPass:
         """What the attention of a block must know of its tokens ``x``."""
         if step.before is None or not self.settings.proportional_attention:
             return LayerTokens(step.before, None)
-        return LayerTokens(step.before, step.before.sizes.log()[:, None, None].to(x.dtype))
+        return LayerTokens(step.before, step.before.key_bias.to(x.dtype))
 
     def merge(self, stage: str, layer: int, x: Tensor) -> Tensor:
         """Carry out one stage in a block (counted from 0), planned when its tokens first come by."""

@@ -65,18 +65,18 @@ def apply_algm(
     settings = Settings(clap_layer, gbm_layers, tau, gbm_tau, window, proportional_attention, taps)  # type: ignore[arg-type]
     vit = find_vit(model)
     handle = Algm(settings, vit)
-    handle.owners.update([model, vit.trunk])
+    handle._owners.update([model, vit.trunk])
     for module in (model, vit.trunk):
         if not isinstance(getattr(module, "algm", handle), Algm):
             raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
     if patch_of(vit.trunk):
-        handle.owners.update(handle_of(vit.trunk).owners)
+        handle._owners.update(handle_of(vit.trunk)._owners)
         remove_algm(vit.trunk)
     swap(vit.trunk, "trunk", Patch(handle))
     swap(vit.projection, "projection", Patch(handle))
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         swap(block, "block", BlockPatch(handle, layer, adapter))
-    for owner in handle.owners:
+    for owner in handle._owners:
         owner.algm = handle
     return model
 
@@ -100,7 +100,7 @@ def remove_algm(model: Model) -> Model:
     for module in patched:
         module.__class__ = unpatched(type(module))
         del module.__dict__["_algm"]
-    for owner in {*model.modules(), *(owner for handle in handles for owner in handle.owners)}:
+    for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
     return model
@@ -184,7 +184,7 @@ def trunk_methods(original: Any) -> dict[str, Any]:
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with self._algm.handle._reading(frozenset(blocks_read(self, *args, **kwargs))):
+            with self._algm.handle._tracker.reading(frozenset(blocks_read(self, *args, **kwargs))):
                 return method(self, *args, **kwargs)
 
         return run

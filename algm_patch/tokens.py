@@ -87,7 +87,7 @@ class TokenMap:
         batch, count = self.sizes.shape
         totals = self.sizes.to(torch.promote_types(x.dtype, torch.float32))
         weights = (1 if sizes is None else sizes.to(totals)) / totals.gather(1, self.labels)
-        weighted = x.reshape(batch, x.shape[1], -1) * weights[..., None]
+        weighted = x.reshape(batch, x.shape[1], x.shape[2:].numel()) * weights[..., None]
         sums = weighted.new_zeros(batch * count, weighted.shape[-1])
         sums.index_add_(0, self._flat_labels, weighted.flatten(0, 1))  # in place: 20 times faster on CPU
         return sums.to(x.dtype).view(batch, count, *x.shape[2:])
@@ -109,14 +109,17 @@ class TokenMap:
         """Each group's first member. For per-token inputs that cannot be averaged, such as positions.
 
         Args:
-            x: [B, P+N, ...], or [1, P+N, ...] if the batch shares it.
+            x: [B, P+N, ...], or [1, P+N, ...] or [P+N, ...] if the batch shares it.
 
         Returns:
             [B, P+M, ...].
         """
-        self._check(x, self.labels, "take")
         batch, length = self.labels.shape
-        x = x.expand(batch, *x.shape[1:])
+        if x.shape[:1] == (length,) and x.shape[:2] not in ((batch, length), (1, length)):
+            x = x[None]
+        if x.shape[:2] == (1, length):
+            x = x.expand(batch, *x.shape[1:])
+        self._check(x, self.labels, "take")
         offset = torch.arange(batch, device=x.device)[:, None] * length
         flat = x.flatten(0, 1).index_select(0, (self.first + offset).flatten())
         return flat.view(*self.sizes.shape, *x.shape[2:])
@@ -144,6 +147,11 @@ class TokenMap:
         return x.gather(3, first[:, :, None].expand(*x.shape[:3], count))
 
     @cached_property
+    def key_bias(self) -> Tensor:
+        """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key."""
+        return self.sizes.log()[:, None, None]
+
+    @cached_property
     def first(self) -> Tensor:
         """[B, P+M]; the position of each group's first member among the original tokens."""
         batch, length = self.labels.shape
@@ -158,7 +166,5 @@ class TokenMap:
         return (self.labels + offset).flatten()
 
     def _check(self, x: Tensor, tokens: Tensor, verb: str) -> None:
-        batch, length = tokens.shape
-        batches = (batch, 1) if verb == "take" else (batch,)
-        if x.dim() < 2 or x.shape[0] not in batches or x.shape[1] != length:
-            raise ValueError(f"TokenMap.{verb} expects [{batch}, {length}, ...], got {list(x.shape)}")
+        if x.shape[:2] != tokens.shape:
+            raise ValueError(f"TokenMap.{verb} expects [{', '.join(map(str, tokens.shape))}, ...], got {list(x.shape)}")

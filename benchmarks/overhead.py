@@ -86,15 +86,17 @@ def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
 
 
 def ratios(base: Run, others: list[Run], rounds: int) -> list[float]:
-    """Time of each of ``others`` / ``base``: the median over rounds in which all take their turn, forth and back."""
+    """Time of each of ``others`` / ``base``, the fastest of rounds in which all take their turn, forth and back.
+
+    What else the machine does only adds time, so the fastest is the least disturbed.
+    """
     runs = [base, *others]
     spent: list[list[float]] = [[seconds(run)] for run in runs]
     for number in range(rounds):
         turn = list(zip(runs, spent, strict=True))
         for run, times in turn[:: 1 if number % 2 else -1]:
             times.append(seconds(run))
-    unit, *rest = (times[1:] for times in spent)  # without the warm-up
-    return [statistics.median(a / b for a, b in zip(times, unit, strict=True)) for times in rest]
+    return [min(times) / min(spent[0]) for times in spent[1:]]
 
 
 def seconds(run: Run) -> float:

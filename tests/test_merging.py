@@ -159,6 +159,18 @@ def test_a_batch_merges_the_smallest_count_of_each_images_own_best():
         assert (together <= by_itself).all()
 
 
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_what_is_not_finite_takes_no_place_among_the_best_of_its_image(spoilt):
+    tokens = torch.randn(2, 64, 16).cumsum(1)
+    tokens[1, 10, 3] = spoilt
+    _, token_map = clap(tokens, (8, 8), 0.8, num_prefix_tokens=0)
+    assert token_map.sizes.max() == 4
+    assert token_map.sizes[1, token_map.labels[1, 10]] == 1
+    _, token_map = gbm(tokens, TokenMap.identity(2, 64), layer=1, tau=0.8, num_prefix_tokens=0)
+    assert token_map.sizes.max() > 1
+    assert token_map.sizes[1, token_map.labels[1, 10]] == 1
+
+
 class Largest(TorchDispatchMode):
     """The largest tensor that any operation returns, in bytes."""
 
@@ -193,12 +205,15 @@ def test_chunks_do_not_change_the_matches(monkeypatch):
 
 
 def test_matching_is_in_float32_under_autocast_and_in_half_precision():
-    x = torch.randn(1, 65, 32).cumsum(1)
-    expected = clap(x.bfloat16().float(), (8, 8), 0.97)[1].labels
-    assert torch.equal(clap(x.bfloat16(), (8, 8), 0.97)[1].labels, expected)
-    _merged, token_map = gbm(x, TokenMap.identity(1, 65), layer=2)
+    half = torch.randn(1, 1025, 32).cumsum(1).bfloat16()
+    x, identity = half.float(), TokenMap.identity(1, 1025)
+    local, everywhere = clap(x, (32, 32), 0.99)[1].labels, gbm(x, identity, layer=2)[1].labels
+    assert 100 < local.max() < 1000
+    assert torch.equal(clap(half, (32, 32), 0.99)[1].labels, local)
+    assert torch.equal(gbm(half, identity, layer=2)[1].labels, everywhere)
     with torch.autocast("cpu"):
-        assert torch.equal(gbm(x, TokenMap.identity(1, 65), layer=2)[1].labels, token_map.labels)
+        assert torch.equal(clap(x, (32, 32), 0.99)[1].labels, local)
+        assert torch.equal(gbm(x, identity, layer=2)[1].labels, everywhere)
 
 
 def test_the_published_rule_says_when_it_merges_nothing():

@@ -136,6 +136,19 @@ def test_a_subclass_that_reads_between_the_blocks_sees_full_grids():
 
 
 @torch.no_grad()
+def test_what_was_written_between_the_blocks_is_averaged_over_each_group():
+    model, image = build("ViT"), photo()
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, proportional_attention=False)
+    x = model.blocks[0](model._pos_embed(model.patch_embed(image)))
+    prompt = torch.randn_like(x)
+    found = model.blocks[1](x + prompt)
+    token_map = model.algm.token_map
+    remove_algm(model)
+    torch.testing.assert_close(found, token_map.unmerge(model.blocks[1](token_map.merge(x + prompt))))
+    assert token_map.sizes.max() == 4
+
+
+@torch.no_grad()
 def test_a_hook_that_changes_a_blocks_output_is_heard():
     model, image = build("ViT"), photo()
     apply_algm(model, **SETTINGS)
@@ -157,6 +170,23 @@ def test_grids_of_any_size_one_after_the_other():
         assert model.forward_features(image).shape == (2, 1 + grid[0] * grid[1], 64)
         features = model.forward_intermediates(image, intermediates_only=True)
         assert all(x.shape == (2, 64, *grid) for x in features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("where", ["everywhere", "in one pixel"])
+def test_hostile_images(value, where):
+    """What is not finite stays in its image, whatever its neighbour in the batch."""
+    model, image = build("ViT"), photo()
+    image[0, :, 40 if where == "in one pixel" else slice(None), 50] = value
+    if where == "everywhere":
+        image[0] = value
+    expected = model.forward_features(image)
+    apply_algm(model, gbm_layers=[3])
+    found = model.forward_features(image)
+    assert found.shape == expected.shape
+    assert found[1].isfinite().all()
+    assert found[0].isfinite().all() == expected[0].isfinite().all()
 
 
 @torch.no_grad()

@@ -42,6 +42,9 @@ def test_take_and_pair_read_the_first_members(token_map):
     batch, length = token_map.labels.shape
     position = torch.arange(length)[None]
     first = token_map.take(position)
+    assert torch.equal(token_map.take(position[0]), first)
+    angles = torch.randn(length, 4)
+    assert torch.equal(token_map.take(angles), angles[first])
     assert torch.equal(token_map.labels.gather(1, first), torch.arange(token_map.sizes.shape[1]).expand_as(first))
     assert (first.sort(1).values == first).all()  # raster order
     bias = torch.randn(2, length, length)

@@ -127,6 +127,15 @@ def test_recomputation_replays_each_forwards_own_merges(how, mode):
     assert_same(found, expected, **tolerance)
 
 
+def test_recomputation_plans_nothing_anew(monkeypatch):
+    model = apply_algm(build("ViT").train(), **SETTINGS)
+    model.set_grad_checkpointing()
+    output = model.forward_features(photo())
+    for plan in ("plan_clap", "plan_gbm"):
+        monkeypatch.setattr(f"algm_patch.passes.{plan}", lambda *_: pytest.fail("planned in the backward pass"))
+    output.sum().backward()
+
+
 def test_recomputation_from_a_moved_input_is_refused_not_guessed():
     model = apply_algm(build("ViT").train(), **SETTINGS)
     model.set_grad_checkpointing()
@@ -145,11 +154,14 @@ def test_a_batch_merges_the_same_number_for_each_image_in_training():
     assert (sizes > 0).all()
 
 
-@pytest.mark.parametrize("patched", [False, True])
-def test_copies_of_every_kind(patched, tmp_path):
+@pytest.mark.parametrize("state", ["unpatched", "patched", "removed"])
+def test_copies_of_every_kind(state):
     model, image = build("ViT"), photo()
-    if patched:
+    patched = state == "patched"
+    if state != "unpatched":
         apply_algm(model, **SETTINGS)
+    if state == "removed":
+        remove_algm(model)
     with torch.no_grad():
         expected = model(image)
         buffer = io.BytesIO()

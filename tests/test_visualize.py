@@ -32,7 +32,11 @@ def test_panels_of_a_tensor(model, dimensions):
 
 
 def test_groups_are_the_models_in_their_mean_colours(model):
+    with torch.no_grad():
+        model.eval()(photo(batch=1))
+    labels = model.algm.token_map.labels
     shown = panels(photo(batch=1), model)
+    assert torch.equal(model.algm.token_map.labels, labels)
     picture, painted = shown["image"], list(shown.values())[-1]
     labels = model.algm.token_map.labels[0, 1:].view(6, 5).numpy().repeat(16, 0).repeat(16, 1)
     assert f"{len(np.unique(labels))} of 30 tokens" in list(shown)[-1]
