@@ -29,19 +29,12 @@ class LayerTokens:
     token_map: TokenMap | None
     key_bias: Tensor | None
 
-    def take(self, x: Tensor) -> Tensor:
-        """Per-token inputs [B or 1, P+N, ...] for the tokens that are left. See :meth:`TokenMap.take`."""
-        return x if self.token_map is None else self.token_map.take(x)
-
-    def pair(self, x: Tensor) -> Tensor:
-        """Per-pair inputs [..., P+N, P+N] for the tokens that are left. See :meth:`TokenMap.pair`."""
-        return x if self.token_map is None else self.token_map.pair(x)
-
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
         if mask is None:
             return self.key_bias
-        mask = self.pair(mask)
+        if self.token_map is not None:
+            mask = self.token_map.pair(mask)
         if self.key_bias is None:
             return mask
         if mask.dtype == torch.bool:

@@ -12,7 +12,6 @@ For each model (random weights: the work is the same), on one photograph:
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import tempfile
@@ -34,7 +33,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from algm_patch import apply_algm, patch, remove_algm
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
-Run = Callable[[], Any]
+REMOVED: dict[str, Any] = {}
 
 
 def main() -> None:
@@ -58,51 +57,70 @@ def main() -> None:
 
 
 def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
-    removed = remove_algm(apply_algm(copy.deepcopy(model)))
-    patched = apply_algm(copy.deepcopy(model), gbm_layers=[])
-    patched(image)
-    similarities = patched.algm.window_similarity.flatten()
+    with variant(model, {"gbm_layers": []}):
+        model(image)
+        similarities = model.algm.window_similarity.flatten()
 
     print(f"\n{name}")
-    patched.algm.tau = 2.0
-    nothing, gone = ratios(lambda: model(image), [lambda: patched(image), lambda: removed(image)], 3 * rounds)
+    nothing, gone = ratios(model, image, [{"tau": 2.0, "gbm_layers": []}, REMOVED], 3 * rounds)
     print(f"time, merging nothing / unpatched: {nothing:.3f}      patched and removed / unpatched: {gone:.3f}")
 
     print("windows  attention      tokens  GFLOPs   time  speed-up  kept  machinery  memory")
-    patched.algm.gbm_layers = [5]
-    work, memory = gflops(lambda: model(image)), peak_memory(lambda: model(image))
+    work, memory = gflops(model, image), peak_memory(model, image)
     for share in SHARES:
-        patched.algm.tau = similarities.quantile(1 - share).item()
-        for proportional in (False, True):
-            patched.algm.proportional_attention = proportional
-            less = work / gflops(lambda: patched(image))
-            (spent,) = ratios(lambda: model(image), [lambda: patched(image)], rounds)
-            print(
-                f"{share:7.0%}  {'proportional' if proportional else 'plain':12} "
-                f"{patched.algm.tokens_per_layer[0]:5} {patched.algm.tokens_per_layer[-1]:5} "
-                f"{1 / less:7.2f} {spent:6.2f} {1 / spent:9.2f} {1 / spent / less:5.2f} "
-                f"{machinery(lambda: patched(image), rounds):10.1%} {peak_memory(lambda: patched(image)) / memory:7.2f}"
-            )
+        settings = [
+            {"tau": similarities.quantile(1 - share).item(), "gbm_layers": [5], "proportional_attention": proportional}
+            for proportional in (False, True)
+        ]
+        for chosen, spent in zip(settings, ratios(model, image, settings, rounds), strict=True):
+            with variant(model, chosen):
+                less = work / gflops(model, image)
+                print(
+                    f"{share:7.0%}  {'proportional' if chosen['proportional_attention'] else 'plain':12} "
+                    f"{model.algm.tokens_per_layer[0]:5} {model.algm.tokens_per_layer[-1]:5} "
+                    f"{1 / less:7.2f} {spent:6.2f} {1 / spent:9.2f} {1 / spent / less:5.2f} "
+                    f"{machinery(model, image, rounds):10.1%} {peak_memory(model, image) / memory:7.2f}"
+                )
 
 
-def ratios(base: Run, others: list[Run], rounds: int) -> list[float]:
-    """Time of each of ``others`` / ``base``, the fastest of rounds in which all take their turn, forth and back.
+@contextmanager
+def variant(model: nn.Module, settings: dict[str, Any] | None) -> Iterator[None]:
+    """Within, the model is patched with these settings; None: unpatched; REMOVED: it was patched."""
+    if settings is None:
+        yield
+        return
+    apply_algm(model, **settings)
+    if settings is REMOVED:
+        remove_algm(model)
+        yield
+        return
+    try:
+        yield
+    finally:
+        remove_algm(model)
 
-    What else the machine does only adds time, so the fastest is the least disturbed.
+
+def ratios(model: nn.Module, image: Tensor, settings: list[dict[str, Any]], rounds: int) -> list[float]:
+    """Time of each variant / time of the unpatched model, over rounds in which all take their turn, forth and back.
+
+    The same weights at the same place in memory (copies of a model differ by a few percent), and of each variant the
+    fastest third of its rounds: what else the machine does only adds time.
     """
-    runs = [base, *others]
-    spent: list[list[float]] = [[seconds(run)] for run in runs]
-    for number in range(rounds):
-        turn = list(zip(runs, spent, strict=True))
-        for run, times in turn[:: 1 if number % 2 else -1]:
-            times.append(seconds(run))
-    return [min(times) / min(spent[0]) for times in spent[1:]]
+    variants = [None, *settings]
+    spent: list[list[float]] = [[] for _ in variants]
+    for number in range(rounds + 1):
+        for i in range(len(variants)):
+            i = i if number % 2 else -1 - i
+            with variant(model, variants[i]):
+                spent[i].append(seconds(model, image))
+    base, *others = (statistics.mean(sorted(times)[: 1 + rounds // 3]) for times in spent)
+    return [time / base for time in others]
 
 
-def seconds(run: Run) -> float:
+def seconds(model: nn.Module, image: Tensor) -> float:
     synchronize()
     start = time.perf_counter()
-    run()
+    model(image)
     synchronize()
     return time.perf_counter() - start
 
@@ -112,13 +130,13 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def machinery(run: Run, rounds: int) -> float:
+def machinery(model: nn.Module, image: Tensor, rounds: int) -> float:
     """Part of the time that patched blocks spend outside their own halves."""
     shares = []
     for _ in range(rounds):
         spent = {"blocks": 0.0, "halves": 0.0}
         with stopwatches(spent):
-            total = seconds(run)
+            total = seconds(model, image)
         shares.append((spent["blocks"] - spent["halves"]) / total)
     return statistics.median(shares)
 
@@ -156,21 +174,21 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
         patch.run_block = run_block
 
 
-def gflops(run: Run) -> float:
+def gflops(model: nn.Module, image: Tensor) -> float:
     with FlopCounterMode(display=False) as counter:
-        run()
+        model(image)
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory(run: Run) -> float:
+def peak_memory(model: nn.Module, image: Tensor) -> float:
     """Bytes, beyond what was allocated before."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run()
+        model(image)
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
+        model(image)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))

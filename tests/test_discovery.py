@@ -10,11 +10,6 @@ from torch import nn
 from algm_patch import apply_algm
 
 
-def meta(name, **options):
-    with torch.device("meta"):
-        return timm.create_model(name, **options)
-
-
 def vit(**options):
     return models.build("ViT", **options)
 
@@ -59,11 +54,17 @@ def with_a_linear_embedding():
 
 
 REFUSED = {
-    "windows": (lambda: meta("swin_tiny_patch4_window7_224"), "SwinTransformer .*SwinTransformerBlock, .* windows"),
-    "windows, newer": (lambda: meta("swinv2_tiny_window8_256"), "SwinTransformerV2Block, .* windows"),
-    "some windows": (lambda: meta("samvit_base_patch16_224"), "vision_transformer_sam.Block, .* windows"),
+    "windows": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+        "SwinTransformer .*SwinTransformerBlock, .* windows",
+    ),
+    "windows, newer": (lambda: timm.create_model("swinv2_tiny_window8_256"), "SwinTransformerV2Block, .* windows"),
+    "some windows": (lambda: timm.create_model("samvit_base_patch16_224"), "vision_transformer_sam.Block, .* windows"),
     "fused block": (lambda: vit(block_fn=ParallelScalingBlock), "ParallelScalingBlock, .* share one residual"),
-    "fused, differential": (lambda: meta("vit_dpwee_patch16_reg1_gap_256"), "DiffParallelScalingBlock, .* share one"),
+    "fused, differential": (
+        lambda: timm.create_model("vit_dpwee_patch16_reg1_gap_256"),
+        "DiffParallelScalingBlock, .* share one",
+    ),
     "forward of its own": (
         lambda: vit(block_fn=OwnForward),
         r"OwnForward computes its output in .*OwnForward\.forward",
@@ -74,10 +75,13 @@ REFUSED = {
     "encoder and decoder": (with_two_sequences, r"several sequences of blocks, model\.blocks, model\.decoder"),
     "no patch embedding": (of_blocks_alone, "no patch projection with a regular grid leads to the blocks in model"),
     "no grid": (with_a_linear_embedding, "patch projection is a Linear, which leaves no grid"),
-    "pooling stages": (lambda: meta("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
-    "two branches": (lambda: meta("crossvit_9_240"), "CrossVit .*no patch projection"),
-    "unknown blocks": (lambda: meta("cait_xxs24_224"), r"LayerScaleBlock computes its output in .*Block\.forward"),
-    "no transformer": (lambda: meta("resnet18"), "ResNet .*no sequence of transformer blocks"),
+    "pooling stages": (lambda: timm.create_model("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
+    "two branches": (lambda: timm.create_model("crossvit_9_240"), "CrossVit .*no patch projection"),
+    "unknown blocks": (
+        lambda: timm.create_model("cait_xxs24_224"),
+        r"LayerScaleBlock computes its output in .*Block\.forward",
+    ),
+    "no transformer": (lambda: timm.create_model("resnet18"), "ResNet .*no sequence of transformer blocks"),
     "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
     "two ViTs": (
         lambda: nn.ModuleDict({"left": vit(), "right": vit()}),
@@ -123,7 +127,8 @@ def test_every_vision_transformer_of_timm_is_patched_or_refused():
     names = [name for name in timm.list_models() if name.startswith(("vit_", "deit", "flexivit", "test_vit"))]
     counts = {True: 0, False: 0}
     for name in names:
-        model = meta(name)
+        with torch.device("meta"):
+            model = timm.create_model(name)
         if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
             continue
         try:
