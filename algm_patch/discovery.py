@@ -15,20 +15,22 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True)
 class Vit:
-    """A module that owns a patch projection and a sequence of blocks, each with its adapter."""
+    """The parts of a ViT that are patched.
 
-    trunk: nn.Module
+    Attributes:
+        path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
+        projection: whose output is the grid of patches, [B, D, H, W].
+        blocks, adapters: in order, each block with its adapter.
+    """
+
+    path: str
     projection: nn.Module
     blocks: list[nn.Module]
     adapters: list[type[Adapter]]
 
-    @property
-    def modules(self) -> list[nn.Module]:
-        return [self.trunk, self.projection, *self.blocks]
 
-
-def find_vit(model: nn.Module) -> Vit:
-    """The ViT in ``model``.
+def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
+    """The one trunk in ``model`` and its parts.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -50,15 +52,14 @@ def find_vit(model: nn.Module) -> Vit:
             f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}"
         )
     ((path, owner),) = owners.items()
-    blocks = list(model.get_submodule(path)._modules.values())
-    adapters = [check_block(f"{path}.{i}", block) for i, block in enumerate(blocks) if block is not None]
-    if len(set(map(id, blocks))) < len(blocks):
+    named = {f"{path}.{name}": block for name, block in model.get_submodule(path)._modules.items() if block is not None}
+    blocks, adapters = list(named.values()), [check_block(name, block) for name, block in named.items()]
+    if len(set(blocks)) < len(blocks):
         raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
     trunk = model.get_submodule(owner)
     projection = trunk.get_submodule(adapters[0].projection)
-    if isinstance(projection, nn.Linear):
-        raise ValueError(f"{title} cannot be patched: its patch projection is a Linear, which leaves no grid")
-    return Vit(trunk, projection, [block for block in blocks if block is not None], adapters)
+    check_projection(f"{owner}.{adapters[0].projection}", projection)
+    return trunk, Vit(path.removeprefix(owner).lstrip("."), projection, blocks, adapters)
 
 
 def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
@@ -88,12 +89,25 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
     adapter = adapter_of(block)
     if adapter is None:
         raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
-    if "forward" in block.__dict__:
+    check_forward(path, block)
+    return adapter
+
+
+def check_projection(path: str, projection: nn.Module) -> None:
+    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
         raise ValueError(
-            f"{as_code(path)} cannot be patched: this {class_name(block)} has a forward set on the instance, which "
+            f"{as_code(path)} cannot be patched: the patch projection is a {class_name(projection)}, which leaves no "
+            "grid [B, D, H, W]"
+        )
+    check_forward(path, projection)
+
+
+def check_forward(path: str, module: nn.Module) -> None:
+    if "forward" in module.__dict__:
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: this {class_name(module)} has a forward set on the instance, which "
             "hides that of its class. Undo what set it (an offloading hook, another patch) first"
         )
-    return adapter
 
 
 def why_none(model: nn.Module, found: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -38,25 +39,36 @@ class Algm:
     proportional_attention: bool
     taps: str
 
-    def __init__(self, settings: Settings, vit: Vit) -> None:
-        self.__dict__.update(_vit=vit, _model=class_name(vit.trunk), _owners=WeakSet())
-        self.__dict__.update(_tracker=Tracker(), _latest=None)
-        self._set(settings)
+    def __init__(self) -> None:
+        # The modules own the handle; it owns none of them, so that a model goes when its last user lets go.
+        self.__dict__.update(_trunk=None, _owners=WeakSet())
 
-    def _set(self, settings: Settings, calibrated: float | None = None) -> None:
+    def _link(self, trunk: nn.Module) -> None:
+        """Belong to this trunk, whose attribute ``_algm`` holds the parts that are patched."""
+        self.__dict__.update(_trunk=weakref.ref(trunk), _model=class_name(trunk))
+        self.__dict__.update(_depth=len(self._vit.blocks))
+
+    def _begin(self, settings: Settings) -> None:
+        """Newly patched: know no calibration and no forward pass."""
+        self.__dict__.update(settings=settings, _calibrations={}, _tracker=Tracker(), _latest=None)
+
+    @property
+    def _linked(self) -> bool:
+        return self._trunk is not None and self._trunk() is not None
+
+    def _the_trunk(self) -> Any:
+        if not self._linked:
+            raise RuntimeError("the model of this handle is gone: it was deleted, or a part of it was copied alone")
+        return self._trunk()
+
+    @property
+    def _vit(self) -> Vit:
+        return self._the_trunk()._algm.vit
+
+    def _set(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""
-        for name, layer in [("clap_layer", settings.clap_layer), *(("gbm_layers", n) for n in settings.gbm_layers)]:
-            if layer is not None and layer > len(self._vit.blocks):
-                raise ValueError(f"{name} names layer {layer}, but {self._model} has {len(self._vit.blocks)} blocks")
-        if settings.proportional_attention:
-            for number, (block, adapter) in enumerate(zip(self._vit.blocks, self._vit.adapters, strict=True), 1):
-                if not adapter.takes_mask(block):
-                    raise ValueError(
-                        "proportional_attention=True weighs merged keys through the mask argument of attention, which "
-                        f"block {number} of {self._model} ({class_name(block)}) has not. "
-                        "Pass proportional_attention=False"
-                    )
-        self.__dict__.update(settings=settings, _calibrated=calibrated)
+        check_fit(settings, self._vit, self._model)
+        self.__dict__.update(settings=settings)
 
     def __getattr__(self, name: str) -> Any:
         if name in SETTINGS and "settings" in self.__dict__:
@@ -66,14 +78,14 @@ class Algm:
     def __setattr__(self, name: str, value: object) -> None:
         if name not in SETTINGS:
             raise AttributeError(f"model.algm has no setting {name!r}. Settings: {', '.join(SETTINGS)}")
-        self._set(replace(self.settings, **{name: value}), self._calibrated)
+        self._set(replace(self.settings, **{name: value}))
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *SETTINGS]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled handle has the settings, not the tokens of a forward pass nor the models around it."""
-        return {**self.__dict__, "_tracker": None, "_latest": None, "_owners": None}
+        return {**self.__dict__, "_trunk": None, "_tracker": None, "_latest": None, "_owners": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _tracker=Tracker(), _owners=WeakSet())
@@ -98,7 +110,7 @@ class Algm:
         Returns:
             [B, P+N, ...], or [B, N, ...].
         """
-        token_map, prefix = self.token_map, self._past().num_prefix_tokens or 0
+        token_map, prefix = self.token_map, self._past().num_prefix_tokens
         if x.shape[1] == token_map.sizes.shape[1] - prefix:
             token_map = TokenMap(token_map.labels[:, prefix:] - prefix, token_map.sizes[:, prefix:])
         return token_map.unmerge(x)
@@ -107,7 +119,7 @@ class Algm:
     def tokens_per_layer(self) -> list[int]:
         """Tokens, prefix included, that each block of the last forward pass left."""
         past = self._past()
-        total = (past.num_prefix_tokens or 0) + past.grid[0] * past.grid[1]
+        total = past.num_prefix_tokens + past.grid[0] * past.grid[1]
         steps = [past.steps[layer] for layer in sorted(past.steps)]
         return [total if step.after is None else step.after.sizes.shape[1] for step in steps]
 
@@ -134,12 +146,13 @@ class Algm:
         if self.clap_layer is None:
             stages.append("CLAP  off")
         else:
-            calibrated = f", calibrated: {self._calibrated:.4f}" if self._resolved_tau() != self.tau else ""
+            tau = self._resolved_tau()
+            calibrated = f", calibrated: {tau:.4f}" if tau != self.tau else ""
             stages.append(f"CLAP  layer {self.clap_layer}, window {self.window}, tau {self.tau}{calibrated}")
         layers = ", ".join(map(str, self.gbm_layers))
         stages.append(f"GBM   layer {layers}, tau {self.gbm_tau}" if layers else "GBM   off")
         lines = [
-            f"ALGM on {self._model}, {len(self._vit.blocks)} blocks",
+            f"ALGM on {self._model}, {self._depth} blocks",
             *stages,
             f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}",
         ]
@@ -163,56 +176,116 @@ class Algm:
                 lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
         if past.taps is None:
             lines.append("  every block gave back the full grid: a method that ALGM does not know ran them")
+        else:
+            taps = [str(layer + 1) for layer, step in sorted(past.steps.items()) if step.tap and step.after is not None]
+            lines += [f"  full grid given back after layer {', '.join(taps)}"] if taps else []
         return lines
 
     # -- what the patched modules call during a forward pass
 
     def _resolved_tau(self) -> float | str:
-        return self._calibrated if isinstance(self.tau, str) and self._calibrated is not None else self.tau
+        """CLAP's threshold, or the rule for it."""
+        return self._calibrations.get(calibration_key(self.settings), self.tau)
 
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
-        prefix = getattr(self._vit.trunk, "num_prefix_tokens", None)
-        opened = ForwardPass(self.settings, self._resolved_tau(), grid, self._tracker.taps, prefix)
+        vit, trunk = self._vit, self._the_trunk()
+        sequence = trunk.get_submodule(vit.path)
+        check_unchanged(sequence, vit.blocks, self._model)
+        taps = self._tracker.taps if runs_in_order(sequence) else None
+        prefix = getattr(trunk, "num_prefix_tokens", 0)
+        opened = ForwardPass(self.settings, self._resolved_tau(), grid, taps, prefix)
         self._tracker.begin(opened)
-        self.__dict__["_latest"] = self._tracker.last
+        if self._tracker.last is opened:
+            self.__dict__["_latest"] = opened
 
     def _step(self, layer: int, x: Tensor) -> tuple[ForwardPass, Step]:
         """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it."""
-        forward_pass = self._tracker.of(x)
-        recomputing = backward_pass() != NOT_IN_BACKWARD
+        forward_pass = self._tracker.of(x, layer)
         if forward_pass is None:
             raise RuntimeError(
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
-                "does not know their grid. "
-                + (
-                    "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
-                    if recomputing
-                    else "The patch embedding did not run before (was it replaced? then call apply_algm again)"
-                )
+                f"does not know their grid. {self._why_untraced(layer)}"
             )
-        step = forward_pass.steps.get(layer) if recomputing else None
-        return forward_pass, step or forward_pass.begin(layer, x, *self._hooked(layer))
+        recomputed = forward_pass.steps.get(layer)
+        return forward_pass, recomputed or forward_pass.begin(layer, x, *self._hooked(layer))
+
+    def _why_untraced(self, layer: int) -> str:
+        if backward_pass() != NOT_IN_BACKWARD:
+            return "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
+        if self._tracker.under_way:
+            return (
+                "In the forward pass under way it ran already. If several passes take turns, hand the tokens from "
+                "block to block as they are, or run one pass after the other"
+            )
+        return "The patch embedding did not run before (was it replaced? then call apply_algm again)"
 
     def _hooked(self, layer: int) -> tuple[bool, bool]:
         """Whether hooks read the output of a block (counted from 0), and whether they may have written its input."""
         blocks = self._vit.blocks
-        before, after = blocks[max(layer - 1, 0) : layer], blocks[layer + 1 : layer + 2]
-        read = blocks[layer]._forward_hooks or any(block._forward_pre_hooks for block in after)
-        changed = blocks[layer]._forward_pre_hooks or any(block._forward_hooks for block in before)
+        before, block, after = blocks[max(layer - 1, 0) : layer], blocks[layer], blocks[layer + 1 : layer + 2]
+        read = (
+            block._forward_hooks
+            or block._backward_hooks
+            or block._backward_pre_hooks
+            or any(other._forward_pre_hooks or other._backward_hooks for other in after)
+        )
+        changed = block._forward_pre_hooks or any(other._forward_hooks for other in before)
         return bool(read), bool(changed)
 
 
+def check_fit(settings: Settings, vit: Vit, model: str) -> None:
+    """Raise ValueError if a setting asks for what the blocks of a ViT do not have."""
+    for name, layer in [("clap_layer", settings.clap_layer), *(("gbm_layers", n) for n in settings.gbm_layers)]:
+        if layer is not None and layer > len(vit.blocks):
+            raise ValueError(f"{name} names layer {layer}, but {model} has {len(vit.blocks)} blocks")
+    if settings.proportional_attention:
+        for number, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True), 1):
+            if not adapter.takes_mask(block):
+                raise ValueError(
+                    "proportional_attention=True weighs merged keys through the mask argument of attention, which "
+                    f"block {number} of {model} ({class_name(block)}) has not. Pass proportional_attention=False"
+                )
+
+
+def check_unchanged(sequence: nn.Module, blocks: list[nn.Module], model: str) -> None:
+    """Raise RuntimeError if a sequence no longer runs the blocks that were patched (as they are, or wrapped)."""
+    found = list(sequence.children())
+    if len(found) != len(blocks) or any(
+        child is not block and all(part is not block for part in child.modules())
+        for child, block in zip(found, blocks, strict=False)
+    ):
+        raise RuntimeError(
+            f"the blocks of {model} are no longer those that apply_algm patched (blocks were replaced, added or "
+            "removed). Call apply_algm again"
+        )
+
+
+def runs_in_order(sequence: nn.Module) -> bool:
+    """Whether a sequence of blocks has no forward of its own, which might read between them."""
+    return "forward" not in sequence.__dict__ and type(sequence).forward in (
+        nn.Sequential.forward,
+        nn.ModuleList.forward,
+    )
+
+
+def calibration_key(settings: Settings) -> tuple[object, ...]:
+    """What a calibrated threshold was measured with, and holds for."""
+    return settings.tau, settings.clap_layer, settings.window
+
+
 def handle_of(model: nn.Module) -> Algm:
-    """The handle of a patched model.
+    """The handle of a patched model, or of the one patched model in it.
 
     Raises:
-        ValueError: if it is not patched.
+        ValueError: if there is none, or more than one.
     """
-    handle = getattr(model, "algm", None)
-    if not isinstance(handle, Algm):
+    handles = {handle for part in model.modules() if isinstance(handle := part.__dict__.get("algm"), Algm)}
+    if not handles:
         raise ValueError(f"{class_name(model)} is not patched. Call apply_algm on it first")
-    return handle
+    if len(handles) > 1:
+        raise ValueError(f"{class_name(model)} holds {len(handles)} patched models. Pass one of them")
+    return handles.pop()
 
 
 @contextmanager

@@ -75,6 +75,8 @@ def clap(
             f"are {num_prefix_tokens + high * wide}"
         )
     plan = plan_clap(x, (high, wide), check_tau("tau", tau, ("auto", "paper")), check_window(window), num_prefix_tokens)
+    if tau == "paper":
+        warn_of_nothing(plan)
     return plan(x), plan.step
 
 
@@ -132,14 +134,17 @@ def plan_clap(
         threshold = clap_tau(similarity.flatten(1), tau)
         leaders = clap_leaders(similarity, threshold, grid, window, num_prefix_tokens)
         sizes = similarity.new_ones(x.shape[:2])
-        plan = Plan(TokenMap.from_leaders(leaders, sizes), sizes, threshold, similarity)
-    if tau == "paper" and not plan.merges and similarity.numel():
+        return Plan(TokenMap.from_leaders(leaders, sizes), sizes, threshold, similarity)
+
+
+def warn_of_nothing(plan: Plan) -> None:
+    """Say so if the threshold as published is one that merges nothing (a plan of CLAP)."""
+    if not plan.merges and plan.similarity.numel():
         warnings.warn(
-            f"tau='paper' merges nothing here: mean + standard deviation is {threshold.max():.4f}, "
-            f"the most similar window {similarity.max():.4f}. Use tau='auto' or a number",
+            f"tau='paper' merges nothing here: mean + standard deviation is {plan.tau.max():.4f}, "
+            f"the most similar window {plan.similarity.max():.4f}. Use tau='auto' or a number",
             stacklevel=2,
         )
-    return plan
 
 
 def plan_gbm(x: Tensor, sizes: Tensor, tau: float | str | Tensor, layer: int, num_prefix_tokens: int) -> Plan:

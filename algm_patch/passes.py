@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .merging import Plan, plan_clap, plan_gbm
+from .merging import Plan, plan_clap, plan_gbm, warn_of_nothing
 from .settings import Settings, above_all
 from .tokens import TokenMap
 
@@ -86,7 +87,11 @@ class ForwardPass:
         grid: (H, W) in tokens.
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
             None if anything may be read or changed between blocks: then every block gives back the full grid.
-        num_prefix_tokens: as the model declares it; None to take what stands before the patches.
+        num_prefix_tokens: at least so many stand before the patches.
+
+    Attributes:
+        doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
+            whose tokens these are.
     """
 
     def __init__(
@@ -95,15 +100,22 @@ class ForwardPass:
         tau: float | str,
         grid: tuple[int, int],
         taps: frozenset[int] | None,
-        num_prefix_tokens: int | None,
+        num_prefix_tokens: int,
     ) -> None:
         self.settings = settings
         self.tau = tau
         self.grid = grid
         self.taps = taps
         self.num_prefix_tokens = num_prefix_tokens
+        self.doubtful = False
         self.batch, self.device = 0, torch.device("cpu")
         self.steps: dict[int, Step] = {}
+
+    def again_from(self, layer: int) -> ForwardPass:
+        """A pass that has gone the same way so far, and takes a block (counted from 0) anew."""
+        other = copy.copy(self)
+        other.steps = {earlier: step for earlier, step in self.steps.items() if earlier < layer}
+        return other
 
     def begin(self, layer: int, x: Tensor, read: bool, changed: bool) -> Step:
         """Open the step of a block (counted from 0) on its input.
@@ -124,24 +136,25 @@ class ForwardPass:
         return step
 
     def _check_tokens(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> None:
-        height, width = self.grid
-        if self.num_prefix_tokens is None:
-            self.num_prefix_tokens = x.shape[1] - height * width
-        length = self.num_prefix_tokens + height * width
+        patches = self.grid[0] * self.grid[1]
+        if not self.steps and x.dim() == 3 and not self.doubtful:  # prompts, say, stand before the patches too
+            self.num_prefix_tokens = max(self.num_prefix_tokens, x.shape[1] - patches)
+        length = self.num_prefix_tokens + patches
         expected = length if before is None or full else before.sizes.shape[1]
-        if self.num_prefix_tokens < 0 or x.dim() != 3 or x.shape[1] != expected:
+        if x.dim() != 3 or x.shape[1] != expected:
             raise ValueError(
-                f"block {layer + 1} was given {list(x.shape)} where ALGM expected {expected} tokens "
-                f"({self.num_prefix_tokens} prefix, {height}x{width} patches"
-                f"{'' if expected == length else ', merged'}). "
-                "It needs the whole grid: turn off patch dropout, masking or whatever else adds or removes tokens"
+                f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
+                f"{self.num_prefix_tokens} prefix tokens, then {self.grid[0]}x{self.grid[1]} patches"
+                f"{'' if expected == length else ', merged'}. "
+                "It needs the whole grid in every block, with nothing added or left out on the way (patch dropout, "
+                "masking)"
             )
         self.batch, self.device = len(x), x.device
 
     def stages(self, layer: int) -> list[str]:
         """The merges that the settings ask for in a block (counted from 0)."""
         stages = []
-        if layer + 1 == self.settings.clap_layer and not above_all(self.tau):
+        if layer + 1 == self.settings.clap_layer and not above_all(self.settings.tau):
             stages.append("CLAP")
         if layer + 1 in self.settings.gbm_layers and not above_all(self.gbm_tau):
             stages.append("GBM")
@@ -153,7 +166,13 @@ class ForwardPass:
             return self.settings.gbm_tau
         if not isinstance(self.tau, str) or self.settings.clap_layer is None:
             return self.tau
-        return self.steps[self.settings.clap_layer - 1].plans["CLAP"].tau
+        step = self.steps.get(self.settings.clap_layer - 1)
+        if step is None:
+            raise RuntimeError(
+                f"gbm_tau='tau' takes CLAP's threshold, but block {self.settings.clap_layer}, where CLAP computes it, "
+                "did not run in this forward pass. Set model.algm.gbm_tau to 'adaptive' or a number"
+            )
+        return step.plans["CLAP"].tau
 
     def tokens(self, step: Step, x: Tensor) -> LayerTokens:
         """What the attention of a block must know of its tokens ``x``."""
@@ -172,12 +191,14 @@ class ForwardPass:
         return plan(x) if plan.merges else x
 
     def _plan(self, stage: str, layer: int, x: Tensor) -> Plan:
-        assert self.num_prefix_tokens is not None  # known since the pass's first block
         if stage == "GBM":
             before = self.steps[layer].after
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
             return plan_gbm(x, sizes, self.gbm_tau, layer + 1, self.num_prefix_tokens)
-        return plan_clap(x, self.grid, self.tau, self.settings.window, self.num_prefix_tokens)
+        plan = plan_clap(x, self.grid, self.tau, self.settings.window, self.num_prefix_tokens)
+        if self.settings.tau == "paper":
+            warn_of_nothing(plan)
+        return plan
 
     @property
     def token_map(self) -> TokenMap:
@@ -186,4 +207,4 @@ class ForwardPass:
         if after is not None:
             return after
         height, width = self.grid
-        return TokenMap.identity(self.batch, (self.num_prefix_tokens or 0) + height * width, self.device)
+        return TokenMap.identity(self.batch, self.num_prefix_tokens + height * width, self.device)

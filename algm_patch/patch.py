@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .adapters import READERS, Adapter, path_of, unpatched
-from .discovery import class_name, find_vit
-from .handle import Algm, handle_of
+from .discovery import Vit, class_name, find_vit
+from .handle import Algm, check_fit
 from .settings import Settings
+from .tracking import remember
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,20 +63,38 @@ def apply_algm(
     >>> model.forward_features(torch.rand(1, 3, 224, 224)).shape
     torch.Size([1, 197, 192])
     """
-    settings = Settings(clap_layer, gbm_layers, tau, gbm_tau, window, proportional_attention, taps)  # type: ignore[arg-type]
-    vit = find_vit(model)
-    handle = Algm(settings, vit)
-    handle._owners.update([model, vit.trunk])
-    for module in (model, vit.trunk):
+    settings = Settings(
+        clap_layer=clap_layer,
+        gbm_layers=gbm_layers,  # type: ignore[arg-type]
+        tau=tau,  # type: ignore[arg-type]
+        gbm_tau=gbm_tau,  # type: ignore[arg-type]
+        window=window,
+        proportional_attention=proportional_attention,
+        taps=taps,  # type: ignore[arg-type]
+    )
+    trunk, vit = find_vit(model)
+    check_fit(settings, vit, class_name(trunk))
+    old = patch_of(trunk)
+    handle = old.handle if old else Algm()
+    for module in (*vit.blocks, vit.projection):
+        patch = patch_of(module)
+        if patch and patch.handle is not handle:
+            raise ValueError(
+                f"a {class_name(module)} of {class_name(trunk)} is patched already, as part of another model. "
+                "Call remove_algm on that model first"
+            )
+    for module in (model, trunk):
         if not isinstance(getattr(module, "algm", handle), Algm):
             raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
-    if patch_of(vit.trunk):
-        handle._owners.update(handle_of(vit.trunk)._owners)
-        remove_algm(vit.trunk)
-    swap(vit.trunk, "trunk", Patch(handle))
+    if old:
+        unswap(patched_modules(handle))
+    swap(trunk, "trunk", TrunkPatch(handle, vit))
     swap(vit.projection, "projection", Patch(handle))
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         swap(block, "block", BlockPatch(handle, layer, adapter))
+    handle._link(trunk)
+    handle._begin(settings)
+    handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
     return model
@@ -90,20 +109,16 @@ def remove_algm(model: Model) -> Model:
     handles = {patch.handle for patch in map(patch_of, model.modules()) if patch}
     if not handles:
         raise ValueError(f"remove_algm: {class_name(model)} is not patched")
-    patched = [module for handle in handles for module in handle._vit.modules if patch_of(module)]
-    for module in patched:
-        if "_algm_original" not in vars(type(module)):
-            raise ValueError(
-                f"remove_algm: the class of {class_name(module)} was changed after apply_algm, to {type(module)}. "
-                "Undo that first"
-            )
-    for module in patched:
-        module.__class__ = unpatched(type(module))
-        del module.__dict__["_algm"]
+    unswap({*filter(patch_of, model.modules()), *(part for handle in handles for part in patched_modules(handle))})
     for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
     return model
+
+
+def patched_modules(handle: Algm) -> set[nn.Module]:
+    """The modules that were patched for this handle; none if its model is gone."""
+    return {handle._the_trunk(), handle._vit.projection, *handle._vit.blocks} if handle._linked else set()
 
 
 # -- swapping classes
@@ -114,6 +129,11 @@ class Patch:
     """What a patched module knows, as its attribute ``_algm``."""
 
     handle: Algm
+
+
+@dataclass(frozen=True)
+class TrunkPatch(Patch):
+    vit: Vit
 
 
 @dataclass(frozen=True)
@@ -129,18 +149,34 @@ def run_block(original: Callable[..., Tensor], block: Any, x: Tensor, *args: Any
     forward_pass, step = handle._step(layer, x)
     stages = forward_pass.stages(layer)
     if step.before is None and not stages:
-        return original(block, x, *args, **kwargs)
-    x = step.enter(x)
-    x = adapter.attention_half(block, x, forward_pass.tokens(step, x), *args, **kwargs)
-    for stage in stages:
-        x = forward_pass.merge(stage, layer, x)
-    return step.leave(adapter.mlp_half(block, x))
+        x = original(block, x, *args, **kwargs)
+    else:
+        x = step.enter(x)
+        x = adapter.attention_half(block, x, forward_pass.tokens(step, x), *args, **kwargs)
+        for stage in stages:
+            x = forward_pass.merge(stage, layer, x)
+        x = step.leave(adapter.mlp_half(block, x))
+    remember(x, forward_pass)
+    return x
 
 
 def swap(module: nn.Module, role: str, patch: Patch) -> None:
     module._algm = patch  # type: ignore[assignment]
     cls: Any = type(module)
     module.__class__ = patched_class(cls, role)
+
+
+def unswap(modules: Iterable[nn.Module]) -> None:
+    """Undo :func:`swap`; raise ValueError, and undo nothing, if the class of one was changed since."""
+    modules = list(modules)
+    for module in modules:
+        if "_algm_original" not in vars(type(module)):
+            raise ValueError(
+                f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first"
+            )
+    for module in modules:
+        module.__class__ = unpatched(type(module))
+        del module.__dict__["_algm"]
 
 
 @cache
@@ -181,6 +217,11 @@ def projection_methods(original: Any) -> dict[str, Any]:
 
 
 def trunk_methods(original: Any) -> dict[str, Any]:
+    def restore(self: Any, state: Any) -> None:
+        original.__setstate__(self, state)
+        if not self._algm.handle._linked:  # a copied handle finds its copied trunk
+            self._algm.handle._link(self)
+
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +230,7 @@ def trunk_methods(original: Any) -> dict[str, Any]:
 
         return run
 
-    methods = {}
+    methods = {"__setstate__": restore}
     for path, blocks_read in READERS.items():
         attribute = path.rpartition(".")[2]
         method = getattr(original, attribute, None)

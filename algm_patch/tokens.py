@@ -16,12 +16,12 @@ class TokenMap:
     O(N) memory: one label per original token (ALGORITHM: "Bookkeeping and unmerge").
 
     Args:
-        labels: [B, P+N] integers; ``labels[b, n]`` is the position, in the merged sequence, of the
+        labels: [B, P+N] int64; ``labels[b, n]`` is the position, in the merged sequence, of the
             token that holds original token ``n``. Prefix tokens are counted.
         sizes: [B, P+M]; how many original tokens each merged token holds.
 
     Raises:
-        ValueError: if the two are not matrices of the same batch.
+        ValueError: if the two are not matrices of the same batch, or the labels not int64.
 
     >>> tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
     >>> pair = TokenMap(labels=torch.tensor([[0, 0, 1]]), sizes=torch.tensor([[2.0, 1.0]]))
@@ -41,8 +41,8 @@ class TokenMap:
                 "TokenMap expects labels [B, P+N] and sizes [B, P+M], got "
                 f"labels {list(self.labels.shape)} and sizes {list(self.sizes.shape)}"
             )
-        if self.labels.is_floating_point():
-            raise ValueError(f"TokenMap expects integer labels, got {self.labels.dtype}")
+        if self.labels.dtype != torch.int64:
+            raise ValueError(f"TokenMap expects int64 labels, got {self.labels.dtype}")
 
     @classmethod
     def identity(cls, batch: int, length: int, device: torch.device | None = None) -> TokenMap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ def backward_pass() -> int:
 class Tracker(threading.local):
     """The forward passes of one patched model; each thread has its own.
 
+    Tokens remember their pass: the storage of every block's input and output holds it. That leads blocks of two
+    passes that run in turns to their own, and gradient checkpointing, which runs blocks again in the backward pass
+    when other passes have begun. Tokens that do not know theirs (the first block's, or what someone computed between
+    blocks) belong to the pass that this thread was last in.
+
     Attributes:
         last: the last pass that this thread began (outside of backward passes).
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
@@ -33,8 +38,11 @@ class Tracker(threading.local):
         self._current: tuple[ForwardPass, int] | None = None
 
     def begin(self, forward_pass: ForwardPass) -> None:
-        self._current = forward_pass, backward_pass()
-        if backward_pass() == NOT_IN_BACKWARD:
+        now = backward_pass()
+        if self._current is not None and self._current[1] == now and not self._current[0].steps:
+            forward_pass.doubtful = self._current[0].grid != forward_pass.grid
+        self._current = forward_pass, now
+        if now == NOT_IN_BACKWARD:
             self.last = forward_pass
 
     @contextmanager
@@ -44,23 +52,43 @@ class Tracker(threading.local):
         try:
             yield
         finally:
-            self.taps = None
+            self.taps = self._current = None
 
-    def of(self, x: Tensor) -> ForwardPass | None:
-        """The forward pass of a block's input; None if it cannot be told.
+    @property
+    def under_way(self) -> bool:
+        """Whether a forward pass has begun and its end is not known."""
+        return self._current is not None and self._current[1] == backward_pass()
 
-        Gradient checkpointing runs blocks again in the backward pass, when other forward passes may have begun. The
-        input of a checkpointed segment is kept for that, and its storage remembers the pass. The blocks after the
-        first of a segment follow it.
+    def of(self, x: Tensor, layer: int) -> ForwardPass | None:
+        """The forward pass that the input of a block (counted from 0) belongs to; None if it cannot be told.
+
+        A block that has run in it already, and runs again outside of a backward pass, begins a pass of its own from
+        there on.
         """
         now = backward_pass()
-        found: ForwardPass | None = None
-        if now != NOT_IN_BACKWARD:
-            found = getattr(x.untyped_storage(), "_algm_pass", None)
-        if found is None and self._current is not None and self._current[1] == now:
-            found = self._current[0]
-        if found is not None:
-            self._current = found, now
-            if x.requires_grad or torch.is_grad_enabled():
-                x.untyped_storage()._algm_pass = found  # type: ignore[attr-defined]
+        found = current = self._current[0] if self._current is not None and self.under_way else None
+        known = known_pass(x)
+        if known is not None and not (layer == 0 and current is not None and not current.steps):
+            found = known
+        if found is None:
+            return None
+        if now == NOT_IN_BACKWARD and layer in found.steps:
+            if known is None and layer > 0:
+                return None
+            found = found.again_from(layer)
+            self.last = found
+        self._current = found, now
+        remember(x, found)
         return found
+
+
+def known_pass(x: Tensor) -> ForwardPass | None:
+    try:
+        return getattr(x.untyped_storage(), "_algm_pass", None)
+    except NotImplementedError:  # the wrappers of torch.func have no storage
+        return None
+
+
+def remember(x: Tensor, forward_pass: ForwardPass) -> None:
+    with suppress(NotImplementedError):
+        x.untyped_storage()._algm_pass = forward_pass  # type: ignore[attr-defined]

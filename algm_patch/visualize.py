@@ -46,22 +46,24 @@ def panels(image: Any, model: nn.Module) -> dict[str, Array]:
         TypeError: if ``image`` is none of the above.
     """
     handle = handle_of(model)
-    tensor, picture = prepare(image, handle._vit.trunk)
+    trunk = handle._the_trunk()
+    tensor, picture = prepare(image, trunk)
     parameter = next(model.parameters(), tensor)
     with torch.no_grad(), eval_mode(model):
         model(tensor.to(parameter.device, parameter.dtype))
     past = handle._past()
+    side = pixels_per_token(trunk, past.grid, picture)
     shown = {"image": picture}
     windows = handle.window_similarity
     if windows.numel():
-        shown[f"similarity in {'×'.join(map(str, handle.window))} windows"] = spread_windows(
-            windows[0].float().cpu().numpy(), handle.window, past.grid, picture.shape[:2]
+        shown[f"similarity in {'×'.join(map(str, past.settings.window))} windows"] = spread_windows(
+            windows[0].float().cpu().numpy(), past.settings.window, past.grid, side, picture.shape[:2]
         )
     for layer, step in sorted(past.steps.items()):
         if step.plans and step.after is not None:
             groups = step.after.labels[0, past.num_prefix_tokens :].view(past.grid).cpu().numpy()
             title = f"{' and '.join(step.plans)} in layer {layer + 1}: {len(np.unique(groups))} of {groups.size} tokens"
-            shown[title] = paint_groups(picture, groups)
+            shown[title] = paint_groups(picture, groups, side)
     return shown
 
 
@@ -70,6 +72,9 @@ def prepare(image: Any, trunk: nn.Module) -> tuple[Tensor, Array]:
     import timm.data
 
     config = timm.data.resolve_model_data_config(trunk)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if size is not None:  # the model's own, which may not be that of its checkpoint
+        config["input_size"] = (3, *size)
     if isinstance(image, np.ndarray):
         from PIL import Image
 
@@ -86,29 +91,41 @@ def prepare(image: Any, trunk: nn.Module) -> tuple[Tensor, Array]:
     return tensor, picture.round().byte().permute(1, 2, 0).numpy()
 
 
-def spread(tokens: Array, size: tuple[int, ...]) -> Array:
-    """A value per token [H, W] to a value per pixel."""
-    rows, columns = (np.arange(pixels) * count // pixels for pixels, count in zip(size, tokens.shape, strict=True))
+def pixels_per_token(trunk: Any, grid: tuple[int, int], picture: Array) -> tuple[int, int]:
+    """Height and width of a token. If the model says nothing, the picture's over the grid's."""
+    embedding: Any = getattr(trunk, "patch_embed", None)
+    if hasattr(embedding, "feat_ratio"):
+        high, wide = embedding.feat_ratio(as_scalar=False)
+        return high, wide
+    return -(-picture.shape[0] // grid[0]), -(-picture.shape[1] // grid[1])
+
+
+def spread(tokens: Array, side: tuple[int, int], size: tuple[int, ...]) -> Array:
+    """A value per token [H, W] to a value per pixel, for tokens of this side and an image of this size."""
+    rows, columns = (np.arange(pixels) // token for pixels, token in zip(size, side, strict=True))
     return tokens[rows[:, None], columns]
 
 
-def spread_windows(windows: Array, window: tuple[int, int], grid: tuple[int, int], size: tuple[int, ...]) -> Array:
+def spread_windows(
+    windows: Array, window: tuple[int, int], grid: tuple[int, int], side: tuple[int, int], size: tuple[int, ...]
+) -> Array:
     """A value per window to a value per pixel; NaN for tokens that are in no window."""
     tokens = np.full(grid, np.nan, windows.dtype)
     inside = windows.repeat(window[0], 0).repeat(window[1], 1)
     tokens[: inside.shape[0], : inside.shape[1]] = inside
-    return spread(tokens, size)
+    return spread(tokens, side, size)
 
 
-def paint_groups(picture: Array, groups: Array) -> Array:
+def paint_groups(picture: Array, groups: Array, side: tuple[int, int]) -> Array:
     """Each group in its mean colour, with a thin line around those of more than one token.
 
     Args:
         picture: [H, W, 3] uint8.
         groups: one integer per token.
+        side: height and width of a token in pixels.
     """
     _, numbers, tokens = np.unique(groups, return_inverse=True, return_counts=True)
-    labels = spread(numbers.reshape(groups.shape), picture.shape[:2])
+    labels = spread(numbers.reshape(groups.shape), side, picture.shape[:2])
     pixels = np.maximum(np.bincount(labels.ravel(), minlength=len(tokens)), 1)
     sums = [np.bincount(labels.ravel(), picture[..., i].ravel(), len(tokens)) for i in range(3)]
     painted = (np.stack(sums, -1) / pixels[:, None]).round().astype(np.uint8)[labels]

@@ -36,12 +36,12 @@ def test_the_rule_over_all_windows_of_all_images(layer, tau, rule):
     assert f"calibrated: {expected:.4f}" in repr(model.algm)
     with torch.no_grad():
         model(photo(seed=1))
-    assert f"tau {expected:.4f}" in repr(model.algm).splitlines()[-2]
+    assert f"CLAP 31 -> {model.algm.tokens_per_layer[layer - 1]}, tau {expected:.4f}" in repr(model.algm)
     model.algm.tau = 0.3
     with torch.no_grad():
         model(photo(seed=1))
-    assert "tau 0.3000" in repr(model.algm).splitlines()[-2]
-    model.algm.tau = "auto"
+    assert f"CLAP 31 -> {model.algm.tokens_per_layer[layer - 1]}, tau 0.3000" in repr(model.algm)
+    model.algm.tau = "paper" if tau == "paper" else "auto"
     assert "calibrated" in repr(model.algm)
 
 
@@ -90,6 +90,31 @@ def test_through_a_whole_model_without_running_its_head():
     assert -1 < calibrate(model, IMAGES) < 1
 
 
+def test_a_threshold_holds_for_the_layer_and_window_it_was_measured_in():
+    model = apply_algm(build("ViT"))
+    value = calibrate(model, IMAGES)
+    assert f"calibrated: {value:.4f}" in repr(model.algm)
+    for name, other, own in [("clap_layer", 2, 1), ("window", (3, 2), (2, 2)), ("tau", "paper", "auto")]:
+        setattr(model.algm, name, other)
+        assert "calibrated" not in repr(model.algm)
+        setattr(model.algm, name, own)
+        assert f"calibrated: {value:.4f}" in repr(model.algm)
+
+
+def test_through_a_wrapper_of_a_patched_model_in_other_precisions():
+    model = apply_algm(build("ViT"))
+    expected = calibrate(model, IMAGES)
+    assert calibrate(nn.Sequential(model, nn.ReLU()), IMAGES.double()) == expected
+    half = nn.Sequential(apply_algm(build("ViT").bfloat16()))
+    assert calibrate(half, IMAGES) == pytest.approx(expected, abs=0.02)
+
+
+def test_two_patched_models_are_not_one():
+    pair = nn.Sequential(apply_algm(build("ViT")), apply_algm(build("ViT")))
+    with pytest.raises(ValueError, match="Sequential holds 2 patched models"):
+        calibrate(pair, IMAGES)
+
+
 def test_applying_anew_forgets():
     model = apply_algm(build("ViT"))
     calibrate(model, IMAGES)
@@ -103,6 +128,7 @@ def test_applying_anew_forgets():
         (lambda: apply_algm(build("ViT"), clap_layer=None), IMAGES, ValueError, "clap_layer is None"),
         (lambda: apply_algm(build("ViT")), [], ValueError, r"no \(2, 2\) window in 0 batches"),
         (lambda: apply_algm(build("DINOv2")), torch.randn(3, 14, 70), ValueError, r"no \(2, 2\) window in 1 batches"),
+        (lambda: apply_algm(build("ViT")), torch.full((2, 3, 96, 80), torch.nan), ValueError, "give tau nan"),
         (lambda: apply_algm(build("ViT")), ["a.png"], TypeError, "expects image tensors.*got <class 'str'>"),
         (lambda: apply_algm(build("ViT")), [("a", 1)], TypeError, "got <class 'tuple'>"),
     ],

@@ -4,7 +4,7 @@ import models
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import Block, ParallelScalingBlock
+from timm.models.vision_transformer import Block, DiffParallelScalingBlock, ParallelScalingBlock
 from torch import nn
 
 from algm_patch import apply_algm
@@ -47,9 +47,15 @@ def of_blocks_alone():
     return nn.Sequential(*(Block(64, 4) for _ in range(3)))
 
 
-def with_a_linear_embedding():
+def with_a_projection(projection):
     model = vit()
-    model.patch_embed.proj = nn.Linear(3, 64)
+    model.patch_embed.proj = projection
+    return model
+
+
+def with_an_instance_forward_of_the_projection():
+    model = vit()
+    model.patch_embed.proj.forward = lambda x: x
     return model
 
 
@@ -74,7 +80,15 @@ REFUSED = {
     "block used twice": (with_a_repeated_block, r"model\.blocks runs one block more than once"),
     "encoder and decoder": (with_two_sequences, r"several sequences of blocks, model\.blocks, model\.decoder"),
     "no patch embedding": (of_blocks_alone, "no patch projection with a regular grid leads to the blocks in model"),
-    "no grid": (with_a_linear_embedding, "patch projection is a Linear, which leaves no grid"),
+    "no grid": (lambda: with_a_projection(nn.Linear(3, 64)), "patch projection is a Linear, which leaves no grid"),
+    "video": (
+        lambda: with_a_projection(nn.Conv3d(3, 64, 16)),
+        r"model\.patch_embed\.proj cannot be patched: .* a Conv3d",
+    ),
+    "projection's forward on the instance": (
+        with_an_instance_forward_of_the_projection,
+        r"model\.patch_embed\.proj .* this Conv2d has a forward set on the instance",
+    ),
     "pooling stages": (lambda: timm.create_model("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
     "two branches": (lambda: timm.create_model("crossvit_9_240"), "CrossVit .*no patch projection"),
     "unknown blocks": (
@@ -124,19 +138,23 @@ def test_the_one_trunk_is_found(wrap):
 
 
 def test_every_vision_transformer_of_timm_is_patched_or_refused():
-    names = [name for name in timm.list_models() if name.startswith(("vit_", "deit", "flexivit", "test_vit"))]
-    counts = {True: 0, False: 0}
+    prefixes = ("vit_", "deit", "flexivit", "test_vit", "aimv2", "beit3", "vitamin", "eva_large")
+    names = [name for name in timm.list_models() if name.startswith(prefixes)]
+    patched, refused = [], []
     for name in names:
         with torch.device("meta"):
             model = timm.create_model(name)
-        if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
+        if not isinstance(model, timm.models.VisionTransformer):
             continue
+        fused = any(isinstance(part, (ParallelScalingBlock, DiffParallelScalingBlock)) for part in model.modules())
         try:
             apply_algm(model)
         except ValueError as error:
+            assert fused, name
             assert "share one residual" in str(error)  # noqa: PT017
-            counts[False] += 1
+            refused.append(name)
         else:
-            counts[True] += 1
-    assert counts[True] > 100
-    assert counts[False] == 5
+            assert not fused, name
+            patched.append(name)
+    assert len(patched) > 150
+    assert refused

@@ -6,7 +6,7 @@ import torch
 from models import build, photo
 from torch import nn
 
-from algm_patch import TokenMap, apply_algm, clap, gbm, remove_algm
+from algm_patch import TokenMap, apply_algm, calibrate, clap, gbm, remove_algm
 
 
 def test_before_and_after_a_forward_pass():
@@ -30,6 +30,7 @@ def test_before_and_after_a_forward_pass():
     assert [line.split(",")[0] for line in lines[7:]] == [
         f"    layer 3: GBM {counts[1]} -> {counts[2]}",
         f"    layer 5: GBM {counts[3]} -> {counts[4]}",
+        "    full grid given back after layer 5",
     ]
     assert counts[0] == 31 > counts[1] > counts[2] == counts[3] > counts[4]
 
@@ -241,3 +242,96 @@ def test_a_model_looks_the_same_patched():
     assert isinstance(model.blocks[0], timm.models.vision_transformer.Block)
     assert isinstance(model, timm.models.VisionTransformer)
     assert len({type(block) for block in model.blocks}) == 1
+
+
+def test_applied_again_it_keeps_its_handle():
+    model = apply_algm(build("ViT"), tau=0.5)
+    handle = model.algm
+    apply_algm(model, tau=0.7)
+    assert model.algm is handle
+    assert handle.tau == 0.7
+
+
+def prune(model):
+    model.prune_intermediate_layers([1])
+
+
+def replace(model):
+    model.blocks[1] = timm.models.vision_transformer.Block(64, 4)
+
+
+def add(model):
+    model.blocks.append(timm.models.vision_transformer.Block(64, 4))
+
+
+@pytest.mark.parametrize("change", [prune, replace, add])
+def test_blocks_changed_after_the_patch_are_noticed(change):
+    model = build("ViT")
+    apply_algm(model, gbm_layers=[2], tau=0.5)
+    change(model)
+    with pytest.raises(RuntimeError, match=r"no longer those that apply_algm patched .* Call apply_algm again"):
+        model.forward_features(photo())
+    apply_algm(model, gbm_layers=[2], tau=0.5)
+    model.forward_features(photo())
+    assert len(model.algm.tokens_per_layer) == len(model.blocks)
+    remove_algm(model)
+    assert all(type(block) is timm.models.vision_transformer.Block for block in model.blocks)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@torch.no_grad()
+def test_blocks_may_be_wrapped_after_the_patch():
+    model, image = apply_algm(build("ViT"), tau=0.5), photo()
+    expected = model(image)
+    model.blocks[2] = Wrapped(model.blocks[2])
+    assert torch.equal(model(image), expected)
+
+
+@pytest.mark.parametrize("part", ["blocks", "patch_embed"])
+def test_parts_of_another_patched_model_are_refused(part):
+    first, second = apply_algm(build("ViT")), build("ViT")
+    setattr(second, part, getattr(first, part))
+    with pytest.raises(ValueError, match=r"patched already, as part of another model. Call remove_algm on that"):
+        apply_algm(second)
+    first(photo())
+    remove_algm(first)
+    apply_algm(second)(photo())
+
+
+@torch.no_grad()
+def test_claps_threshold_when_its_block_did_not_run():
+    model = apply_algm(build("ViT"), clap_layer=2, gbm_layers=[4], gbm_tau="tau")
+    x = model._pos_embed(model.patch_embed(photo()))
+    with pytest.raises(RuntimeError, match=r"block 2, where CLAP computes it, did not run.*gbm_tau"):
+        model.blocks[3](x)
+
+
+@torch.no_grad()
+def test_it_says_after_which_layers_the_grid_is_back():
+    model = apply_algm(build("ViT"), clap_layer=2, gbm_layers=[3], tau=0.5)
+    model.forward_features(photo())
+    assert "full grid given back after layer 5" in repr(model.algm)
+    model.forward_intermediates(photo(), indices=[0, 2, 3], intermediates_only=True)
+    assert "full grid given back after layer 3, 4" in repr(model.algm)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_published_rule_warns_when_it_merges_nothing(calibrated):
+    """Windows mostly alike: their mean + deviation is above every one."""
+    model, image = build("ViT"), torch.ones(2, 3, 96, 80)
+    image[:, :, :16, :16] = torch.randn(3, 16, 16)
+    apply_algm(model, tau="paper", gbm_layers=[])
+    if calibrated:
+        calibrate(model, image)
+    with pytest.warns(UserWarning, match="tau='paper' merges nothing here"):
+        model(image)
+    assert set(model.algm.tokens_per_layer) == {31}

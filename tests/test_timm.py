@@ -103,9 +103,10 @@ def test_only_what_is_read_is_unmerged(monkeypatch):
     unmerged.clear()
     model.forward_intermediates(photo(), indices=[1, 2])
     assert len(unmerged) == 3
-    unmerged.clear()
-    model.forward_intermediates(photo(), indices=[1], stop_early=True)
-    assert len(unmerged) == 1
+    for options in ({"stop_early": True}, {"intermediates_only": True}):
+        unmerged.clear()
+        model.forward_intermediates(photo(), indices=[1], **options)
+        assert len(unmerged) == 1
 
 
 class Neck(VisionTransformer):
@@ -239,7 +240,9 @@ def test_patch_dropout_is_refused_while_it_drops():
     model = apply_algm(build("ViT", patch_drop_rate=0.5))
     model(photo())
     model.train()
-    with pytest.raises(ValueError, match=r"block 1 was given \[2, 16, 64\] where ALGM expected 31 .* patch dropout"):
+    with pytest.raises(
+        ValueError, match=r"block 1 was given \[2, 16, 64\] where ALGM expected \[B, 31, D\].*patch dropout"
+    ):
         model(photo())
 
 
@@ -276,3 +279,136 @@ def test_proportional_attention_is_attention_to_the_copies():
     remove_algm(model)
     torch.testing.assert_close(again(full), outputs[2], atol=1e-5, rtol=1e-5)
     assert not torch.equal(full[:, 1:], full[:, 1:2].expand_as(full[:, 1:]))
+
+
+class Prompted(VisionTransformer):
+    """Prompt tuning: learned tokens after the class token, for the first block and all that follow."""
+
+    def forward_features(self, x):
+        x = self._pos_embed(self.patch_embed(x))
+        prompts = torch.linspace(-1, 1, 3 * x.shape[2]).view(1, 3, -1).expand(len(x), -1, -1)
+        x = torch.cat([x[:, :1], prompts, x[:, 1:]], 1)
+        return self.norm(self.blocks(x))
+
+
+@torch.no_grad()
+def test_prompts_before_the_patches_are_prefix():
+    model, image = Prompted(img_size=(96, 80), embed_dim=64, depth=4, num_heads=4, num_classes=0).eval(), photo()
+    expected = model.forward_features(image)
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)
+    assert model.forward_features(image).shape == expected.shape
+    assert "grid 6x5 + 4 prefix" in repr(model.algm)
+    assert torch.equal(model.algm.token_map.labels[:, :4], torch.arange(4).expand(2, 4))
+    assert (model.algm.token_map.sizes[:, :4] == 1).all()
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < 34
+
+
+def in_turns(model, images, between=lambda x: x):
+    """Two images, block by block."""
+    tokens = [model._pos_embed(model.patch_embed(image)) for image in images]
+    for block in model.blocks:
+        tokens = [between(block(x)) for x in tokens]
+    return [model.norm(x) for x in tokens]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_two_images_may_take_turns(gradients):
+    model, images = build("ViT"), [photo(seed=1), photo(seed=2)]
+    apply_algm(model, **SETTINGS)
+    with torch.set_grad_enabled(gradients):
+        expected = [model.forward_features(image) for image in images]
+        assert not torch.allclose(*expected)
+        for found, wanted in zip(in_turns(model, images), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+@torch.no_grad()
+def test_two_images_in_turns_are_refused_where_they_cannot_be_told_apart():
+    model, images = build("ViT"), [photo(seed=1), photo(seed=2)]
+    apply_algm(model, **SETTINGS)
+    with pytest.raises(RuntimeError, match=r"block 2 .* ran already. If several passes take turns"):
+        in_turns(model, images, between=lambda x: x + 1)
+
+
+@torch.no_grad()
+def test_two_grids_in_turns():
+    model, images = build("ViT", dynamic_img_size=True), [photo(grid=(8, 4)), photo(grid=(4, 4))]
+    apply_algm(model, **SETTINGS)
+    with pytest.raises(ValueError, match=r"block 1 was given \[2, 33, 64\] where ALGM expected \[B, 17, D\]"):
+        in_turns(model, images)
+    assert model.forward_features(images[0]).shape == (2, 33, 64)
+
+
+@torch.no_grad()
+def test_a_block_run_again_on_its_input_does_the_same_again():
+    model, image = build("ViT"), photo()
+    apply_algm(model, **SETTINGS)
+    outputs = block_outputs(model, image)
+    x = model._pos_embed(model.patch_embed(image))
+    for block, expected in zip(model.blocks, outputs, strict=True):
+        assert torch.equal(block(x), expected)
+        following = block(x)
+        assert torch.equal(following, expected)
+        x = following
+
+
+class Reading(torch.nn.Sequential):
+    """Runs the blocks and keeps what they leave."""
+
+    def forward(self, x):
+        self.levels = []
+        for block in self:
+            x = block(x)
+            self.levels.append(x)
+        return x
+
+
+@torch.no_grad()
+def test_a_sequence_that_reads_between_its_blocks_sees_full_grids():
+    model = build("ViT")
+    model.blocks = Reading(*model.blocks)
+    apply_algm(model, **SETTINGS)
+    model.forward_features(photo())
+    assert {level.shape for level in model.blocks.levels} == {(2, 31, 64)}
+    assert model.algm.tokens_per_layer[-1] < 31
+
+
+@torch.no_grad()
+def test_unmerged_layers_keep_their_fast_path(family):
+    """No mask reaches attention before anything is merged."""
+    model, image = build(family), photo(family)
+    apply_algm(model, clap_layer=3, gbm_layers=[], tau=0.5)
+    masks = {layer: [] for layer in range(5)}
+    for layer, block in enumerate(model.blocks):
+        for part in getattr(block, "attns", [block]):
+            part.attn.register_forward_pre_hook(
+                lambda _, args, kwargs, layer=layer: masks[layer].append(kwargs.get("attn_mask", args[1:] or None)),
+                with_kwargs=True,
+            )
+    model.forward_features(image)
+    for layer, seen in masks.items():
+        assert seen
+        assert all((mask is None) == (layer < 3) for mask in seen)
+
+
+@torch.no_grad()
+def test_forward_intermediates_as_a_dictionary():
+    model, image = build("DINOv2, 4 registers"), photo("DINOv2, 4 registers")
+    apply_algm(model, **SETTINGS)
+    options = {"indices": [1, 4], "return_prefix_tokens": True}
+    final, pairs = model.forward_intermediates(image, **options)
+    found = model.forward_intermediates(image, **options, output_dict=True)
+    assert torch.equal(found["image_features"], final)
+    for i, (patches, prefix) in enumerate(pairs):
+        assert torch.equal(found["image_intermediates"][i], patches)
+        assert torch.equal(found["image_intermediates_prefix"][i], prefix)
+
+
+def test_backward_hooks_on_a_block_see_full_grids():
+    model = apply_algm(build("ViT"), **SETTINGS)
+    shapes = []
+    for block in model.blocks:
+        block.register_full_backward_hook(lambda _, inputs, outputs: shapes.append((inputs[0].shape, outputs[0].shape)))
+    model.forward_features(photo().requires_grad_()).sum().backward()
+    assert set(shapes) == {(torch.Size((2, 31, 64)), torch.Size((2, 31, 64)))}
+    assert len(shapes) == 5

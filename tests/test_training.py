@@ -8,6 +8,7 @@ import threading
 import weakref
 
 import pytest
+import timm
 import torch
 from models import build, photo
 from safetensors.torch import load_file, save_file
@@ -127,6 +128,48 @@ def test_recomputation_replays_each_forwards_own_merges(how, mode):
     assert_same(found, expected, **tolerance)
 
 
+@pytest.mark.parametrize("how", ["blocks", "whole model"])
+def test_gradients_under_autocast(how):
+    model, image = build("ViT").train(), photo()
+    apply_algm(model, **SETTINGS)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(model, model.forward_features(image).float().square().mean())
+        found = gradients(model, checkpointed(model, how)(image).float().square().mean())
+    assert_same(found, expected, atol=0, rtol=0)
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in found.values())
+
+
+def test_a_backward_pass_in_another_thread_leaves_the_handle_its_forward():
+    model = apply_algm(build("ViT").train(), **SETTINGS)
+    output = checkpointed(model, "whole model")(photo())
+    counts = model.algm.tokens_per_layer
+    run_in_threads([output.sum().backward], times=1)
+    assert model.algm.tokens_per_layer == counts
+    assert all(parameter.grad is not None for parameter in model.blocks.parameters())
+
+
+def test_functional_gradients():
+    """torch.func wraps tensors in ones without storage."""
+    model, image = apply_algm(build("ViT"), **SETTINGS), photo()
+    expected = gradients(model, model.forward_features(image).square().mean())
+    parameters = dict(model.named_parameters())
+
+    class Features(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model.forward_features(x)
+
+    def loss(parameters):
+        named = {f"model.{name}": value for name, value in parameters.items()}
+        return torch.func.functional_call(Features(), named, (image,)).square().mean()
+
+    found = torch.func.grad(loss)(parameters)
+    assert_same({name: found[name] for name in expected}, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_recomputation_plans_nothing_anew(monkeypatch):
     model = apply_algm(build("ViT").train(), **SETTINGS)
     model.set_grad_checkpointing()
@@ -146,12 +189,20 @@ def test_recomputation_from_a_moved_input_is_refused_not_guessed():
         output.sum().backward()
 
 
-def test_a_batch_merges_the_same_number_for_each_image_in_training():
-    model = apply_algm(build("ViT").train(), **SETTINGS)
-    model(photo(batch=4))
-    sizes = model.algm.token_map.sizes
-    assert sizes.shape == (4, model.algm.tokens_per_layer[-1])
+def test_a_batch_merges_the_smallest_number_of_its_images():
+    """Each image its own most similar windows, as many as the image with the fewest that pass."""
+    model = apply_algm(build("ViT").train(), clap_layer=1, gbm_layers=[], tau=0.8)
+    images = photo(batch=4)
+    alone = []
+    for image in images:
+        model(image[None])
+        alone.append(model.algm.token_map.sizes.shape[1])
+    assert len(set(alone)) > 1
+    model(images)
+    sizes, labels = model.algm.token_map.sizes, model.algm.token_map.labels
+    assert sizes.shape == (4, max(alone))
     assert (sizes > 0).all()
+    assert all(len(row.unique()) == max(alone) for row in labels)
 
 
 @pytest.mark.parametrize("state", ["unpatched", "patched", "removed"])
@@ -206,11 +257,11 @@ def test_state_dicts_go_between_patched_and_unpatched(tmp_path):
     assert torch.equal(source(image), expected)
 
 
-def run_in_threads(jobs):
+def run_in_threads(jobs, times=20):
     results = [None] * len(jobs)
 
     def run(i, job):
-        results[i] = [job() for _ in range(20)]
+        results[i] = [job() for _ in range(times)]
 
     threads = [threading.Thread(target=run, args=item) for item in enumerate(jobs)]
     for thread in threads:
@@ -283,3 +334,56 @@ def test_the_handle_keeps_no_activation_alive(taps):
     gc.collect()
     assert [reference for reference in alive if reference() is not None] == []
     assert len(alive) == 11
+
+
+def test_a_model_goes_when_its_last_user_lets_go():
+    gc.collect()
+    gc.disable()
+    try:
+        model = apply_algm(build("ViT"), **SETTINGS)
+        model(photo())
+        handle, trace = model.algm, weakref.ref(model.blocks[2])
+        del model
+        assert trace() is None
+    finally:
+        gc.enable()
+    assert "5 blocks" in repr(handle)
+    with pytest.raises(RuntimeError, match="model of this handle is gone"):
+        handle.tau = 0.3
+
+
+def test_a_block_copied_alone_leaves_its_model_behind():
+    model = apply_algm(build("ViT"), **SETTINGS)
+    block = copy.deepcopy(model.blocks[1])
+    assert len(pickle.dumps(block)) < 1.1 * len(pickle.dumps(remove_algm(build_patched()).blocks[1]))
+    with pytest.raises(RuntimeError, match=r"block 2 .* cannot trace"):
+        block(torch.randn(1, 31, 64))
+    assert type(remove_algm(block)) is timm.models.vision_transformer.Block
+    assert block(torch.randn(1, 31, 64)).shape == (1, 31, 64)
+    model(photo())
+
+
+def build_patched():
+    return apply_algm(build("ViT"), **SETTINGS)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_wrapper_has_the_handle_of_its_own_trunk(twin_of):
+    whole = apply_algm(torch.nn.Sequential(build("ViT"), torch.nn.Linear(3, 2)), **SETTINGS)
+    twin = twin_of(whole)
+    assert twin.algm is twin[0].algm is not whole.algm
+    with torch.no_grad():
+        assert torch.equal(twin(photo()), whole(photo()))
+        twin.algm.tau = 2.0
+        assert not torch.equal(twin(photo()), whole(photo()))
+    remove_algm(twin)
+    assert not hasattr(twin, "algm")
+    assert hasattr(whole, "algm")
+
+
+def test_a_shallow_copy_shares_the_handle_with_its_model():
+    model = apply_algm(build("ViT"), **SETTINGS)
+    twin = copy.copy(model)
+    del twin
+    model(photo())
+    remove_algm(model)

@@ -98,3 +98,17 @@ def test_errors(model, image, error, message):
 def test_an_unpatched_model():
     with pytest.raises(ValueError, match="not patched"):
         visualize(photo(batch=1), build("ViT"))
+
+
+def test_a_picture_is_brought_to_the_models_own_size():
+    model = apply_algm(build("ViT", grid=(4, 7)))
+    assert panels(astronaut(), model)["image"].shape == (64, 112, 3)
+
+
+def test_tokens_of_a_padded_image_are_drawn_where_they_are():
+    model = apply_algm(build("ViT", dynamic_img_size=True, dynamic_img_pad=True), gbm_layers=[], tau=-1.0)
+    similarity = panels(torch.randn(3, 90, 70), model)["similarity in 2×2 windows"]
+    assert similarity.shape == (90, 70)
+    assert (similarity[:32, :32] == similarity[0, 0]).all()  # a window of 2x2 tokens of 16 pixels
+    assert similarity[32, 0] != similarity[0, 0]
+    assert np.isnan(similarity[:, 64:]).all()

@@ -87,11 +87,22 @@ def forward_features(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
 
 
 @reads(f"{VIT}.VisionTransformer.forward_intermediates")
-def forward_intermediates(trunk: Any, x: Tensor, indices: Any = None, *args: Any, **kwargs: Any) -> Iterable[int]:
+def forward_intermediates(
+    trunk: Any,
+    x: Tensor,
+    indices: Any = None,
+    return_prefix_tokens: bool = False,
+    norm: bool = False,
+    stop_early: bool = False,
+    output_fmt: str = "NCHW",
+    intermediates_only: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Iterable[int]:
     from timm.models._features import feature_take_indices
 
     taken, _ = feature_take_indices(len(trunk.blocks), indices)
-    return [*taken, len(trunk.blocks) - 1]
+    return taken if intermediates_only else [*taken, len(trunk.blocks) - 1]
 
 
 def takes_mask(attention: nn.Module) -> bool:
