@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
+import random
 import statistics
 import tempfile
 import time
@@ -101,20 +103,20 @@ def variant(model: nn.Module, settings: dict[str, Any] | None) -> Iterator[None]
 
 
 def ratios(model: nn.Module, image: Tensor, settings: list[dict[str, Any]], rounds: int) -> list[float]:
-    """Time of each variant / time of the unpatched model, over rounds in which all take their turn, forth and back.
+    """Time of each variant / time of the unpatched model: the median over rounds in which all take their turn.
 
-    The same weights at the same place in memory (copies of a model differ by a few percent), and of each variant the
-    fastest third of its rounds: what else the machine does only adds time.
+    In a new order every round, on the same weights at the same place in memory (copies of a model differ by a few
+    percent).
     """
     variants = [None, *settings]
+    order = random.Random(0)
     spent: list[list[float]] = [[] for _ in variants]
-    for number in range(rounds + 1):
-        for i in range(len(variants)):
-            i = i if number % 2 else -1 - i
+    for _ in range(rounds):
+        for i in order.sample(range(len(variants)), len(variants)):
             with variant(model, variants[i]):
                 spent[i].append(seconds(model, image))
-    base, *others = (statistics.mean(sorted(times)[: 1 + rounds // 3]) for times in spent)
-    return [time / base for time in others]
+    base, *others = spent
+    return [statistics.median(map(operator.truediv, times, base)) for times in others]
 
 
 def seconds(model: nn.Module, image: Tensor) -> float:
