@@ -42,7 +42,9 @@ def test_the_checkpoint_is_the_real_one(model):
     assert corner < 0.1
 
 
-def test_the_main_job(tmp_path, capsys):
+def test_the_main_job(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(quickstart, "draw", lambda panels, real=quickstart.draw: drawn.append(panels) or real(panels))
     path = quickstart.main(["--out", str(tmp_path / "new" / "folder")])
     printed = capsys.readouterr().out
     assert "tokens after each layer: 1184" in printed
@@ -50,6 +52,19 @@ def test_the_main_job(tmp_path, capsys):
     assert "x faster" in printed
     assert float(printed.split("correlation ")[1].split(",")[0]) > 0.999
     assert np.asarray(Image.open(path)).std() > 20
+    (panels,) = drawn
+    assert [title.split(":")[0] for title in panels] == [
+        "image",
+        "similarity in 2×2 windows",
+        "CLAP in layer 1",
+        "GBM in layer 5",
+        "saliency before",
+        "saliency after",
+        "difference",
+    ]
+    for panel in panels.values():
+        assert panel.shape[:2] == (518, 518)
+        assert np.nanstd(panel) > 0
 
 
 @pytest.mark.parametrize("size", [(640, 333), (3, 900), (1, 1)])

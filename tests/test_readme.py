@@ -14,14 +14,16 @@ def small():
     return models.build("ViT", grid=(8, 8))
 
 
-def test_the_code_blocks_run(monkeypatch):
+def test_the_code_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    names = {"model": small(), "image": models.photo(batch=1, grid=(8, 8)), "images": models.photo(grid=(8, 8))}
+    monkeypatch.chdir(tmp_path)
+    names = {"model": small(), "images": models.photo(grid=(8, 8))}
     (one_line, use) = blocks
     exec(one_line, names)
     assert hasattr(names["model"], "algm")
-    use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)", "small()", use)
+    use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)\.eval\(\)", "small()", use)
     assert replaced == 1
     assert timm.is_model("vit_base_patch16_224")
     with torch.no_grad():
         exec(use, {**names, "small": small})
+    assert (tmp_path / "merged.png").is_file()
