@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import nn
 
-from .adapters import Adapter, adapter_of, path_of, refusal_of, unpatched
+from .adapters import Adapter, adapter_of, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
@@ -19,12 +20,14 @@ class Vit:
 
     Attributes:
         path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
-        projection: whose output is the grid of patches, [B, D, H, W].
+        projection: which tells the grid of patches.
+        drivers: modules between the trunk and the sequence with a method that runs the blocks.
         blocks, adapters: in order, each block with its adapter.
     """
 
     path: str
     projection: nn.Module
+    drivers: list[nn.Module]
     blocks: list[nn.Module]
     adapters: list[type[Adapter]]
 
@@ -59,7 +62,9 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     trunk = model.get_submodule(owner)
     projection = trunk.get_submodule(adapters[0].projection)
     check_projection(f"{owner}.{adapters[0].projection}", projection)
-    return trunk, Vit(path.removeprefix(owner).lstrip("."), projection, blocks, adapters)
+    path = path.removeprefix(owner).lstrip(".")
+    above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
+    return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
 
 
 def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:

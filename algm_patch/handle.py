@@ -65,6 +65,9 @@ class Algm:
     def _vit(self) -> Vit:
         return self._the_trunk()._algm.vit
 
+    def _sequence(self) -> nn.Module:
+        return self._the_trunk().get_submodule(self._vit.path)
+
     def _set(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""
         check_fit(settings, self._vit, self._model)
@@ -189,12 +192,9 @@ class Algm:
 
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
-        vit, trunk = self._vit, self._the_trunk()
-        sequence = trunk.get_submodule(vit.path)
-        check_unchanged(sequence, vit.blocks, self._model)
-        taps = self._tracker.taps if runs_in_order(sequence) else None
-        prefix = getattr(trunk, "num_prefix_tokens", 0)
-        opened = ForwardPass(self.settings, self._resolved_tau(), grid, taps, prefix)
+        check_unchanged(self._sequence(), self._vit.blocks, self._model)
+        prefix = getattr(self._the_trunk(), "num_prefix_tokens", 0)
+        opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix)
         self._tracker.begin(opened)
         if self._tracker.last is opened:
             self.__dict__["_latest"] = opened
@@ -207,6 +207,8 @@ class Algm:
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
                 f"does not know their grid. {self._why_untraced(layer)}"
             )
+        if not forward_pass.steps:
+            forward_pass.taps = self._tracker.taps if runs_in_order(self._sequence()) else None
         recomputed = forward_pass.steps.get(layer)
         return forward_pass, recomputed or forward_pass.begin(layer, x, *self._hooked(layer))
 

@@ -85,11 +85,11 @@ class ForwardPass:
         settings: as they are when the pass begins.
         tau: CLAP's threshold or the rule for it.
         grid: (H, W) in tokens.
-        taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
-            None if anything may be read or changed between blocks: then every block gives back the full grid.
         num_prefix_tokens: at least so many stand before the patches.
 
     Attributes:
+        taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
+            None if anything may be read or changed between blocks: then every block gives back the full grid.
         doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
             whose tokens these are.
     """
@@ -99,13 +99,12 @@ class ForwardPass:
         settings: Settings,
         tau: float | str,
         grid: tuple[int, int],
-        taps: frozenset[int] | None,
         num_prefix_tokens: int,
     ) -> None:
         self.settings = settings
         self.tau = tau
         self.grid = grid
-        self.taps = taps
+        self.taps: frozenset[int] | None = None
         self.num_prefix_tokens = num_prefix_tokens
         self.doubtful = False
         self.batch, self.device = 0, torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from .adapters import READERS, Adapter, path_of, unpatched
+from .adapters import Adapter, readers_of, unpatched
 from .discovery import Vit, class_name, find_vit
 from .handle import Algm, check_fit
 from .settings import Settings
@@ -76,7 +77,7 @@ def apply_algm(
     check_fit(settings, vit, class_name(trunk))
     old = patch_of(trunk)
     handle = old.handle if old else Algm()
-    for module in (*vit.blocks, vit.projection):
+    for module in (*vit.blocks, *vit.drivers, vit.projection):
         patch = patch_of(module)
         if patch and patch.handle is not handle:
             raise ValueError(
@@ -89,7 +90,9 @@ def apply_algm(
     if old:
         unswap(patched_modules(handle))
     swap(trunk, "trunk", TrunkPatch(handle, vit))
-    swap(vit.projection, "projection", Patch(handle))
+    swap(vit.projection, "projection", ProjectionPatch(handle, vit.adapters[0]))
+    for driver in vit.drivers:
+        swap(driver, "driver", Patch(handle))
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         swap(block, "block", BlockPatch(handle, layer, adapter))
     handle._link(trunk)
@@ -118,7 +121,10 @@ def remove_algm(model: Model) -> Model:
 
 def patched_modules(handle: Algm) -> set[nn.Module]:
     """The modules that were patched for this handle; none if its model is gone."""
-    return {handle._the_trunk(), handle._vit.projection, *handle._vit.blocks} if handle._linked else set()
+    if not handle._linked:
+        return set()
+    vit = handle._vit
+    return {handle._the_trunk(), vit.projection, *vit.drivers, *vit.blocks}
 
 
 # -- swapping classes
@@ -137,27 +143,32 @@ class TrunkPatch(Patch):
 
 
 @dataclass(frozen=True)
+class ProjectionPatch(Patch):
+    adapter: type[Adapter]
+
+
+@dataclass(frozen=True)
 class BlockPatch(Patch):
     layer: int  # from 0
     adapter: type[Adapter]
 
 
-def run_block(original: Callable[..., Tensor], block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A patched block's forward: attention half, merge, MLP half."""
     patch: BlockPatch = block._algm
     handle, layer, adapter = patch.handle, patch.layer, patch.adapter
     forward_pass, step = handle._step(layer, x)
     stages = forward_pass.stages(layer)
     if step.before is None and not stages:
-        x = original(block, x, *args, **kwargs)
+        output = original(block, x, *args, **kwargs)
     else:
         x = step.enter(x)
         x = adapter.attention_half(block, x, forward_pass.tokens(step, x), *args, **kwargs)
         for stage in stages:
             x = forward_pass.merge(stage, layer, x)
-        x = step.leave(adapter.mlp_half(block, x))
-    remember(x, forward_pass)
-    return x
+        output = adapter.pack(block, step.leave(adapter.mlp_half(block, x)))
+    remember(output[0] if isinstance(output, tuple) else output, forward_pass)
+    return output
 
 
 def swap(module: nn.Module, role: str, patch: Patch) -> None:
@@ -195,23 +206,22 @@ def patched_class(original: Any, role: str) -> Any:
 
 
 def block_methods(original: Any) -> dict[str, Any]:
+    first = next(name for name in inspect.signature(original.forward).parameters if name != "self")
+
     @wraps(original.forward)
-    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return run_block(original.forward, self, x, *args, **kwargs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x, *others = args or (kwargs.pop(first),)
+        return run_block(original.forward, self, x, *others, **kwargs)
 
     return {"forward": forward}
 
 
 def projection_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        y = original.forward(self, *args, **kwargs)
-        if y.dim() != 4:
-            raise ValueError(
-                f"the patch projection {class_name(self)} left {list(y.shape)} where ALGM reads a grid [B, D, H, W]"
-            )
-        self._algm.handle._open(tuple(y.shape[2:]))
-        return y
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        self._algm.handle._open(self._algm.adapter.grid(self, output, *args, **kwargs))
+        return output
 
     return {"forward": forward}
 
@@ -222,6 +232,10 @@ def trunk_methods(original: Any) -> dict[str, Any]:
         if not self._algm.handle._linked:  # a copied handle finds its copied trunk
             self._algm.handle._link(self)
 
+    return {"__setstate__": restore, **driver_methods(original)}
+
+
+def driver_methods(original: Any) -> dict[str, Any]:
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -230,16 +244,15 @@ def trunk_methods(original: Any) -> dict[str, Any]:
 
         return run
 
-    methods = {"__setstate__": restore}
-    for path, blocks_read in READERS.items():
-        attribute = path.rpartition(".")[2]
-        method = getattr(original, attribute, None)
-        if path_of(method) == path:
-            methods[attribute] = reader(method, blocks_read)
-    return methods
+    return {name: reader(getattr(original, name), blocks_read) for name, blocks_read in readers_of(original).items()}
 
 
-METHODS = {"block": block_methods, "projection": projection_methods, "trunk": trunk_methods}
+METHODS = {
+    "block": block_methods,
+    "projection": projection_methods,
+    "trunk": trunk_methods,
+    "driver": driver_methods,
+}
 
 
 def reduce_patched(self: Any, protocol: Any) -> Any:

@@ -48,11 +48,11 @@ class Tracker(threading.local):
     @contextmanager
     def reading(self, taps: frozenset[int]) -> Iterator[None]:
         """Within, the blocks are run by a method that reads the output of ``taps`` and of no others."""
-        self.taps, self._current = taps, None
+        outer, self.taps = self.taps, taps
         try:
             yield
         finally:
-            self.taps = self._current = None
+            self.taps, self._current = outer, None
 
     @property
     def under_way(self) -> bool:

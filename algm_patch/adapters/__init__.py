@@ -7,30 +7,57 @@ mistaken for its parent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..passes import LayerTokens
 
 
-class Adapter(Protocol):
-    """One block class as two halves. ``mlp_half(block, attention_half(block, x, ...))`` is the block's forward."""
+class Adapter:
+    """One block class as two halves. ``mlp_half(block, attention_half(block, x, ...))`` is the block's forward.
+
+    Subclass it, register the subclass with :func:`register`, and blocks of that class can be patched.
+
+    Attributes:
+        projection: path, from a module above the blocks, to the patch projection, which tells the grid.
+    """
 
     projection: str
-    """Path, from the module that owns the blocks, to the patch projection, whose output is [B, D, H, W]."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, *args: Any, **kwargs: Any) -> Tensor:
-        """To the end of the attention residual. Takes the arguments of the block's forward."""
+        """To the end of the attention residual: [B, L, D] to [B, L, D].
+
+        Takes the arguments of the block's forward. Those that depend on the order of the tokens come for the whole
+        grid and must go through ``tokens``, as must the attention mask.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def mlp_half(block: Any, x: Tensor) -> Tensor:
-        """From there to the block's output."""
+        """From there to the block's tokens."""
+        raise NotImplementedError
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
         """Whether the block's attention takes ``tokens.attention_mask(...)``."""
+        return True
+
+    @staticmethod
+    def pack(block: Any, x: Tensor) -> Any:
+        """The block's output, made of its tokens."""
+        return x
+
+    @staticmethod
+    def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """(H, W) of the patches, from the output and the arguments of the projection's forward."""
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            found = list(output.shape) if isinstance(output, Tensor) else type(output)
+            raise ValueError(
+                f"the patch projection {type(projection).__name__} left {found} where ALGM reads a grid [B, D, H, W]"
+            )
+        return output.shape[2], output.shape[3]
 
 
 ADAPTERS: dict[str, type[Adapter]] = {}
@@ -77,6 +104,16 @@ def adapter_of(block: nn.Module) -> type[Adapter] | None:
 
 def refusal_of(block: nn.Module) -> str | None:
     return REFUSALS.get(path_of(unpatched(type(block)).forward))
+
+
+def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
+    """By name, the methods of a class that run the blocks and are known to read only some."""
+    found = {}
+    for path, blocks_read in READERS.items():
+        name = path.rpartition(".")[2]
+        if path_of(getattr(unpatched(cls), name, None)) == path:
+            found[name] = blocks_read
+    return found
 
 
 def unpatched(cls: type[nn.Module]) -> type[nn.Module]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..passes import LayerTokens
-from . import reads, refuse, register
+from . import Adapter, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
 
 
-class TimmBlock:
+class TimmBlock(Adapter):
     projection = "patch_embed.proj"
 
     @staticmethod
