@@ -61,7 +61,7 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
         raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
     trunk = model.get_submodule(owner)
     projection = trunk.get_submodule(adapters[0].projection)
-    check_projection(f"{owner}.{adapters[0].projection}", projection)
+    check_projection(f"{owner}.{adapters[0].projection}", projection, adapters[0])
     path = path.removeprefix(owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
@@ -98,8 +98,8 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
     return adapter
 
 
-def check_projection(path: str, projection: nn.Module) -> None:
-    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
+def check_projection(path: str, projection: nn.Module, adapter: type[Adapter]) -> None:
+    if adapter.grid is Adapter.grid and isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
         raise ValueError(
             f"{as_code(path)} cannot be patched: the patch projection is a {class_name(projection)}, which leaves no "
             "grid [B, D, H, W]"

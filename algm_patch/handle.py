@@ -122,9 +122,9 @@ class Algm:
     def tokens_per_layer(self) -> list[int]:
         """Tokens, prefix included, that each block of the last forward pass left."""
         past = self._past()
-        total = past.num_prefix_tokens + past.grid[0] * past.grid[1]
+        patches = past.grid[0] * past.grid[1]
         steps = [past.steps[layer] for layer in sorted(past.steps)]
-        return [total if step.after is None else step.after.sizes.shape[1] for step in steps]
+        return [step.num_prefix_tokens + patches if step.after is None else step.after.sizes.shape[1] for step in steps]
 
     @property
     def window_similarity(self) -> Tensor:

@@ -25,10 +25,26 @@ class LayerTokens:
         token_map: from the original tokens to those of the sequence; None while nothing is merged.
         key_bias: [B, 1, 1, L] log of the sizes, added to the attention logits of each key (ToMe's proportional
             attention); None while nothing is merged or when it is off.
+        num_prefix_tokens: those that stand before the patches.
     """
 
     token_map: TokenMap | None
     key_bias: Tensor | None
+    num_prefix_tokens: int
+
+    def take_patches(self, x: Tensor) -> Tensor:
+        """What belongs to each patch (a rotary angle, say), for the patches that are left.
+
+        Args:
+            x: [..., N, D] of all patches without the prefix, the same for the whole batch.
+
+        Returns:
+            [B, ..., M, D], each group's first member's; ``x`` as it is while nothing is merged.
+        """
+        if self.token_map is None:
+            return x
+        first = self.token_map.first[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+        return x.index_select(-2, first.flatten()).unflatten(-2, first.shape).movedim(-3, 0)
 
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
@@ -52,6 +68,7 @@ class Step:
         after: likewise, to those that the block leaves.
         entry: how the block's input becomes one token per group.
         tap: whether the block gives back the full grid.
+        num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
         plans: by stage, made when the tokens first come by.
     """
 
@@ -59,6 +76,7 @@ class Step:
     after: TokenMap | None
     entry: Entry
     tap: bool
+    num_prefix_tokens: int
     plans: dict[str, Plan] = field(default_factory=dict)
 
     def enter(self, x: Tensor) -> Tensor:
@@ -128,27 +146,29 @@ class ForwardPass:
         if earlier:
             previous = self.steps[max(earlier)]
             before, full = previous.after, previous.tap
-        self._check_tokens(layer, x, before, full)
+        joined = self._check_tokens(layer, x, before, full)
+        before = before.with_prefix(joined) if before is not None and joined else before
         entry: Entry = "as it is" if not full else "average" if self.taps is None or changed else "take"
         tap = read or self.taps is None or layer in self.taps or self.settings.taps == "all"
-        self.steps[layer] = step = Step(before, before, entry, tap)
+        self.steps[layer] = step = Step(before, before, entry, tap, self.num_prefix_tokens)
         return step
 
-    def _check_tokens(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> None:
+    def _check_tokens(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> int:
+        """How many tokens (prompts, queries) joined the prefix before this block."""
         patches = self.grid[0] * self.grid[1]
-        if not self.steps and x.dim() == 3 and not self.doubtful:  # prompts, say, stand before the patches too
-            self.num_prefix_tokens = max(self.num_prefix_tokens, x.shape[1] - patches)
         length = self.num_prefix_tokens + patches
         expected = length if before is None or full else before.sizes.shape[1]
-        if x.dim() != 3 or x.shape[1] != expected:
+        joined = x.shape[1] - expected if x.dim() == 3 and expected == length and not self.doubtful else 0
+        if x.dim() != 3 or x.shape[1] != expected + max(joined, 0):
             raise ValueError(
                 f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
                 f"{self.num_prefix_tokens} prefix tokens, then {self.grid[0]}x{self.grid[1]} patches"
                 f"{'' if expected == length else ', merged'}. "
-                "It needs the whole grid in every block, with nothing added or left out on the way (patch dropout, "
-                "masking)"
+                "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
             )
+        self.num_prefix_tokens += joined
         self.batch, self.device = len(x), x.device
+        return joined
 
     def stages(self, layer: int) -> list[str]:
         """The merges that the settings ask for in a block (counted from 0)."""
@@ -176,8 +196,8 @@ class ForwardPass:
     def tokens(self, step: Step, x: Tensor) -> LayerTokens:
         """What the attention of a block must know of its tokens ``x``."""
         if step.before is None or not self.settings.proportional_attention:
-            return LayerTokens(step.before, None)
-        return LayerTokens(step.before, step.before.key_bias.to(x.dtype))
+            return LayerTokens(step.before, None, step.num_prefix_tokens)
+        return LayerTokens(step.before, step.before.key_bias.to(x.dtype), step.num_prefix_tokens)
 
     def merge(self, stage: str, layer: int, x: Tensor) -> Tensor:
         """Carry out one stage in a block (counted from 0), planned when its tokens first come by."""
@@ -193,8 +213,8 @@ class ForwardPass:
         if stage == "GBM":
             before = self.steps[layer].after
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
-            return plan_gbm(x, sizes, self.gbm_tau, layer + 1, self.num_prefix_tokens)
-        plan = plan_clap(x, self.grid, self.tau, self.settings.window, self.num_prefix_tokens)
+            return plan_gbm(x, sizes, self.gbm_tau, layer + 1, self.steps[layer].num_prefix_tokens)
+        plan = plan_clap(x, self.grid, self.tau, self.settings.window, self.steps[layer].num_prefix_tokens)
         if self.settings.tau == "paper":
             warn_of_nothing(plan)
         return plan

@@ -71,6 +71,13 @@ class TokenMap:
         """This map followed by a merge of its merged tokens: from original tokens to what ``step`` leaves."""
         return TokenMap(step.labels.gather(1, self.labels), step.sizes)
 
+    def with_prefix(self, count: int) -> TokenMap:
+        """This map with so many more tokens before all others, each its own group."""
+        added = TokenMap.identity(len(self.labels), count, self.labels.device)
+        return TokenMap(
+            torch.cat([added.labels, self.labels + count], 1), torch.cat([added.sizes.to(self.sizes), self.sizes], 1)
+        )
+
     def merge(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Each group's mean. A token alone in its group passes through bit for bit.
 

@@ -9,7 +9,7 @@ from algm_patch.discovery import find_vit
 from algm_patch.merging import Plan
 from algm_patch.passes import LayerTokens
 
-UNMERGED = LayerTokens(None, None)
+UNMERGED = LayerTokens(None, None, 0)
 NOTHING = {"tau": 2.0, "gbm_layers": []}
 
 

@@ -412,3 +412,32 @@ def test_backward_hooks_on_a_block_see_full_grids():
     model.forward_features(photo().requires_grad_()).sum().backward()
     assert set(shapes) == {(torch.Size((2, 31, 64)), torch.Size((2, 31, 64)))}
     assert len(shapes) == 5
+
+
+class LateQueries(VisionTransformer):
+    """Queries join before the prefix in the middle of the blocks, as EoMT's do."""
+
+    def forward_features(self, x):
+        x = self._pos_embed(self.patch_embed(x))
+        queries = torch.linspace(-1, 1, 3 * x.shape[2]).view(1, 3, -1).expand(len(x), -1, -1)
+        for i, block in enumerate(self.blocks):
+            if i == 2:
+                x = torch.cat([queries, x], 1)
+            x = block(x)
+        return self.norm(x)
+
+
+@torch.no_grad()
+def test_queries_that_join_late_are_prefix():
+    model, image = LateQueries(img_size=(96, 80), embed_dim=64, depth=4, num_heads=4, num_classes=0).eval(), photo()
+    expected = model.forward_features(image)
+    apply_algm(model, clap_layer=1, gbm_layers=[4], tau=0.5)
+    assert model.forward_features(image).shape == expected.shape == (2, 34, 64)
+    first, second, third, fourth = model.algm.tokens_per_layer
+    assert first == second < 31
+    assert third == second + 3 > fourth
+    assert torch.equal(model.algm.token_map.labels[:, :4], torch.arange(4).expand(2, 4))
+    assert (model.algm.token_map.sizes[:, :4] == 1).all()
+    model.algm.tau, model.algm.gbm_layers = 2.0, []
+    assert torch.equal(model.forward_features(image), expected)
+    assert model.algm.tokens_per_layer == [31, 31, 34, 34]
