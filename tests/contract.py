@@ -1,6 +1,6 @@
 """What every adapter must satisfy (five points), over every kind of model that the library patches.
 
-Test modules of other libraries add their models to CASES.
+The models are in cases_*.py, one file a library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import models
 import torch
 from torch import Tensor, nn
 
@@ -25,20 +24,6 @@ class Case:
     position_inputs: Callable[[int], dict[str, Tensor]]
     """Arguments of the call, for a number of tokens, whose meaning depends on the tokens' order."""
 
-
-def mask(length: int) -> dict[str, Tensor]:
-    return {"attn_mask": torch.randn(length, length, generator=torch.Generator().manual_seed(1))}
-
-
-CASES = {
-    f"timm {family}": Case(
-        lambda family=family: models.build(family),
-        lambda family=family: models.photo(family),
-        lambda model, image, **inputs: model.forward_features(image, **inputs),
-        mask,
-    )
-    for family in models.FAMILIES
-}
 
 # How the computation is done: parameters' dtype, and whether under autocast.
 PRECISIONS = {

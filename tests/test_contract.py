@@ -1,14 +1,28 @@
 """The adapter contract, point by point."""
 
+import cases_eva01
+import cases_hub
+import cases_huggingface
+import cases_mmseg
+import cases_segmenter
+import cases_timm
 import pytest
 import torch
-from contract import CASES, PRECISIONS
+from contract import PRECISIONS
 
 from algm_patch import TokenMap, apply_algm, remove_algm
 from algm_patch.discovery import find_vit
 from algm_patch.merging import Plan
 from algm_patch.passes import LayerTokens
 
+CASES = {
+    **cases_timm.CASES,
+    **cases_huggingface.CASES,
+    **cases_segmenter.CASES,
+    **cases_mmseg.CASES,
+    **cases_eva01.CASES,
+    **cases_hub.CASES,
+}
 UNMERGED = LayerTokens(None, None, 0)
 NOTHING = {"tau": 2.0, "gbm_layers": []}
 

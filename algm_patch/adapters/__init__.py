@@ -121,4 +121,4 @@ def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
     return getattr(cls, "_algm_original", cls)
 
 
-from . import timm as _timm  # noqa: E402, F401
+from . import eva01, hub, huggingface, mmseg, segmenter, timm  # noqa: E402, F401

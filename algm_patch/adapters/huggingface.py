@@ -1,0 +1,3 @@
+"""Blocks of transformers."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Blocks of mmsegmentation."""
+
+from __future__ import annotations

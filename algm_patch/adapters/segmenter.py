@@ -1,0 +1,3 @@
+"""Blocks of Segmenter."""
+
+from __future__ import annotations

@@ -1,0 +1,5 @@
+"""Models of transformers."""
+
+from contract import Case
+
+CASES: dict[str, Case] = {}

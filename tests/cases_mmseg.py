@@ -1,0 +1,5 @@
+"""Models of mmsegmentation."""
+
+from contract import Case
+
+CASES: dict[str, Case] = {}

@@ -1,0 +1,5 @@
+"""Models of Segmenter."""
+
+from contract import Case
+
+CASES: dict[str, Case] = {}
