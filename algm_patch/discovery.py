@@ -60,8 +60,10 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
     trunk = model.get_submodule(owner)
-    projection = trunk.get_submodule(adapters[0].projection)
-    check_projection(f"{owner}.{adapters[0].projection}", projection, adapters[0])
+    where = projection_in(trunk, adapters[0])
+    assert where is not None  # owner_of found it
+    projection = trunk.get_submodule(where)
+    check_projection(f"{owner}.{where}", projection)
     path = path.removeprefix(owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
@@ -82,8 +84,17 @@ def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
     """Path of the nearest module above a sequence of blocks that has a patch projection."""
     while path:
         path = path.rpartition(".")[0]
+        if projection_in(model.get_submodule(path), adapter) is not None:
+            return path
+    return None
+
+
+def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
+    """Path of the patch projection below a module, if it has one where the adapter says."""
+    paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
+    for path in paths:
         try:
-            model.get_submodule(f"{path}.{adapter.projection}".lstrip("."))
+            module.get_submodule(path)
         except AttributeError:
             continue
         return path
@@ -98,8 +109,8 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
     return adapter
 
 
-def check_projection(path: str, projection: nn.Module, adapter: type[Adapter]) -> None:
-    if adapter.grid is Adapter.grid and isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
+def check_projection(path: str, projection: nn.Module) -> None:
+    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
         raise ValueError(
             f"{as_code(path)} cannot be patched: the patch projection is a {class_name(projection)}, which leaves no "
             "grid [B, D, H, W]"

@@ -32,11 +32,12 @@ class LayerTokens:
     key_bias: Tensor | None
     num_prefix_tokens: int
 
-    def take_patches(self, x: Tensor) -> Tensor:
+    def take_patches(self, x: Tensor, batched: bool = False) -> Tensor:
         """What belongs to each patch (a rotary angle, say), for the patches that are left.
 
         Args:
-            x: [..., N, D] of all patches without the prefix, the same for the whole batch.
+            x: [..., N, D] of all patches without the prefix, the same for the whole batch; or [B, ..., N, D].
+            batched: whether ``x`` has the batch.
 
         Returns:
             [B, ..., M, D], each group's first member's; ``x`` as it is while nothing is merged.
@@ -44,6 +45,9 @@ class LayerTokens:
         if self.token_map is None:
             return x
         first = self.token_map.first[:, self.num_prefix_tokens :] - self.num_prefix_tokens
+        if batched:
+            index = first.view(len(first), *[1] * (x.dim() - 3), -1, 1)
+            return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
         return x.index_select(-2, first.flatten()).unflatten(-2, first.shape).movedim(-3, 0)
 
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 GRID = (6, 5)
@@ -31,10 +30,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid, convolutional stem": ("vit_base_mci_224", {}),
 }
 
+# timm's other plain vision transformers: rotary angles, relative biases, other ways to embed.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "EVA": ("eva_giant_patch14_224", {}),
+    "EVA-02": ("eva02_tiny_patch14_224", {}),
+    "EVA-02, post-norm": ("eva02_tiny_patch14_224", {"use_post_norm": True}),
+    "DINOv3": ("vit_small_patch16_dinov3", {}),
+    "RoPE": ("vit_small_patch16_rope_224", {}),
+    "RoPE, mixed": ("vit_small_patch16_rope_mixed_224", {}),
+    "RoPE, register": ("vit_base_patch16_rope_reg1_gap_256", {"init_values": 0.1}),
+    "Perception Encoder": ("vit_pe_spatial_small_patch16_512", {}),
+    "Perception Encoder, pooled": ("vit_pe_core_tiny_patch16_384", {}),
+    "BEiT": ("beit_base_patch16_224", {"init_values": 0.1}),
+    "BEiT v2": ("beitv2_base_patch16_224", {"init_values": 0.1}),
+    "BEiT, shared bias": (
+        "beit_base_patch16_224",
+        {"init_values": 0.1, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    ),
+    "BEiT, no fused attention": ("beit_base_patch16_224", {"init_values": 0.1, "fused": False}),
+    "relative positions": ("vit_relpos_small_patch16_224", {"init_values": 0.1}),
+    "relative positions, res-post-norm": ("vit_relpos_base_patch16_rpn_224", {"init_values": 0.1}),
+    "relative positions, shared": ("vit_srelpos_small_patch16_224", {"init_values": 0.1}),
+    "relative positions, class token": ("vit_relpos_base_patch16_clsgap_224", {"init_values": 0.1}),
+    "relative positions, no fused attention": ("vit_relpos_small_patch16_224", {"init_values": 0.1, "fused": False}),
+    "NaFlex": ("naflexvit_base_patch16_gap", {"init_values": 0.1}),
+    "NaFlex, SigLIP": ("naflexvit_base_patch16_siglip", {}),
+    "NaFlex, RoPE": ("naflexvit_base_patch16_gap", {"init_values": 0.1, "rope_type": "axial"}),
+}
 
-def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: Any) -> VisionTransformer:
+
+def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: Any) -> Any:
     """A model of a family, in eval mode: narrow, of few blocks, with random weights and a grid of our choice."""
-    name, extra = FAMILIES[family]
+    name, extra = {**FAMILIES, **OTHERS}[family]
     extra = {**extra, **options}
     fused = extra.pop("fused", True)
     patch = pixels_per_token(family)
@@ -52,6 +79,9 @@ def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: 
     for parameter in model.parameters():  # untrained class tokens and biases are almost nothing: give them a say
         if parameter.dim() == 1 or parameter.shape[:-1].numel() == 1:
             nn.init.normal_(parameter, parameter.detach().mean().item(), 0.2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias_table"):
+            nn.init.normal_(parameter)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused
@@ -59,7 +89,7 @@ def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: 
 
 
 def pixels_per_token(family: str) -> int:
-    name = FAMILIES[family][0]
+    name = {**FAMILIES, **OTHERS}[family][0]
     return 14 if "patch14" in name else 32 if "resnet26d_224" in name or "r_s16_p8" in name else 16
 
 

@@ -43,17 +43,24 @@ def prepared(request, case):
 def test_1_the_halves_are_the_block(prepared):
     model, image, case = prepared
     _, vit = find_vit(model)
-    seen = []
-    hooks = [
-        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output))) for block in vit.blocks
-    ]
+    calls = []
+    hooks = [block.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True) for block in vit.blocks]
     case.tokens(model, image)
     for hook in hooks:
         hook.remove()
-    assert len(seen) == len(vit.blocks)
-    for block, adapter, ((x, *_), output) in zip(vit.blocks, vit.adapters, seen, strict=True):
-        assert torch.equal(adapter.mlp_half(block, adapter.attention_half(block, x, UNMERGED)), output)
-        assert not torch.equal(x, output)
+    assert len(calls) == len(vit.blocks)
+    for (block, args, kwargs, output), adapter in zip(calls, vit.adapters, strict=True):
+        x, *others = args or (kwargs.pop("hidden_states"),)
+        found = adapter.pack(
+            block, adapter.mlp_half(block, adapter.attention_half(block, x, UNMERGED, *others, **kwargs))
+        )
+        assert type(found) is type(output)
+        assert torch.equal(tokens_of(found), tokens_of(output))
+        assert not torch.equal(tokens_of(found), x)
+
+
+def tokens_of(output):
+    return output[0] if isinstance(output, tuple) else output
 
 
 class Permutation(Plan):

@@ -20,10 +20,11 @@ class Adapter:
     Subclass it, register the subclass with :func:`register`, and blocks of that class can be patched.
 
     Attributes:
-        projection: path, from a module above the blocks, to the patch projection, which tells the grid.
+        projection: path, from a module above the blocks, to the patch projection, which tells the grid; or several
+            such paths, for models that differ in it.
     """
 
-    projection: str
+    projection: str | tuple[str, ...]
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, *args: Any, **kwargs: Any) -> Tensor:
@@ -80,14 +81,14 @@ def refuse(forward: str, reason: str) -> None:
     REFUSALS[forward] = reason
 
 
-def reads(method: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:
-    """Decorator: given a call of the method of this path, the blocks (from 0) whose output it reads.
+def reads(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:
+    """Decorator: given a call of the method of one of these paths, the blocks (from 0) whose output it reads.
 
     The method must pass every other block's output on to the next block and nowhere else.
     """
 
     def add(blocks_read: Callable[..., Iterable[int]]) -> Callable[..., Iterable[int]]:
-        READERS[method] = blocks_read
+        READERS.update(dict.fromkeys(methods, blocks_read))
         return blocks_read
 
     return add

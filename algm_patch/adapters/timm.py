@@ -1,4 +1,4 @@
-"""timm's VisionTransformer and its blocks."""
+"""timm's plain vision transformers and their blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,27 @@ from ..passes import LayerTokens
 from . import Adapter, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
+EVA = "timm.models.eva"
+BEIT = "timm.models.beit"
+RELPOS = "timm.models.vision_transformer_relpos"
+NAFLEX = "timm.models.naflexvit"
+ROPE_ENCODERS = ("timm.models.qwen3_vit.Qwen3VitEncoder", "timm.models.deepseek_vit.DeepseekVitEncoder")
 
 
 class TimmBlock(Adapter):
-    projection = "patch_embed.proj"
+    projection = ("patch_embed.proj", "embeds")
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return takes_mask(block.attn)
+
+    @staticmethod
+    def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Of a convolution; or of NaFlexEmbeds: (tokens, grid) of an image, (tokens, None) of patches."""
+        if not isinstance(output, tuple):
+            return Adapter.grid(projection, output)
+        grid = output[1]
+        return tuple(grid) if grid is not None else one_grid(*args, **kwargs)
 
 
 @register(f"{VIT}.Block.forward")
@@ -71,6 +84,104 @@ class ParallelThingsBlock(TimmBlock):
         return all(takes_mask(part.attn) for part in block.attns)
 
 
+@register(f"{EVA}.EvaBlock.forward")
+class EvaBlock(TimmBlock):
+    @staticmethod
+    def attention_half(
+        block: Any, x: Tensor, tokens: LayerTokens, rope: Any = None, attn_mask: Any = None, is_causal: Any = False
+    ) -> Tensor:
+        y = attend(block.attn, block.norm1(x), tokens, attn_mask, is_causal, rope)
+        return x + block.drop_path1(scaled(block.gamma_1, y))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
+
+
+@register(f"{EVA}.EvaBlockPostNorm.forward")
+class EvaBlockPostNorm(TimmBlock):
+    @staticmethod
+    def attention_half(
+        block: Any, x: Tensor, tokens: LayerTokens, rope: Any = None, attn_mask: Any = None, is_causal: Any = False
+    ) -> Tensor:
+        y = attend(block.attn, x, tokens, attn_mask, is_causal, rope)
+        return x + block.drop_path1(block.norm1(y))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(block.norm2(block.mlp(x)))
+
+
+@register("timm.models.deepseek_vit.DeepseekVitBlock.forward")
+class DeepseekVitBlock(TimmBlock):
+    @staticmethod
+    def attention_half(block: Any, x: Tensor, tokens: LayerTokens, rope: Any = None) -> Tensor:
+        return x + block.drop_path1(attend(block.attn, block.norm1(x), tokens, rope=rope))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(block.mlp(block.norm2(x)))
+
+
+@register(f"{BEIT}.Block.forward")
+class BeitBlock(TimmBlock):
+    """Its attention computes a bias of its own for the whole grid and adds the shared one."""
+
+    @staticmethod
+    def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos_bias: Any = None) -> Tensor:
+        attention, bias = block.attn, shared_rel_pos_bias
+        if tokens.token_map is not None:
+            if attention.relative_position_bias_table is not None:
+                own = attention._get_rel_pos_bias()
+                attention, bias = altered(attention, relative_position_bias_table=None), add(own, bias)
+            bias = tokens.attention_mask(bias)
+        return x + block.drop_path1(scaled(block.gamma_1, attention(block.norm1(x), shared_rel_pos_bias=bias)))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
+
+    @staticmethod
+    def takes_mask(block: Any) -> bool:
+        return True
+
+
+class RelPosBlock(TimmBlock):
+    @staticmethod
+    def attend(attention: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any) -> Tensor:
+        if tokens.token_map is None:
+            return attention(x, shared_rel_pos=shared_rel_pos)
+        bias = shared_rel_pos if attention.rel_pos is None else attention.rel_pos.get_bias()
+        return altered(attention, rel_pos=None)(x, shared_rel_pos=tokens.attention_mask(bias))
+
+    @staticmethod
+    def takes_mask(block: Any) -> bool:
+        return True
+
+
+@register(f"{RELPOS}.RelPosBlock.forward")
+class PreNormRelPosBlock(RelPosBlock):
+    @staticmethod
+    def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any = None) -> Tensor:
+        y = RelPosBlock.attend(block.attn, block.norm1(x), tokens, shared_rel_pos)
+        return x + block.drop_path1(block.ls1(y))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+@register(f"{RELPOS}.ResPostRelPosBlock.forward")
+class ResPostRelPosBlock(RelPosBlock):
+    @staticmethod
+    def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any = None) -> Tensor:
+        return x + block.drop_path1(block.norm1(RelPosBlock.attend(block.attn, x, tokens, shared_rel_pos)))
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return x + block.drop_path2(block.norm2(block.mlp(x)))
+
+
 FUSED = "its attention and MLP share one residual, so there is no place between them to merge"
 WINDOWED = "its attention runs in windows of a full grid, which merged tokens no longer form"
 refuse(f"{VIT}.ParallelScalingBlock.forward", FUSED)
@@ -81,12 +192,22 @@ refuse("timm.models.swin_transformer_v2_cr.SwinTransformerV2CrBlock.forward", WI
 refuse("timm.models.vision_transformer_sam.Block.forward", WINDOWED)
 
 
-@reads(f"{VIT}.VisionTransformer.forward_features")
+TRUNKS = (
+    f"{VIT}.VisionTransformer",
+    f"{EVA}.Eva",
+    f"{BEIT}.Beit",
+    f"{RELPOS}.VisionTransformerRelPos",
+    f"{NAFLEX}.NaFlexVit",
+    *ROPE_ENCODERS,
+)
+
+
+@reads(*(f"{trunk}.forward_features" for trunk in TRUNKS))
 def forward_features(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
     return [len(trunk.blocks) - 1]
 
 
-@reads(f"{VIT}.VisionTransformer.forward_intermediates")
+@reads(*(f"{trunk}.forward_intermediates" for trunk in TRUNKS))
 def forward_intermediates(
     trunk: Any,
     x: Tensor,
@@ -109,11 +230,54 @@ def takes_mask(attention: nn.Module) -> bool:
     return "attn_mask" in inspect.signature(attention.forward).parameters
 
 
-def attend(attention: Any, x: Tensor, tokens: LayerTokens, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+def attend(
+    attention: Any,
+    x: Tensor,
+    tokens: LayerTokens,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    rope: Tensor | None = None,
+) -> Tensor:
     if is_causal:
         raise ValueError(
             "is_causal=True: causal attention goes by the order of the tokens, which merging gives up. "
             "Call remove_algm first"
         )
-    mask = tokens.attention_mask(attn_mask)
-    return attention(x) if mask is None else attention(x, attn_mask=mask)
+    inputs = {"attn_mask": tokens.attention_mask(attn_mask), "rope": rotary(tokens, rope)}
+    return attention(x, **{name: given for name, given in inputs.items() if given is not None})
+
+
+def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
+    """The angles of the patches that are left, from [N, D], [heads, N, D] or [B, 1 or heads, N, D] of all."""
+    if rope is None or tokens.token_map is None:
+        return rope
+    taken = tokens.take_patches(rope, batched=rope.dim() == 4)
+    return taken[:, None] if taken.dim() == 3 else taken
+
+
+def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
+    return x if gamma is None else gamma * x
+
+
+def add(bias: Tensor, other: Tensor | None) -> Tensor:
+    return bias if other is None else bias + other
+
+
+def altered(module: Any, **attributes: Any) -> Any:
+    """The module with other attributes: same parameters, submodules and hooks. The module itself stays as it is."""
+    other = object.__new__(type(module))
+    other.__dict__.update(module.__dict__, **attributes)
+    return other
+
+
+def one_grid(x: Any, patch_coord: Tensor, patch_valid: Tensor | None = None) -> tuple[int, int]:
+    """(H, W) of NaFlex patches, if every image of the batch has this grid, whole and in raster order."""
+    rows, columns = (int(n) + 1 for n in patch_coord.flatten(0, 1).amax(0))
+    raster = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(patch_coord)
+    whole = patch_valid is None or bool(patch_valid.all())
+    if not whole or patch_coord.shape[1:] != raster.shape or not bool((patch_coord == raster).all()):
+        raise ValueError(
+            "the patches of this batch are not one whole grid: images of several grids, or padding. ALGM merges in "
+            "windows of a grid. Give images of one size a batch, without padding"
+        )
+    return rows, columns
