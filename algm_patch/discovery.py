@@ -103,7 +103,7 @@ def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
 
 def check_block(path: str, block: nn.Module) -> type[Adapter]:
     adapter = adapter_of(block)
-    if adapter is None:
+    if adapter is None or refusal_of(block) is not None:
         raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
     check_forward(path, block)
     return adapter

@@ -46,6 +46,11 @@ class Adapter:
         return True
 
     @staticmethod
+    def refusal(block: Any) -> str | None:
+        """Why this block cannot be patched, though its forward is known: parts of it that are not. None if it can."""
+        return None
+
+    @staticmethod
     def pack(block: Any, x: Tensor) -> Any:
         """The block's output, made of its tokens."""
         return x
@@ -104,6 +109,9 @@ def adapter_of(block: nn.Module) -> type[Adapter] | None:
 
 
 def refusal_of(block: nn.Module) -> str | None:
+    adapter = adapter_of(block)
+    if adapter is not None:
+        return adapter.refusal(block)
     return REFUSALS.get(path_of(unpatched(type(block)).forward))
 
 
