@@ -45,9 +45,9 @@ class BeitBlock(Eva01):
         block: Any,
         x: Tensor,
         tokens: LayerTokens,
-        H: int,
-        W: int,
-        rel_pos_bias: Tensor | None = None,  # noqa: N803
+        H: int,  # noqa: N803
+        W: int,  # noqa: N803
+        rel_pos_bias: Tensor | None = None,
     ) -> Tensor:
         return recomputed(block, lambda x: BaselineBlock.attention_half(block, x, tokens, rel_pos_bias), x)
 
