@@ -94,10 +94,11 @@ def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
     paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
     for path in paths:
         try:
-            module.get_submodule(path)
+            found = module.get_submodule(path)
         except AttributeError:
             continue
-        return path
+        if adapter.is_projection(found):
+            return path
     return None
 
 

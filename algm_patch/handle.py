@@ -247,6 +247,7 @@ def check_fit(settings: Settings, vit: Vit, model: str) -> None:
                 raise ValueError(
                     "proportional_attention=True weighs merged keys through the mask argument of attention, which "
                     f"block {number} of {model} ({class_name(block)}) has not. Pass proportional_attention=False"
+                    f"{adapter.mask_remedy(block)}"
                 )
 
 

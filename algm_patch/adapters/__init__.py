@@ -46,9 +46,19 @@ class Adapter:
         return True
 
     @staticmethod
+    def mask_remedy(block: Any) -> str:
+        """What would make ``takes_mask`` true where it is false: the end of an error message, from ``, or ...`` on."""
+        return ""
+
+    @staticmethod
     def refusal(block: Any) -> str | None:
         """Why this block cannot be patched, though its forward is known: parts of it that are not. None if it can."""
         return None
+
+    @staticmethod
+    def is_projection(module: Any) -> bool:
+        """Whether the module at the path ``projection`` is one: a text tower may have its embedding there."""
+        return True
 
     @staticmethod
     def pack(block: Any, x: Tensor) -> Any:
