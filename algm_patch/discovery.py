@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from .adapters import Adapter, adapter_of, path_of, readers_of, refusal_of, unpatched
+from .adapters import Adapter, adapter_of, head_of, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
@@ -67,6 +67,27 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     path = path.removeprefix(owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
+
+
+def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
+
+    Raises:
+        ValueError: if there is none, or the forward of one is hidden.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        head = head_of(module)
+        if head is not None:
+            check_forward(path, module)
+            found[module] = head
+    if not found:
+        raise ValueError(
+            f"unmerge='after_head': in {class_name(model)} there is no decoder that is known to run on merged tokens. "
+            "Pass the whole model, decoder included; or keep unmerge='before_head' and, in a head of your own that "
+            "runs on model.algm.token_map.take(x), give its output to model.algm.unmerge"
+        )
+    return found
 
 
 def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from typing import Any
 from weakref import WeakSet
@@ -16,9 +16,10 @@ from .discovery import Vit, class_name
 from .passes import ForwardPass, Step
 from .settings import Settings
 from .tokens import TokenMap
-from .tracking import NOT_IN_BACKWARD, Tracker, backward_pass
+from .tracking import NOT_IN_BACKWARD, Tracker, backward_pass, known_pass
 
-SETTINGS = tuple(field.name for field in fields(Settings))
+# Those that change without patching anew.
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "unmerge")
 
 
 class Algm:
@@ -113,10 +114,7 @@ class Algm:
         Returns:
             [B, P+N, ...], or [B, N, ...].
         """
-        token_map, prefix = self.token_map, self._past().num_prefix_tokens
-        if x.shape[1] == token_map.sizes.shape[1] - prefix:
-            token_map = TokenMap(token_map.labels[:, prefix:] - prefix, token_map.sizes[:, prefix:])
-        return token_map.unmerge(x)
+        return self._past().unmerge(x)
 
     @property
     def tokens_per_layer(self) -> list[int]:
@@ -157,7 +155,8 @@ class Algm:
         lines = [
             f"ALGM on {self._model}, {self._depth} blocks",
             *stages,
-            f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}",
+            f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}"
+            f"{', unmerged after the head' if self._after_head else ''}",
         ]
         try:
             lines += self._describe(self._past())
@@ -208,9 +207,41 @@ class Algm:
                 f"does not know their grid. {self._why_untraced(layer)}"
             )
         if not forward_pass.steps:
-            forward_pass.taps = self._tracker.taps if runs_in_order(self._sequence()) else None
+            forward_pass.taps = self._taps()
         recomputed = forward_pass.steps.get(layer)
         return forward_pass, recomputed or forward_pass.begin(layer, x, *self._hooked(layer))
+
+    @property
+    def _after_head(self) -> bool:
+        return self.settings.unmerge == "after_head"
+
+    def _taps(self) -> frozenset[int] | None:
+        """Blocks (from 0) that must give back the full grid; None if every one must."""
+        taps = self._tracker.taps if runs_in_order(self._sequence()) else None
+        if not self._after_head:
+            return taps
+        if taps is None:
+            raise RuntimeError(
+                f"unmerge='after_head': the blocks of {self._model} are run by a method that ALGM does not know, "
+                "which may read merged tokens as a grid. Call apply_algm with unmerge='before_head'"
+            )
+        return taps - {self._depth - 1}
+
+    def _decoding(self, x: Tensor) -> AbstractContextManager[None]:
+        """Within, a decoder runs on the tokens ``x``."""
+        forward_pass = known_pass(x)
+        if forward_pass is None:
+            raise RuntimeError(
+                f"unmerge='after_head': the decoder was given tokens that ALGM cannot trace to a forward pass of "
+                f"{self._model}. Hand it what that returned, or a slice of it; or call apply_algm with "
+                "unmerge='before_head'"
+            )
+        return self._tracker.decoding(forward_pass)
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """The output of a decoder's head, one result a token, on the full grid."""
+        forward_pass = self._tracker.decoded
+        return x if forward_pass is None else forward_pass.unmerge(x)
 
     def _why_untraced(self, layer: int) -> str:
         if backward_pass() != NOT_IN_BACKWARD:
@@ -233,7 +264,7 @@ class Algm:
             or any(other._forward_pre_hooks or other._backward_hooks for other in after)
         )
         changed = block._forward_pre_hooks or any(other._forward_hooks for other in before)
-        return bool(read), bool(changed)
+        return bool(read) and bool(after or not self._after_head), bool(changed)
 
 
 def check_fit(settings: Settings, vit: Vit, model: str) -> None:

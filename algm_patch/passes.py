@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,22 +34,26 @@ class LayerTokens:
     num_prefix_tokens: int
 
     def take_patches(self, x: Tensor, batched: bool = False) -> Tensor:
-        """What belongs to each patch (a rotary angle, say), for the patches that are left.
+        """What belongs to each patch (sines and cosines of rotary angles), averaged over each group.
+
+        A key turned by the mean of its members' rotations gives the logits that the members' keys give on average.
+        Measured against the first member's angles in benchmarks/positions.py: closer to the unpatched model.
 
         Args:
             x: [..., N, D] of all patches without the prefix, the same for the whole batch; or [B, ..., N, D].
             batched: whether ``x`` has the batch.
 
         Returns:
-            [B, ..., M, D], each group's first member's; ``x`` as it is while nothing is merged.
+            [B, ..., M, D]; ``x`` as it is while nothing is merged.
         """
-        if self.token_map is None:
+        if self._patches is None:
             return x
-        first = self.token_map.first[:, self.num_prefix_tokens :] - self.num_prefix_tokens
-        if batched:
-            index = first.view(len(first), *[1] * (x.dim() - 3), -1, 1)
-            return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
-        return x.index_select(-2, first.flatten()).unflatten(-2, first.shape).movedim(-3, 0)
+        x = x if batched else x.expand(len(self._patches.labels), *x.shape)
+        return self._patches.merge(x.movedim(-2, 1)).movedim(1, -2)
+
+    @cached_property
+    def _patches(self) -> TokenMap | None:
+        return None if self.token_map is None else self.token_map.without_prefix(self.num_prefix_tokens)
 
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
@@ -129,6 +134,7 @@ class ForwardPass:
         self.taps: frozenset[int] | None = None
         self.num_prefix_tokens = num_prefix_tokens
         self.doubtful = False
+        self._tokens: tuple[object, LayerTokens] | None = None
         self.batch, self.device = 0, torch.device("cpu")
         self.steps: dict[int, Step] = {}
 
@@ -198,10 +204,14 @@ class ForwardPass:
         return step.plans["CLAP"].tau
 
     def tokens(self, step: Step, x: Tensor) -> LayerTokens:
-        """What the attention of a block must know of its tokens ``x``."""
-        if step.before is None or not self.settings.proportional_attention:
-            return LayerTokens(step.before, None, step.num_prefix_tokens)
-        return LayerTokens(step.before, step.before.key_bias.to(x.dtype), step.num_prefix_tokens)
+        """What the attention of a block must know of its tokens ``x``; the same object while they stay the same."""
+        key = (step.before, step.num_prefix_tokens, x.dtype)
+        if self._tokens is None or self._tokens[0] != key:
+            bias = None
+            if step.before is not None and self.settings.proportional_attention:
+                bias = step.before.key_bias.to(x.dtype)
+            self._tokens = key, LayerTokens(step.before, bias, step.num_prefix_tokens)
+        return self._tokens[1]
 
     def merge(self, stage: str, layer: int, x: Tensor) -> Tensor:
         """Carry out one stage in a block (counted from 0), planned when its tokens first come by."""
@@ -222,6 +232,13 @@ class ForwardPass:
         if self.settings.tau == "paper":
             warn_of_nothing(plan)
         return plan
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """See :meth:`algm_patch.handle.Algm.unmerge`."""
+        token_map, prefix = self.token_map, self.num_prefix_tokens
+        if x.shape[1] == token_map.sizes.shape[1] - prefix:
+            token_map = token_map.without_prefix(prefix)
+        return token_map.unmerge(x)
 
     @property
     def token_map(self) -> TokenMap:

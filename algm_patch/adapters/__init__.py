@@ -79,6 +79,7 @@ class Adapter:
 ADAPTERS: dict[str, type[Adapter]] = {}
 REFUSALS: dict[str, str] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
+HEADS: dict[str, str] = {}
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
@@ -109,6 +110,16 @@ def reads(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..
     return add
 
 
+def head(decoder: str, name: str) -> None:
+    """The decoder whose forward is the function of this path can run on merged tokens.
+
+    Args:
+        decoder: takes the tokens first, and minds neither their number nor their order up to the output of
+        name: a module in it, which leaves [B, M, ...]: one result a token.
+    """
+    HEADS[decoder] = name
+
+
 def path_of(function: Any) -> str:
     """The name that functions are registered under: module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
@@ -133,6 +144,12 @@ def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
         if path_of(getattr(unpatched(cls), name, None)) == path:
             found[name] = blocks_read
     return found
+
+
+def head_of(decoder: nn.Module) -> nn.Module | None:
+    """The module in a decoder whose output can be unmerged; None if it is not known."""
+    name = HEADS.get(path_of(unpatched(type(decoder)).forward))
+    return None if name is None else decoder.get_submodule(name)
 
 
 def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
