@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
-from .discovery import Vit, class_name, find_vit
+from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .settings import Settings
 from .tracking import remember
@@ -29,6 +29,7 @@ def apply_algm(
     window: tuple[int, int] = (2, 2),
     proportional_attention: bool = True,
     taps: str = "auto",
+    unmerge: str = "before_head",
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
 
@@ -50,6 +51,10 @@ def apply_algm(
             §3). Decides the quality without training; pass False for models trained with ALGM as published.
         taps: "auto": blocks whose output is read by anything but the next block give back the full grid.
             "all": every block does.
+        unmerge: "before_head": the last block gives back the full grid. "after_head": its tokens stay merged, and
+            the results of a decoder that is known to run on them (Segmenter's two) are unmerged, as published;
+            faster, and what models trained with ALGM expect. What else reads the last block, its hooks included,
+            then finds merged tokens.
 
     Returns:
         The same model.
@@ -72,12 +77,14 @@ def apply_algm(
         window=window,
         proportional_attention=proportional_attention,
         taps=taps,  # type: ignore[arg-type]
+        unmerge=unmerge,  # type: ignore[arg-type]
     )
     trunk, vit = find_vit(model)
     check_fit(settings, vit, class_name(trunk))
+    decoders = find_decoders(model) if settings.unmerge == "after_head" else {}
     old = patch_of(trunk)
     handle = old.handle if old else Algm()
-    for module in (*vit.blocks, *vit.drivers, vit.projection):
+    for module in (*vit.blocks, *vit.drivers, vit.projection, *decoders, *decoders.values()):
         patch = patch_of(module)
         if patch and patch.handle is not handle:
             raise ValueError(
@@ -88,11 +95,14 @@ def apply_algm(
         if not isinstance(getattr(module, "algm", handle), Algm):
             raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
     if old:
-        unswap(patched_modules(handle))
+        unswap(patched_modules(handle, model))
     swap(trunk, "trunk", TrunkPatch(handle, vit))
     swap(vit.projection, "projection", ProjectionPatch(handle, vit.adapters[0]))
     for driver in vit.drivers:
         swap(driver, "driver", Patch(handle))
+    for decoder, head in decoders.items():
+        swap(decoder, "decoder", Patch(handle))
+        swap(head, "head", Patch(handle))
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         swap(block, "block", BlockPatch(handle, layer, adapter))
     handle._link(trunk)
@@ -112,19 +122,21 @@ def remove_algm(model: Model) -> Model:
     handles = {patch.handle for patch in map(patch_of, model.modules()) if patch}
     if not handles:
         raise ValueError(f"remove_algm: {class_name(model)} is not patched")
-    unswap({*filter(patch_of, model.modules()), *(part for handle in handles for part in patched_modules(handle))})
+    unswap({part for handle in handles for part in patched_modules(handle, model)})
     for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
     return model
 
 
-def patched_modules(handle: Algm) -> set[nn.Module]:
-    """The modules that were patched for this handle; none if its model is gone."""
-    if not handle._linked:
-        return set()
-    vit = handle._vit
-    return {handle._the_trunk(), vit.projection, *vit.drivers, *vit.blocks}
+def patched_modules(handle: Algm, model: nn.Module) -> set[nn.Module]:
+    """The modules that were patched for this handle, in ``model`` and wherever else they are."""
+    parts = {part for owner in {model, *handle._owners} for part in owner.modules()}
+    found = {part for part in parts if (patch := patch_of(part)) and patch.handle is handle}
+    if handle._linked:
+        vit = handle._vit
+        found |= {handle._the_trunk(), vit.projection, *vit.drivers, *vit.blocks}
+    return found
 
 
 # -- swapping classes
@@ -239,12 +251,32 @@ def driver_methods(original: Any) -> dict[str, Any]:
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with self._algm.handle._tracker.reading(frozenset(blocks_read(self, *args, **kwargs))):
-                return method(self, *args, **kwargs)
+            tracker = self._algm.handle._tracker
+            with tracker.reading(frozenset(blocks_read(self, *args, **kwargs))):
+                output = method(self, *args, **kwargs)
+                tracker.leave(output)
+            return output
 
         return run
 
     return {name: reader(getattr(original, name), blocks_read) for name, blocks_read in readers_of(original).items()}
+
+
+def decoder_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with self._algm.handle._decoding(x):
+            return original.forward(self, x, *args, **kwargs)
+
+    return {"forward": forward}
+
+
+def head_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._algm.handle._decoded(original.forward(self, *args, **kwargs))
+
+    return {"forward": forward}
 
 
 METHODS = {
@@ -252,6 +284,8 @@ METHODS = {
     "projection": projection_methods,
     "trunk": trunk_methods,
     "driver": driver_methods,
+    "decoder": decoder_methods,
+    "head": head_methods,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 Tau = float | Literal["auto", "paper"]
 GbmTau = float | Literal["adaptive", "tau"]
 Taps = Literal["auto", "all"]
+Unmerge = Literal["before_head", "after_head"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
     window: tuple[int, int] = (2, 2)
     proportional_attention: bool = True
     taps: Taps = "auto"
+    unmerge: Unmerge = "before_head"
 
     def __post_init__(self) -> None:
         if self.clap_layer is not None:
@@ -40,6 +42,13 @@ class Settings:
             raise TypeError(f"proportional_attention is True or False, got {self.proportional_attention!r}")
         if self.taps not in ("auto", "all"):
             raise ValueError(f"taps is 'auto' or 'all', got {self.taps!r}")
+        if self.unmerge not in ("before_head", "after_head"):
+            raise ValueError(f"unmerge is 'before_head' or 'after_head', got {self.unmerge!r}")
+        if self.unmerge == "after_head" and self.taps == "all":
+            raise ValueError(
+                "unmerge='after_head' leaves the last block's tokens merged, taps='all' asks for the full grid after "
+                "every block. Give up one of them"
+            )
         if self.clap_layer is not None and self.gbm_layers and self.clap_layer > self.gbm_layers[0]:
             raise ValueError(
                 f"clap_layer={self.clap_layer} comes after gbm_layers={list(self.gbm_layers)}: CLAP needs the grid "

@@ -30,11 +30,13 @@ class Tracker(threading.local):
     Attributes:
         last: the last pass that this thread began (outside of backward passes).
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
+        decoded: the pass whose merged tokens a decoder runs on now; None if none does.
     """
 
     def __init__(self) -> None:
         self.last: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
+        self.decoded: ForwardPass | None = None
         self._current: tuple[ForwardPass, int] | None = None
 
     def begin(self, forward_pass: ForwardPass) -> None:
@@ -53,6 +55,21 @@ class Tracker(threading.local):
             yield
         finally:
             self.taps, self._current = outer, None
+
+    def leave(self, output: object) -> None:
+        """The method that runs the blocks returns this: tokens still merged remember their pass."""
+        forward_pass = self._current[0] if self._current is not None else None
+        if forward_pass is not None and forward_pass.settings.unmerge == "after_head" and isinstance(output, Tensor):
+            remember(output, forward_pass)
+
+    @contextmanager
+    def decoding(self, forward_pass: ForwardPass) -> Iterator[None]:
+        """Within, a decoder runs on the merged tokens of this pass."""
+        outer, self.decoded = self.decoded, forward_pass
+        try:
+            yield
+        finally:
+            self.decoded = outer
 
     @property
     def under_way(self) -> bool:

@@ -1,5 +1,59 @@
 """Models of Segmenter."""
 
-from contract import Case
+from __future__ import annotations
 
-CASES: dict[str, Case] = {}
+from typing import Any
+
+import models
+import torch
+from contract import Case
+from third_party import third_party
+from torch import nn
+
+CLASSES = 7
+
+
+def build(decoder: str, grid: tuple[int, int] = models.GRID, depth: int = 5, width: int = 64, **options: Any) -> Any:
+    """A Segmenter in eval mode, with random weights; its images have 16 pixels a token."""
+    third_party("segmenter")
+    from segm.model import decoder as decoders
+    from segm.model.segmenter import Segmenter
+    from segm.model.vit import VisionTransformer
+
+    torch.manual_seed(0)
+    size = {"n_heads": 4, "d_model": width, "d_ff": 2 * width}
+    drop = {"dropout": options.pop("dropout", 0.0), "drop_path_rate": options.pop("drop_path_rate", 0.0)}
+    patch = options.pop("patch_size", 16)
+    image = (grid[0] * patch, grid[1] * patch)
+    encoder = VisionTransformer(image, patch, depth, n_cls=10, **size, **drop, **options)
+    head = (
+        decoders.DecoderLinear(CLASSES, patch, width)
+        if decoder == "linear"
+        else decoders.MaskTransformer(CLASSES, patch, width, 2, **size, **drop)
+    )
+    return with_random_weights(Segmenter(encoder, head, CLASSES)).eval()
+
+
+def with_random_weights(model: nn.Module) -> nn.Module:
+    """Every parameter large enough to be missed."""
+    for parameter in model.parameters():
+        vector = parameter.dim() == 1 or parameter.shape[:-1].numel() == 1
+        nn.init.normal_(parameter, parameter.detach().mean().item() if vector else 0.0, 0.2 if vector else 0.1)
+    return model
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mask transformer": ("mask", {}),
+    "linear decoder": ("linear", {}),
+    "distillation token": ("mask", {"distilled": True}),
+}
+
+CASES = {
+    f"Segmenter {kind}": Case(
+        lambda decoder=decoder, options=options: build(decoder, **options),
+        models.photo,
+        lambda model, image: model.encoder(image, return_features=True),
+        lambda length: {},
+    )
+    for kind, (decoder, options) in KINDS.items()
+}

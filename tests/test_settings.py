@@ -23,6 +23,7 @@ from algm_patch.settings import Settings
         {"tau": 0.9, "gbm_tau": "tau", "clap_layer": None},
         {"window": [1, 2]},
         {"taps": "all", "proportional_attention": False},
+        {"unmerge": "after_head"},
     ],
 )
 def test_accepted(given_):
@@ -55,6 +56,8 @@ def test_accepted(given_):
         ({"window": (2, 2, 2)}, TypeError, "height, width"),
         ({"proportional_attention": "yes"}, TypeError, "True or False"),
         ({"taps": "some"}, ValueError, "'auto' or 'all'"),
+        ({"unmerge": "late"}, ValueError, "'before_head' or 'after_head', got 'late'"),
+        ({"unmerge": "after_head", "taps": "all"}, ValueError, "Give up one of them"),
     ],
 )
 def test_refused(given_, error, message):
