@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import accumulate
 
 from torch import nn
 
-from .adapters import Adapter, adapter_of, head_of, path_of, readers_of, refusal_of, unpatched
+from .adapters import FLOORS, Adapter, adapter_of, head_of, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
@@ -127,8 +129,19 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
     adapter = adapter_of(block)
     if adapter is None or refusal_of(block) is not None:
         raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
+    check_version(path, block)
     check_forward(path, block)
     return adapter
+
+
+def check_version(path: str, block: nn.Module) -> None:
+    library = unpatched(type(block)).__module__.partition(".")[0]
+    floor = FLOORS.get(library)
+    if floor is not None and numbers(version(library)) < numbers(floor):
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: it comes from {library} {version(library)}, and ALGM knows the blocks "
+            f"of {library} {floor} and later. Install {library}>={floor}"
+        )
 
 
 def check_projection(path: str, projection: nn.Module) -> None:
@@ -174,14 +187,13 @@ def why_unknown(block: nn.Module) -> str:
     forward = path_of(unpatched(type(block)).forward)
     return (
         f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
-        "the MLP begins"
+        "the MLP begins. If you do, write an Adapter and register it: see algm_patch.register"
     )
 
 
 def has_attention(module: nn.Module) -> bool:
-    return any(
-        "attention" in class_name(part).lower() or "attn" in class_name(part).lower() for part in module.modules()
-    )
+    names = {f"{name} {class_name(part)}".lower() for name, part in module.named_modules()}
+    return any(word in name for name in names for word in ("attention", "attn", "qkv"))
 
 
 def class_name(module: nn.Module) -> str:
@@ -190,6 +202,10 @@ def class_name(module: nn.Module) -> str:
 
 def full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def as_code(path: str) -> str:

@@ -76,6 +76,8 @@ class Adapter:
         return output.shape[2], output.shape[3]
 
 
+# The first releases whose blocks are known.
+FLOORS = {"timm": "1.0.17", "transformers": "5.17"}
 ADAPTERS: dict[str, type[Adapter]] = {}
 REFUSALS: dict[str, str] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
@@ -83,7 +85,13 @@ HEADS: dict[str, str] = {}
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
-    """Class decorator: an adapter for the blocks whose forward is the function of this path."""
+    """Class decorator: an :class:`Adapter` for the blocks whose forward is the function of this path.
+
+    Args:
+        forward: module and qualified name of the forward that the adapter's halves stand for, such as
+            ``"mypackage.models.Block.forward"``. A subclass with a forward of its own is another function and needs an
+            adapter of its own. The last registration holds.
+    """
 
     def add(adapter: type[Adapter]) -> type[Adapter]:
         ADAPTERS[forward] = adapter
