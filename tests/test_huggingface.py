@@ -1,0 +1,427 @@
+"""transformers' own interface on patched models."""
+
+import copy
+import sys
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+import models_huggingface as huggingface  # noqa: E402
+from models_huggingface import FAMILIES, SQUARE, build, enliven, inputs, photo  # noqa: E402
+from test_contract import permute  # noqa: E402
+from torch import nn  # noqa: E402
+from transformers import AutoBackbone, AutoModel  # noqa: E402
+
+from algm_patch import TokenMap, apply_algm, remove_algm  # noqa: E402
+from algm_patch.discovery import find_vit  # noqa: E402
+
+SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+STAGES = ["stage1", "stage2", "stage3", "stage5"]
+NECK = {"initializer_range": 0.2, "neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16}
+UPER = {"hidden_size": 16, "pool_scales": [1, 2], "auxiliary_in_channels": 64, "auxiliary_channels": 8}
+
+
+def uper(family):
+    backbone = FAMILIES[family].config(out_features=STAGES)
+    return transformers.UperNetForSemanticSegmentation(
+        transformers.UperNetConfig(backbone_config=backbone, num_labels=3, initializer_range=0.2, **UPER)
+    )
+
+
+def depth(config, model, **options):
+    backbone = FAMILIES["DINOv2"].config(out_features=STAGES, reshape_hidden_states=False)
+    return model(config(backbone_config=backbone, **NECK, **options))
+
+
+def segmenter(model, family, image_size):
+    config = FAMILIES[family].config(
+        image_size=image_size, out_indices=[1, 2, 3, 5], num_labels=3, pool_scales=[1, 2], auxiliary_channels=8
+    )
+    return model(config)
+
+
+def dpt(model):
+    return model(transformers.DPTConfig(**{**SQUARE, **NECK}, backbone_out_indices=[0, 1, 2, 4], num_labels=3))
+
+
+def eomt(model, config, attention):
+    config = config(**SQUARE, num_queries=7, num_blocks=2, num_labels=3, num_upscale_blocks=1)
+    config._attn_implementation = attention
+    return model(config)
+
+
+# Model, and the grid of patches (square where the head takes no other).
+DENSE = {
+    "BEiT": (lambda: segmenter(transformers.BeitForSemanticSegmentation, "BEiT, bias per layer", (96, 80)), (6, 5)),
+    "Data2Vec": (
+        lambda: segmenter(transformers.Data2VecVisionForSemanticSegmentation, "Data2Vec, both, eager", 96),
+        (6, 6),
+    ),
+    "DPT, segmentation": (lambda: dpt(transformers.DPTForSemanticSegmentation), (6, 6)),
+    "DPT, depth": (lambda: dpt(transformers.DPTForDepthEstimation), (6, 6)),
+    "DPT on DINOv2": (
+        lambda: depth(transformers.DPTConfig, transformers.DPTForDepthEstimation, is_hybrid=False),
+        (6, 6),
+    ),
+    "Depth Anything": (
+        lambda: depth(
+            transformers.DepthAnythingConfig,
+            transformers.DepthAnythingForDepthEstimation,
+            head_hidden_size=8,
+            patch_size=16,
+            reassemble_hidden_size=64,
+        ),
+        (6, 5),
+    ),
+    "UperNet on DINOv2": (lambda: uper("DINOv2"), (6, 5)),
+    "UperNet on BEiT": (lambda: uper("BEiT, shared bias"), (6, 5)),
+    "EoMT": (
+        lambda: eomt(transformers.EomtForUniversalSegmentation, transformers.EomtConfig, "sdpa"),
+        (6, 6),
+    ),
+    "EoMT, eager": (
+        lambda: eomt(transformers.EomtForUniversalSegmentation, transformers.EomtConfig, "eager"),
+        (6, 6),
+    ),
+    "EoMT on DINOv3": (
+        lambda: eomt(transformers.EomtDinov3ForUniversalSegmentation, transformers.EomtDinov3Config, "sdpa"),
+        (6, 6),
+    ),
+}
+
+
+@pytest.fixture(params=DENSE)
+def dense(request):
+    """A dense model and its image."""
+    make, grid = DENSE[request.param]
+    torch.manual_seed(0)
+    return enliven(make()), photo(grid=grid)
+
+
+def prediction(model, image):
+    """What the head of a dense model gives, scaled to a standard deviation of 1."""
+    output = model(pixel_values=image)
+    output = getattr(output, "masks_queries_logits", output[0])
+    return output / output.std()
+
+
+@torch.no_grad()
+def test_dense_models_whose_patches_are_shuffled_inside(dense, monkeypatch):
+    model, image = dense
+    expected = prediction(model, image)
+    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    apply_algm(model, clap_layer=2, gbm_layers=[])
+    torch.testing.assert_close(prediction(model, image), expected, atol=1e-3, rtol=1e-3)
+    prefix = model.algm.token_map.labels.shape[1] - image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    assert not torch.equal(
+        model.algm.token_map.labels[0, prefix:], torch.arange(len(model.algm.token_map.labels[0]))[prefix:]
+    )
+
+
+@torch.no_grad()
+def test_dense_models(dense):
+    model, image = dense
+    expected = prediction(model, image)
+    apply_algm(model, **SETTINGS)
+    found = prediction(model, image)
+    assert found.shape == expected.shape
+    assert not torch.allclose(found, expected, atol=1e-3)
+    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    model.algm.tau, model.algm.gbm_layers = 2.0, []
+    assert torch.equal(prediction(model, image), expected)
+    remove_algm(model)
+    assert torch.equal(prediction(model, image), expected)
+
+
+@pytest.mark.parametrize("name", ["EoMT", "EoMT on DINOv3"])
+def test_the_queries_of_eomt_join_the_prefix(name):
+    model = apply_algm(enliven(DENSE[name][0]()), **SETTINGS)
+    model(pixel_values=photo(grid=(6, 6)))
+    prefix = 7 + model.embeddings.num_prefix_tokens
+    assert torch.equal(model.algm.token_map.labels[:, :prefix], torch.arange(prefix).expand(2, -1))
+    third, fourth = model.algm.tokens_per_layer[2:4]
+    assert fourth == third + 7
+
+
+BACKBONES = {
+    "Dinov2Backbone": "DINOv2",
+    "Dinov2WithRegistersBackbone": "DINOv2, registers",
+    "DINOv3ViTBackbone": "DINOv3",
+    "BeitBackbone": "BEiT, bias per layer",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("stages", [["stage5"], ["stage1", "stage4"], ["stem", "stage2", "stage3", "stage5"]])
+def test_backbones(name, stages, monkeypatch):
+    model = build(BACKBONES[name], name, out_features=stages)
+    expected = model(photo()).feature_maps
+    apply_algm(model, **SETTINGS)
+    found = model(photo()).feature_maps
+    assert [x.shape for x in found] == [x.shape for x in expected] == [(2, 64, 6, 5)] * len(stages)
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < 30
+    for stage, x in zip(stages, found, strict=True):
+        layer = 0 if stage == "stem" else int(stage[-1])
+        prefix = model.algm.token_map.labels.shape[1] - 30
+        groups = model.algm._tracker.last.steps[max(layer - 1, 0)].after  # of which each patch has a copy
+        x = nn.functional.pad(x.flatten(2).mT, (0, 0, prefix, 0))
+        assert torch.equal(groups.unmerge(groups.take(x)), x) == (layer > 0)
+    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    model.algm.gbm_layers = []
+    for x, y in zip(model(photo()).feature_maps, expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states(family):
+    model, image = build(family), photo()
+    plain = model(**inputs(family, image), output_hidden_states=True).hidden_states
+    apply_algm(model, **SETTINGS)
+    expected = model(**inputs(family, image))
+    found = model(**inputs(family, image), output_hidden_states=True)
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    assert [x.shape for x in found.hidden_states] == [x.shape for x in plain]
+    assert len(found.hidden_states) == 6
+    assert torch.equal(found.hidden_states[0], plain[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "eager" in family and "Data2Vec" not in family])
+def test_attention_maps_have_the_size_of_their_layer(family):
+    model, image = build(family), photo()
+    length = model(**inputs(family, image)).last_hidden_state.shape[1]
+    apply_algm(model, **SETTINGS)
+    maps = model(**inputs(family, image), output_attentions=True).attentions
+    assert [x.shape[-1] for x in maps] == [length, *model.algm.tokens_per_layer[:-1]]
+    torch.testing.assert_close(maps[-1].sum(-1), torch.ones(maps[-1].shape[:-1]))
+
+
+@torch.no_grad()
+def test_attention_maps_of_data2vec_are_refused():
+    model = apply_algm(build("Data2Vec, both, eager"), **SETTINGS)
+    with pytest.raises(ValueError, match=r"output_attentions=True: .*remove_algm"):
+        model(photo(), output_attentions=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_what_is_read_is_unmerged(family, monkeypatch):
+    model = apply_algm(build(family), **SETTINGS)
+    unmerged = []
+    monkeypatch.setattr(TokenMap, "unmerge", lambda self, x, real=TokenMap.unmerge: unmerged.append(1) or real(self, x))
+    model(**inputs(family, photo()))
+    # Data2Vec's encoder resizes the shared bias to the length of each layer's input, so that every input must be whole
+    assert len(unmerged) == (5 if family == "Data2Vec, both, eager" else 1)
+
+
+def use(model, attention):
+    """As set_attn_implementation does, for attention that this machine may not have."""
+    for part in model.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = attention
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "one of my own"])
+@pytest.mark.parametrize("family", ["ViT", "DINOv2", "DINOv3", "BEiT, bias per layer", "CLIP", "DPT"])
+def test_attention_that_takes_no_bias_is_refused(family, attention):
+    model = build(family)
+    use(model, attention)
+    with pytest.raises(
+        ValueError, match=rf"block 1 of .* Pass proportional_attention=False, or call .*'sdpa'.*'{attention}'"
+    ):
+        apply_algm(model)
+    use(model, "sdpa")
+    apply_algm(model, **SETTINGS)
+    find_vit(model)[1].blocks[1].register_forward_pre_hook(lambda *_: use(model, attention))
+    with pytest.raises(
+        ValueError, match=rf"'{attention}'.*set_attn_implementation\('sdpa'\).*proportional_attention = False"
+    ):
+        model(**inputs(family, photo()))
+
+
+@torch.no_grad()
+def test_eager_attention_of_dpt_takes_no_bias():
+    model = build("DPT", attn_implementation="eager")
+    with pytest.raises(ValueError, match=r"proportional_attention=False, or call .*'eager' adds no bias"):
+        apply_algm(model)
+    apply_algm(model, proportional_attention=False, **SETTINGS)
+    assert model(photo()).last_hidden_state.shape == (2, 31, 64)
+    assert model.algm.tokens_per_layer[-1] < 31
+
+
+@torch.no_grad()
+def test_a_mask_means_the_same_to_every_attention():
+    visible = torch.ones(2, 31, dtype=torch.int64)
+    visible[:, 9:14] = 0
+    found = []
+    for family in ["ViT", "ViT, eager"]:
+        model = apply_algm(build(family), **SETTINGS)
+        found.append(model(photo(), attention_mask=visible).last_hidden_state)
+        assert not torch.allclose(found[-1], model(photo()).last_hidden_state, atol=1e-2)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+WHOLE = {
+    "CLIPModel": ("CLIP", transformers.CLIPConfig),
+    "SiglipModel": ("SigLIP", transformers.SiglipConfig),
+    "Siglip2Model": ("SigLIP 2", transformers.Siglip2Config),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_text_tower_stays_as_it_is(name):
+    family, config = WHOLE[name]
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    vision = FAMILIES[family].config().to_dict()
+    torch.manual_seed(0)
+    model = enliven(getattr(transformers, name)(config(text_config={**text, "vocab_size": 99}, vision_config=vision)))
+    arguments = {**inputs(family, photo()), "input_ids": torch.arange(1, 13).view(2, 6)}
+    plain = model(**arguments)
+    apply_algm(model, **SETTINGS)
+    merged = model(**arguments)
+    assert torch.equal(merged.text_embeds, plain.text_embeds)
+    assert not torch.allclose(merged.image_embeds, plain.image_embeds, atol=1e-3)
+    assert len(model.algm.tokens_per_layer) == 5
+    assert "_algm_original" not in vars(type(model.text_model.encoder.layers[0]))
+    model.algm.tau, model.algm.gbm_layers = 2.0, []
+    assert torch.equal(model(**arguments).image_embeds, plain.image_embeds)
+
+
+@torch.no_grad()
+def test_siglip2_wants_one_grid_in_the_batch():
+    model = apply_algm(build("SigLIP 2"), **SETTINGS)
+    arguments = huggingface.patches(photo())
+    for shapes in ([[6, 5], [5, 6]], [[5, 5], [5, 5]]):
+        with pytest.raises(ValueError, match=r"spatial_shapes=\[\[.*for 30 patches.*one grid .* no padding"):
+            model(**{**arguments, "spatial_shapes": torch.tensor(shapes)})
+    assert model(**arguments).last_hidden_state.shape == (2, 30, 64)
+    assert "grid 6x5 + 0 prefix" in repr(model.algm)
+
+
+@torch.no_grad()
+def test_vit_mae_must_neither_drop_nor_shuffle():
+    model = apply_algm(build("ViT-MAE"), **SETTINGS)
+    with pytest.raises(ValueError, match=r"mask_ratio = 0 and pass noise=torch.arange\(30\).expand\(2, -1\)"):
+        model(photo(), interpolate_pos_encoding=True)
+    model.config.mask_ratio = 0.5
+    with pytest.raises(ValueError, match="drops and shuffles"):
+        model(**inputs("ViT-MAE", photo()))
+
+
+@torch.no_grad()
+def test_vit_mae_for_pretraining():
+    model = build(
+        "ViT-MAE",
+        "ViTMAEForPreTraining",
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=4,
+    )
+    image, noise = photo(grid=(6, 6)), torch.arange(36).expand(2, -1)
+    expected = model(image, noise=noise).logits
+    apply_algm(model, **SETTINGS)
+    assert model(image, noise=noise).logits.shape == expected.shape
+    assert len(model.algm.tokens_per_layer) == 5
+
+
+REFUSED = {
+    "SwinModel": ("SwinConfig", "windows"),
+    "Swinv2Model": ("Swinv2Config", "windows"),
+    "HieraModel": ("HieraConfig", "windows"),
+    "VitDetModel": ("VitDetConfig", "windows"),
+    "SamVisionModel": ("SamVisionConfig", "grid"),
+    "SegGptForImageSegmentation": ("SegGptConfig", "grid"),
+    "SegformerModel": ("SegformerConfig", "pooled"),
+    "PvtModel": ("PvtConfig", "pooled"),
+    "PvtV2Model": ("PvtV2Config", "pooled"),
+    "YolosModel": ("YolosConfig", "detection tokens"),
+    "VideoMAEModel": ("VideoMAEConfig", "VideoMAELayer.*does not know"),
+    "ViTHybridModel": ("ViTHybridConfig", "ViTHybridLayer.*does not know"),
+    "CLIPTextModel": ("CLIPTextConfig", "no patch projection"),
+    "ConvNextModel": ("ConvNextConfig", "no sequence of transformer blocks"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name):
+    config, reason = REFUSED[name]
+    if not hasattr(transformers, name):
+        pytest.skip(f"this transformers has no {name}")
+    with torch.device("meta"):
+        model = getattr(transformers, name)(getattr(transformers, config)())
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=rf"{name} cannot be patched: .*{reason}"):
+        apply_algm(model)
+    assert [type(module) for module in model.modules()] == types
+
+
+def test_an_older_transformers_is_refused(monkeypatch):
+    model = build("ViT")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    with pytest.raises(ValueError, match=r"ViTLayer, transformers 4.57.1 .*Install transformers>=5"):
+        apply_algm(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    "family", ["ViT", "DINOv2", "DINOv3", "BEiT, bias per layer", "Data2Vec, both, eager", "CLIP", "DPT"]
+)
+def test_gradient_checkpointing(family, reentrant):
+    model, image = build(family), photo()
+    apply_algm(model, **SETTINGS)
+
+    def gradients():
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(**inputs(family, image.requires_grad_())).last_hidden_state.square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.train()
+    expected = gradients()
+    assert len(expected) > 50
+    assert model.algm.tokens_per_layer[-1] < 31
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_auto_classes():
+    model = apply_algm(AutoModel.from_config(FAMILIES["DINOv2"].config()).eval(), **SETTINGS)
+    assert model(photo()).last_hidden_state.shape == (2, 31, 64)
+    backbone = apply_algm(AutoBackbone.from_config(FAMILIES["DINOv3"].config(out_indices=[1, 4])).eval(), **SETTINGS)
+    assert [x.shape for x in backbone(photo()).feature_maps] == [(2, 64, 6, 5)] * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["ViT", "DINOv3", "BEiT, shared bias"])
+def test_a_patched_model_is_saved_as_the_plain_one(family, tmp_path):
+    model = build(family)
+    expected = model(photo()).last_hidden_state
+    apply_algm(model, **SETTINGS)
+    merged = model(photo()).last_hidden_state
+    assert torch.equal(copy.deepcopy(model)(photo()).last_hidden_state, merged)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(photo()).last_hidden_state, expected)
+    assert torch.equal(apply_algm(loaded, **SETTINGS)(photo()).last_hidden_state, merged)
+
+
+def test_with_peft():
+    peft = pytest.importorskip("peft")
+    model = build("DINOv2")
+    expected = apply_algm(copy.deepcopy(model), **SETTINGS)(photo()).last_hidden_state
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj", "query", "value"]))
+    apply_algm(wrapped, **SETTINGS)
+    found = wrapped(pixel_values=photo()).last_hidden_state
+    torch.testing.assert_close(found, expected)  # LoRA begins as nothing
+    found.square().sum().backward()
+    assert all(p.grad is not None for name, p in wrapped.named_parameters() if "lora_B" in name)
+    assert wrapped.algm.tokens_per_layer[-1] < 31
