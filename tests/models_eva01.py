@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "BEiTBaseline, shared bias": (
         "BEiTBaseline",
-        {"use_shared_rel_pos_bias": True, "use_abs_pos_emb": False, **LEVELS},
+        {"use_shared_rel_pos_bias": True, "use_abs_pos_emb": False, "qk_scale": 0.5, **LEVELS},
     ),
     "BEiTBaseline, both biases": (
         "BEiTBaseline",

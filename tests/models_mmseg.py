@@ -48,27 +48,29 @@ def backbone(family: str, depth: int = 5, **options: Any) -> Any:
     return with_random_weights(getattr(mmseg().backbones, name)(**shape, **extra, **options))
 
 
-def segmentor(name: str, **options: Any) -> Any:
+def segmentor(name: str) -> Any:
     """A segmentor by its own config, made small: 3 classes, backbone of width 64 and 8 blocks."""
     models = mmseg()
     from mmengine import Config
+    from mmengine.registry import init_default_scope
 
+    init_default_scope("mmseg")
     place = Path(models.__file__).parents[1] / ".mim/configs/_base_/models" / f"{name}.py"
     config = Config.fromfile(place).model
-    mla = config.backbone.get("with_cls_token") is False
     config.update(pretrained=None, data_preprocessor={"type": "SegDataPreProcessor"})
-    config.backbone.update(img_size=(GRID[0] * 16, GRID[1] * 16), embed_dims=64, num_layers=8, num_heads=4, **options)
+    config.backbone.update(img_size=(GRID[0] * 16, GRID[1] * 16), embed_dims=64, num_layers=8, num_heads=4)
     config.backbone.update(drop_rate=0.0, drop_path_rate=0.0)
-    if isinstance(config.backbone.get("out_indices"), tuple):
+    if "out_indices" in config.backbone:
         config.backbone.out_indices = (1, 3, 5, 7)
-    auxiliary = config.get("auxiliary_head", [])
-    for head in (config.decode_head, *auxiliary):
-        head.update(num_classes=3, channels=64)
-        head.update({} if mla else {"in_channels": 64})
+    for head in (config.decode_head, *config.get("auxiliary_head", [])):
+        head.num_classes = 3
+        if "neck" in config:
+            config.neck.in_channels = [64] * 4
+        else:
+            head.update(in_channels=64, channels=64)
     if config.decode_head.type == "SegmenterMaskTransformerHead":
         config.decode_head.update(embed_dims=64, num_heads=4)
-    if config.test_cfg.mode == "slide":
-        config.test_cfg = {"mode": "slide", "crop_size": (96, 80), "stride": (64, 64)}
+        config.test_cfg.update(crop_size=(96, 80), stride=(64, 64))
     torch.manual_seed(0)
     return with_random_weights(models.build_segmentor(config))
 
