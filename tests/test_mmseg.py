@@ -135,6 +135,17 @@ def test_gradients_with_its_own_checkpointing(name):
         assert expected.any() or (parameter == "cls_token" and name == "ViT, no class token")
 
 
+def test_checkpointing_turned_on_by_the_runner():
+    """After the patch, as mmengine's Runner does when training begins."""
+    models = [apply_algm(backbone("ViT"), **SETTINGS) for _ in range(2)]
+    from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+
+    turn_on_activation_checkpointing(models[1], [f"layers.{i}" for i in range(5)])
+    plain, recomputed = (gradients(model, photo().requires_grad_()) for model in models)
+    for name, expected in plain.items():
+        torch.testing.assert_close(recomputed[name], expected)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", SEGMENTORS)
 def test_segmentors_whole(name):
@@ -192,6 +203,35 @@ def test_segmentors_learn(name):
         gradient = model.backbone.patch_embed.projection.weight.grad
         assert gradient.isfinite().all()
         assert gradient.any()
+
+
+@torch.no_grad()
+def test_side_adapter_network():
+    """A ViT in a head: queries before the patches, and features of CLIP added between the blocks."""
+    models = mmseg()
+    from mmengine import ConfigDict
+
+    side = models.decode_heads.san_head.SideAdapterNetwork(
+        clip_channels=64,
+        embed_dims=64,
+        num_queries=5,
+        fusion_index=[0, 2],
+        cfg_encoder=ConfigDict(num_encode_layer=4, num_heads=4, mlp_ratio=2),
+        cfg_decoder=ConfigDict(num_heads=2, num_layers=1, embed_channels=32, mlp_channels=32, num_mlp=2, rescale=True),
+    ).eval()
+    both = nn.ModuleDict({"backbone": backbone("ViT"), "side": side})
+    with pytest.raises(ValueError, match=r"2 ViTs.*: model\.backbone \(Vis.*, model\.side \(SideAdapterNetwork\)"):
+        apply_algm(both)
+    clip = [(torch.randn(2, 64, 6, 5), torch.randn(2, 64)) for _ in side.fusion_index]
+    (expected,), _ = side(photo(), clip, [])
+    apply_algm(side, clap_layer=1, gbm_layers=[], tau=-1.0)
+    (found,), _ = side(photo(), clip, [])
+    assert found.shape == expected.shape == (2, 5, 6, 5)
+    assert "grid 6x5 + 5 prefix" in repr(side.algm)
+    assert side.algm.tokens_per_layer == [35 - 6 * 3] * 4
+    assert not torch.equal(found, expected)
+    side.algm.tau = 2.0
+    assert torch.equal(side(photo(), clip, [])[0][0], expected)
 
 
 PYRAMID = {"embed_dims": (8, 16), "num_heads": (1, 2), "depths": (2, 2), "strides": (4, 2), "mlp_ratios": (2, 2)}
