@@ -103,7 +103,8 @@ def why_unknown_attention(attention: nn.Module, *known: str) -> str | None:
 
 def recomputed(block: Any, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``half(x)``, run again in the backward pass if the block is set to, as its own forward is."""
-    return checkpoint(half, x, use_reentrant=False) if block.with_cp and x.requires_grad else half(x)
+    with_cp = getattr(block, "with_cp", False)  # ViT-Adapter's first blocks have no such setting
+    return checkpoint(half, x, use_reentrant=False) if with_cp and x.requires_grad else half(x)
 
 
 def attend(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
