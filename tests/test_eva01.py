@@ -199,6 +199,16 @@ def test_gradients_with_its_own_checkpointing(name):
     assert sum(gradient is not None and bool(gradient.any()) for gradient in plain.values()) > len(plain) / 2
 
 
+def test_blocks_without_the_setting_do_not_recompute():
+    """ViT-Adapter's first blocks have no `with_cp`."""
+    model, image = apply_algm(build("ViTBaseline"), **SETTINGS), photo()
+    expected = model(image)
+    for block in model.blocks:
+        del block.with_cp
+    for found, level in zip(model(image), expected, strict=True):
+        assert torch.equal(found, level)
+
+
 def test_the_bias_tables_learn(baseline):
     model = apply_algm(build(baseline), **SETTINGS)
     tables = {n: g for n, g in gradients(model, photo()).items() if n.endswith("bias_table")}
