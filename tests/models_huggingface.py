@@ -63,6 +63,7 @@ FAMILIES = {
         "DINOv3ViTModel",
         {**SQUARE, "num_register_tokens": 2, "use_gated_mlp": True, "attn_implementation": "eager"},
     ),
+    "Sapiens 2": Family("Sapiens2Model", {**SQUARE, "num_register_tokens": 2}),
     "BEiT, no bias": Family(
         "BeitModel", {**SQUARE, "layer_scale_init_value": 0.3, "use_absolute_position_embeddings": True}
     ),
@@ -97,6 +98,12 @@ FAMILIES = {
         takes_mask=False,
     ),
     "CLIP": Family("CLIPVisionModel", SQUARE, INTERPOLATE),
+    "AltCLIP": Family("AltCLIPVisionModel", SQUARE, INTERPOLATE),
+    "Chinese CLIP": Family("ChineseCLIPVisionModel", SQUARE, INTERPOLATE),
+    "CLIPSeg": Family("CLIPSegVisionModel", SQUARE, INTERPOLATE),
+    "MetaCLIP 2": Family("MetaClip2VisionModel", SQUARE, INTERPOLATE),
+    "OWL-ViT": Family("OwlViTVisionModel", SQUARE, INTERPOLATE),
+    "OWLv2": Family("Owlv2VisionModel", SQUARE, INTERPOLATE),
     "SigLIP": Family("SiglipVisionModel", SQUARE, INTERPOLATE),
     "SigLIP, eager": Family("SiglipVisionModel", {**SQUARE, "attn_implementation": "eager"}, INTERPOLATE),
     "SigLIP 2": Family("Siglip2VisionModel", {**SIZE, "num_patches": 36}, takes_mask=False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from ..passes import LayerTokens
 from . import Adapter, reads, refuse, register
-
-FLOOR = (5, 17)
 
 
 def modeling(name: str) -> str:
@@ -45,14 +42,6 @@ class HuggingFaceLayer(Adapter):
     def mask_remedy(block: Any) -> str:
         found = implementation(attention_of(block))
         return f", or call model.set_attn_implementation('sdpa'): attn_implementation={found!r} adds no bias of ours"
-
-    @staticmethod
-    def refusal(block: Any) -> str | None:
-        version = sys.modules["transformers"].__version__
-        if tuple(map(int, version.split(".")[:2])) >= FLOOR:
-            return None
-        floor = ".".join(map(str, FLOOR))
-        return f"transformers {version} computes otherwise than ALGM knows. Install transformers>={floor}"
 
 
 @of_layers("vit.ViTLayer", "deit.DeiTLayer", "ijepa.IJepaLayer", "vit_msn.ViTMSNLayer")
@@ -104,7 +93,7 @@ class Dinov2Layer(HuggingFaceLayer):
         return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
 
 
-@of_layers("dinov3_vit.DINOv3ViTLayer", "eomt_dinov3.EomtDinov3Layer")
+@of_layers("dinov3_vit.DINOv3ViTLayer", "eomt_dinov3.EomtDinov3Layer", "sapiens2.Sapiens2Layer")
 class DINOv3ViTLayer(Dinov2Layer):
     projection = "embeddings.patch_embeddings"
 
@@ -118,8 +107,10 @@ class DINOv3ViTLayer(Dinov2Layer):
         **kwargs: Any,
     ) -> Tensor:
         assert position_embeddings is not None
-        angles = tuple(tokens.take_patches(angle[None]) for angle in position_embeddings)  # the same for all heads
-        return Dinov2Layer.attention_half(block, x, tokens, attention_mask, position_embeddings=angles, **kwargs)
+        angles = tokens.take_patches(torch.stack(position_embeddings)[:, None])  # [..., 2, 1 for all heads, N, D]
+        return Dinov2Layer.attention_half(
+            block, x, tokens, attention_mask, position_embeddings=angles.unbind(-4), **kwargs
+        )
 
 
 @of_layers("beit.BeitLayer")
@@ -208,7 +199,16 @@ class DPTViTLayer(HuggingFaceLayer):
         return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
-@of_layers("clip.CLIPEncoderLayer", "siglip.SiglipEncoderLayer")
+@of_layers(
+    "clip.CLIPEncoderLayer",
+    "siglip.SiglipEncoderLayer",
+    "altclip.AltCLIPEncoderLayer",
+    "chinese_clip.ChineseCLIPVisionLayer",
+    "clipseg.CLIPSegEncoderLayer",
+    "metaclip_2.MetaClip2EncoderLayer",
+    "owlvit.OwlViTEncoderLayer",
+    "owlv2.Owlv2EncoderLayer",
+)
 class CLIPEncoderLayer(HuggingFaceLayer):
     projection = "embeddings.patch_embedding"
 
@@ -271,9 +271,16 @@ RUNNERS = (
     "dinov2.Dinov2Encoder",
     "dinov2_with_registers.Dinov2WithRegistersEncoder",
     "dinov3_vit.DINOv3ViTEncoder",
+    "sapiens2.Sapiens2Encoder",
     "dpt.DPTViTEncoder",
     "clip.CLIPEncoder",
     "siglip.SiglipEncoder",
+    "altclip.AltCLIPEncoder",
+    "chinese_clip.ChineseCLIPVisionEncoder",
+    "clipseg.CLIPSegEncoder",
+    "metaclip_2.MetaClip2Encoder",
+    "owlvit.OwlViTEncoder",
+    "owlv2.Owlv2Encoder",
     "siglip2.Siglip2Encoder",
 )
 
