@@ -54,7 +54,8 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
         raise ValueError(f"{title} holds {len(trunks)} ViTs. Pass one of them to apply_algm: {choices}")
     if len(owners) > 1:
         raise ValueError(
-            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}"
+            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}. "
+            "Build it with one (DINOv2: block_chunks=0)"
         )
     ((path, owner),) = owners.items()
     named = {f"{path}.{name}": block for name, block in model.get_submodule(path)._modules.items() if block is not None}

@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from .adapters import readers_of
 from .discovery import Vit, class_name
 from .passes import ForwardPass, Step
 from .settings import Settings
@@ -296,10 +297,10 @@ def check_unchanged(sequence: nn.Module, blocks: list[nn.Module], model: str) ->
 
 
 def runs_in_order(sequence: nn.Module) -> bool:
-    """Whether a sequence of blocks has no forward of its own, which might read between them."""
-    return "forward" not in sequence.__dict__ and type(sequence).forward in (
-        nn.Sequential.forward,
-        nn.ModuleList.forward,
+    """Whether a sequence of blocks has no forward that might read between them."""
+    own = type(sequence).forward
+    return "forward" not in sequence.__dict__ and (
+        own in (nn.Sequential.forward, nn.ModuleList.forward) or "forward" in readers_of(type(sequence))
     )
 
 

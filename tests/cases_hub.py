@@ -1,5 +1,92 @@
 """Models of torch.hub's DINOv2 and open_clip."""
 
-from contract import Case
+from __future__ import annotations
 
-CASES: dict[str, Case] = {}
+from functools import partial
+from typing import Any
+
+import models
+import pytest
+import torch
+from cases_segmenter import with_random_weights
+from contract import Case
+from third_party import third_party
+from torch import Tensor
+
+
+def dino(depth: int = 5, **options: Any) -> Any:
+    """A DinoVisionTransformer as torch.hub builds them, in eval mode, with random weights; 14 pixels a token."""
+    third_party("dinov2")
+    from dinov2.layers import MemEffAttention, NestedTensorBlock
+    from dinov2.models.vision_transformer import DinoVisionTransformer
+
+    torch.manual_seed(0)
+    options = {
+        "img_size": 70,
+        "patch_size": 14,
+        "embed_dim": 64,
+        "depth": depth,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "init_values": 0.1,
+        "block_chunks": 0,
+        "block_fn": partial(NestedTensorBlock, attn_class=MemEffAttention),
+        **options,
+    }
+    return with_random_weights(DinoVisionTransformer(**options)).eval()
+
+
+def plain_blocks() -> dict[str, Any]:
+    third_party("dinov2")
+    from dinov2.layers.block import Block
+
+    return {"block_fn": Block}
+
+
+DINOS = {
+    "DINOv2": dict,
+    "DINOv2, 4 registers": lambda: {"num_register_tokens": 4},
+    "DINOv2, SwiGLU": lambda: {"ffn_layer": "swiglufused"},
+    "DINOv2, no layer scale": lambda: {"init_values": None},
+    "DINOv2, one chunk": lambda: {"block_chunks": 1},
+    "DINOv2, plain blocks": plain_blocks,
+}
+
+
+def clip(grid: tuple[int, int] = models.GRID, depth: int = 5, **options: Any) -> Any:
+    """An open_clip VisionTransformer in eval mode, with random weights; 16 pixels a token."""
+    transformer = pytest.importorskip("open_clip.transformer")
+    torch.manual_seed(0)
+    size = {"image_size": (grid[0] * 16, grid[1] * 16), "patch_size": 16, "width": 64, "layers": depth, "heads": 4}
+    return with_random_weights(transformer.VisionTransformer(**size, mlp_ratio=2.0, output_dim=32, **options)).eval()
+
+
+CLIPS: dict[str, dict[str, Any]] = {
+    "open_clip": {},
+    "open_clip, layer scale": {"ls_init_value": 0.1},
+    "open_clip, custom blocks": {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True, "ls_init_value": 0.1},
+    "open_clip, scaled attention": {"scale_attn": True, "scale_fc": True},
+}
+
+
+def mask(length: int) -> dict[str, Tensor]:
+    return {"attn_mask": torch.randn(length, length, generator=torch.Generator().manual_seed(1))}
+
+
+CASES = {
+    f"hub {name}": Case(
+        lambda options=options: dino(**options()),
+        lambda: models.photo("DINOv2"),
+        lambda model, image: model.forward_features(image)["x_prenorm"],
+        lambda length: {},
+    )
+    for name, options in DINOS.items()
+} | {
+    name: Case(
+        lambda options=options: clip(**options),
+        models.photo,
+        lambda model, image, **inputs: model.transformer(model._embeds(image), **inputs),
+        mask,
+    )
+    for name, options in CLIPS.items()
+}

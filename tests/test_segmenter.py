@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from algm_patch import TokenMap, apply_algm, calibrate, remove_algm
 from algm_patch.adapters.segmenter import attend
 from algm_patch.discovery import find_vit
-from algm_patch.passes import LayerTokens
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 AFTER = {**SETTINGS, "unmerge": "after_head"}
@@ -71,21 +70,19 @@ def test_golden_masks(golden):
 @torch.no_grad()
 def test_fused_attention_is_the_blocks_own():
     attention, x = build("mask").encoder.blocks[2].attn, torch.randn(2, 31, 64)
-    unmerged = LayerTokens(TokenMap.identity(2, 31), None, 1)
-    torch.testing.assert_close(attend(attention, x, unmerged, 4), attention(x)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attend(attention, x, None, 4), attention(x)[0], atol=1e-5, rtol=1e-5)
     attention.scale = 1.0
-    torch.testing.assert_close(attend(attention, x, unmerged, 4), attention(x)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attend(attention, x, None, 4), attention(x)[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("drop", ["attn_drop", "proj_drop"])
 def test_fused_attention_drops_what_the_block_drops(drop):
     attention, x = build("mask").encoder.blocks[2].attn, torch.randn(2, 31, 64)
-    unmerged = LayerTokens(TokenMap.identity(2, 31), None, 1)
     getattr(attention, drop).p = 1.0
-    kept = attend(attention, x, unmerged, 4)
+    kept = attend(attention, x, None, 4)
     attention.train()
-    dropped = attend(attention, x, unmerged, 4)
+    dropped = attend(attention, x, None, 4)
     assert not torch.allclose(dropped, kept)
     torch.testing.assert_close(dropped, attention(x)[0])
 

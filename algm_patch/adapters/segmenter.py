@@ -29,7 +29,7 @@ class Block(Adapter):
             )
         y = block.norm1(x)
         if tokens.token_map is not None and is_own(block.attn, f"{MODEL}.blocks.Attention.forward"):
-            y = attend(block.attn, y, tokens, block.attn.heads)  # which ignores ``mask``, as the original does
+            y = attend(block.attn, y, tokens.key_bias, block.attn.heads)  # which ignores ``mask``, as the original does
         else:
             y, _ = block.attn(y, tokens.attention_mask(mask))
         return x + block.drop_path(y)
@@ -57,12 +57,13 @@ def is_own(attention: nn.Module, *forwards: str) -> bool:
     return "forward" not in attention.__dict__ and path_of(type(attention).forward) in forwards
 
 
-def attend(attention: Any, x: Tensor, tokens: LayerTokens, heads: int) -> Tensor:
+def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor:
     """Attention's own projections and dropout around fused attention, which takes the weights of merged keys.
 
     Args:
         attention: with ``qkv``, ``scale``, ``attn_drop`` (a module or a number), ``proj`` and ``proj_drop``.
         x: [B, L, D].
+        bias: [B, 1, 1, L], added to the logits of each key.
 
     Returns:
         [B, L, D].
@@ -77,5 +78,5 @@ def attend(attention: Any, x: Tensor, tokens: LayerTokens, heads: int) -> Tensor
         )
     q, k, v = attention.qkv(x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     rate = getattr(attention.attn_drop, "p", attention.attn_drop) if attention.training else 0.0
-    y = scaled_dot_product_attention(q, k, v, tokens.key_bias, rate, scale=attention.scale)
+    y = scaled_dot_product_attention(q, k, v, bias, rate, scale=attention.scale)
     return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))
