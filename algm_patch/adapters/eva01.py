@@ -123,7 +123,7 @@ def attend(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None, 
     q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     biases = [each for each in (own_bias(attention), bias) if each is not None]
     mask = tokens.attention_mask(sum(biases[1:], biases[0]) if biases else None)
-    dropout = attention.attn_drop.p if attention.training else 0.0
+    dropout = attention.attn_drop.p if attention.attn_drop.training else 0.0
     y = scaled_dot_product_attention(
         q, k, v, None if mask is None else mask.to(q.dtype), dropout, scale=attention.scale
     )
