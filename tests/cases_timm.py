@@ -1,5 +1,7 @@
 """Models of timm."""
 
+from typing import Any
+
 import models
 import torch
 from contract import Case
@@ -10,16 +12,21 @@ def mask(length: int) -> dict[str, Tensor]:
     return {"attn_mask": torch.randn(length, length, generator=torch.Generator().manual_seed(1))}
 
 
+def tokens(model: Any, image: Tensor, **inputs: Tensor) -> Tensor:
+    found = model.forward_features(image, **inputs)
+    return found if found.dim() == 3 else found.flatten(1, 2)
+
+
 def takes_mask(family: str) -> bool:
-    return not family.startswith(("BEiT", "relative positions"))
+    return not family.startswith(("BEiT", "relative positions", *models.ENCODERS))
 
 
 CASES = {
     f"timm {family}": Case(
         lambda family=family: models.build(family),
         lambda family=family: models.photo(family),
-        lambda model, image, **inputs: model.forward_features(image, **inputs),
+        tokens,
         mask if takes_mask(family) else lambda length: {},
     )
-    for family in (*models.FAMILIES, *models.OTHERS)
+    for family in models.ALL
 }

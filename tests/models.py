@@ -58,10 +58,17 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "NaFlex, RoPE": ("naflexvit_base_patch16_gap", {"init_values": 0.1, "rope_type": "axial"}),
 }
 
+# Encoders of vision language models, whose tokens leave as [B, H, W, D].
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3": ("qwen3_vit_88m_enc", {}),
+    "DeepSeek": ("deepseek_vit_412m_enc", {}),
+}
+ALL = {**FAMILIES, **OTHERS, **ENCODERS}
+
 
 def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: Any) -> Any:
     """A model of a family, in eval mode: narrow, of few blocks, with random weights and a grid of our choice."""
-    name, extra = {**FAMILIES, **OTHERS}[family]
+    name, extra = ALL[family]
     extra = {**extra, **options}
     fused = extra.pop("fused", True)
     patch = pixels_per_token(family)
@@ -89,8 +96,10 @@ def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: 
 
 
 def pixels_per_token(family: str) -> int:
-    name = {**FAMILIES, **OTHERS}[family][0]
-    return 14 if "patch14" in name else 32 if "resnet26d_224" in name or "r_s16_p8" in name else 16
+    name = ALL[family][0]
+    return (
+        14 if "patch14" in name or "deepseek" in name else 32 if "resnet26d_224" in name or "r_s16_p8" in name else 16
+    )
 
 
 def photo(family: str = "ViT", batch: int = 2, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:

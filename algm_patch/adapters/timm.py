@@ -184,12 +184,17 @@ class ResPostRelPosBlock(RelPosBlock):
 
 FUSED = "its attention and MLP share one residual, so there is no place between them to merge"
 WINDOWED = "its attention runs in windows of a full grid, which merged tokens no longer form"
+HIERARCHICAL = "it pools a full grid from stage to stage, which merged tokens no longer form"
 refuse(f"{VIT}.ParallelScalingBlock.forward", FUSED)
 refuse(f"{VIT}.DiffParallelScalingBlock.forward", FUSED)
 refuse("timm.models.swin_transformer.SwinTransformerBlock.forward", WINDOWED)
 refuse("timm.models.swin_transformer_v2.SwinTransformerV2Block.forward", WINDOWED)
 refuse("timm.models.swin_transformer_v2_cr.SwinTransformerV2CrBlock.forward", WINDOWED)
 refuse("timm.models.vision_transformer_sam.Block.forward", WINDOWED)
+refuse("timm.models.hiera.HieraBlock.forward", HIERARCHICAL)
+refuse("timm.models.hieradet_sam2.MultiScaleBlock.forward", HIERARCHICAL)
+refuse("timm.models.mvitv2.MultiScaleBlock.forward", HIERARCHICAL)
+refuse("timm.models.pvt_v2.Block.forward", HIERARCHICAL)
 
 
 TRUNKS = (
