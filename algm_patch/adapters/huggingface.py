@@ -16,7 +16,7 @@ from . import Adapter, reads, refuse, register
 def modeling(name: str) -> str:
     """Path of a class given as ``folder.Class``."""
     folder, _, rest = name.partition(".")
-    file = {"data2vec": "data2vec_vision"}.get(folder, folder)
+    file = {"data2vec": "data2vec_vision", "donut": "donut_swin", "maskformer": "maskformer_swin"}.get(folder, folder)
     return f"transformers.models.{folder}.modeling_{file}.{rest}"
 
 
