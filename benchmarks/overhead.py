@@ -1,6 +1,10 @@
 """What merging costs and what is left of its gain: ratios, in one process, measured in turns.
 
     python benchmarks/overhead.py [--model NAME ...] [--size 512] [--device cpu] [--dtype float32] [--rounds 15]
+    python benchmarks/overhead.py --family [NAME ...]
+
+--family: the kinds of ViT that ALGM knows, each of width 384 and 12 blocks, on a grid of 32x32; all, or those named.
+
 
 For each model (random weights: the work is the same), on one photograph:
 - patched but merging nothing, and patched and removed, each against the unpatched model;
@@ -20,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +41,44 @@ from algm_patch import apply_algm, patch, remove_algm
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 REMOVED: dict[str, Any] = {}
+WIDTH = {"hidden_size": 384, "num_attention_heads": 6}
+
+
+def of_timm(name: str) -> tuple[Callable[[], nn.Module], int]:
+    """How to build a family's small model, and its image size."""
+    size = 32 * (14 if "patch14" in name else 16)
+    return partial(timm.create_model, name, img_size=size, embed_dim=384, depth=12, num_heads=6), size
+
+
+def of_transformers(name: str, **settings: Any) -> tuple[Callable[[], nn.Module], int]:
+    def build() -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**WIDTH, image_size=512, patch_size=16, **settings)
+        return getattr(transformers, f"{name}Model")(config)
+
+    return build, 512
+
+
+FAMILIES = {
+    "ViT": of_timm("vit_small_patch16_224"),
+    "DINOv2": of_timm("vit_small_patch14_dinov2"),
+    "DINOv3": of_timm("vit_small_patch16_dinov3"),
+    "EVA-02": of_timm("eva02_small_patch14_224"),
+    "RoPE, mixed": of_timm("vit_small_patch16_rope_mixed_224"),
+    "NaFlex": of_timm("naflexvit_base_patch16_gap"),
+    "BEiT": of_timm("beit_base_patch16_224"),
+    "relative positions": of_timm("vit_relpos_small_patch16_224"),
+    "transformers DINOv2": of_transformers("Dinov2"),
+    "transformers DINOv3": of_transformers("DINOv3ViT", intermediate_size=1536),
+    "transformers BEiT": of_transformers("Beit", intermediate_size=1536, use_relative_position_bias=True),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["vit_small_patch16_224", "vit_base_patch16_224"])
+    parser.add_argument("--family", nargs="*", choices=[*FAMILIES, []], help="instead of --model (default: all)")
     parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -48,14 +86,20 @@ def main() -> None:
     options = parser.parse_args()
     kind = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{kind}, {options.dtype}, {options.size} px, torch {torch.__version__}, timm {timm.__version__}")
-    picture = Image.fromarray(astronaut()).resize((options.size, options.size))
-    for name in options.model:
+    if options.family is None:
+        models = {
+            name: (partial(timm.create_model, name, img_size=options.size), options.size) for name in options.model
+        }
+    else:
+        models = {name: FAMILIES[name] for name in options.family or FAMILIES}
+    dtype = getattr(torch, options.dtype)
+    for name, (build, size) in models.items():
         torch.manual_seed(0)
-        model = timm.create_model(name, img_size=options.size).eval()
-        dtype = getattr(torch, options.dtype)
+        model = build().eval().to(options.device, dtype)
+        picture = Image.fromarray(astronaut()).resize((size, size))
         image = (pil_to_tensor(picture)[None] / 127.5 - 1).to(options.device, dtype)
         with torch.inference_mode():
-            measure(name, model.to(options.device, dtype), image, options.rounds)
+            measure(name, model, image, options.rounds)
 
 
 def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
