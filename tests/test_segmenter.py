@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -258,6 +259,30 @@ def test_after_the_head_each_decoding_finds_its_own_encoding():
     assert first.shape == second.shape
     for features, masks in zip((second, first), reversed(expected), strict=True):
         assert torch.equal(model.decoder(features, (96, 80)), masks)
+
+
+@torch.no_grad()
+def test_after_the_head_in_two_threads():
+    model = apply_algm(build("mask"), clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge="after_head")
+    images = [photo(seed=seed) for seed in range(2)]
+    expected = [model(image) for image in images]
+
+    def same(number):
+        with torch.no_grad():
+            return all(torch.equal(model(images[number]), expected[number]) for _ in range(20))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(same, range(2))) == [True, True]
+
+
+@torch.no_grad()
+def test_after_the_head_compiled():
+    model, image = build("mask", depth=2), photo()
+    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=0.5, unmerge="after_head")
+    expected = model(image)
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(image), expected)
 
 
 @torch.no_grad()
