@@ -113,6 +113,7 @@ FAMILIES = {
         {**INTERPOLATE, "noise": torch.arange(GRID[0] * GRID[1])},
         takes_mask=False,
     ),
+    "Pixio": Family("PixioModel", {**SQUARE, "n_cls_tokens": 3, "mlp_ratio": 2}),
     "DPT": Family("DPTModel", SQUARE, takes_mask=False),
 }
 

@@ -149,6 +149,8 @@ BACKBONES = {
     "Dinov2WithRegistersBackbone": "DINOv2, registers",
     "DINOv3ViTBackbone": "DINOv3",
     "BeitBackbone": "BEiT, bias per layer",
+    "PixioBackbone": "Pixio",
+    "Sapiens2Backbone": "Sapiens 2",
 }
 
 
@@ -240,6 +242,24 @@ def test_attention_that_takes_no_bias_is_refused(family, attention):
         ValueError, match=rf"'{attention}'.*set_attn_implementation\('sdpa'\).*proportional_attention = False"
     ):
         model(**inputs(family, photo()))
+
+
+def bare_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention as flash kernels compute it: without a mask."""
+    assert attention_mask is None
+    return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2), None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["ViT", "DINOv2", "DINOv3", "CLIP", "DPT"])
+def test_attention_that_takes_no_bias_runs_without_proportional_attention(family):
+    transformers.AttentionInterface.register("bare", bare_attention)
+    model, image = build(family), photo()
+    apply_algm(model, proportional_attention=False, **SETTINGS)
+    expected = model(**inputs(family, image)).last_hidden_state
+    use(model, "bare")
+    torch.testing.assert_close(model(**inputs(family, image)).last_hidden_state, expected)
+    assert model.algm.tokens_per_layer[-1] < 31
 
 
 def without_positions(model):

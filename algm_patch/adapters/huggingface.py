@@ -57,6 +57,20 @@ class ViTLayer(HuggingFaceLayer):
         return block.dropout(block.mlp(block.layernorm_after(x))) + x
 
 
+@of_layers("pixio.PixioLayer")
+class PixioLayer(HuggingFaceLayer):
+    @staticmethod
+    def attention_half(
+        block: Any, x: Tensor, tokens: LayerTokens, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        y = attend(block, block.layernorm_before(x), tokens, attention_mask, **kwargs)
+        return block.drop_path(block.dropout(y)) + x
+
+    @staticmethod
+    def mlp_half(block: Any, x: Tensor) -> Tensor:
+        return block.drop_path(block.dropout(block.mlp(block.layernorm_after(x)))) + x
+
+
 @of_layers("vit_mae.ViTMAELayer")
 class ViTMAELayer(ViTLayer):
     projection = "embeddings"
@@ -267,6 +281,7 @@ RUNNERS = (
     "ijepa.IJepaModel",
     "vit_msn.ViTMSNModel",
     "vit_mae.ViTMAEModel",
+    "pixio.PixioModel",
     "beit.BeitModel",
     "dinov2.Dinov2Encoder",
     "dinov2_with_registers.Dinov2WithRegistersEncoder",
