@@ -115,6 +115,13 @@ def test_dino_lists_of_crops_are_refused():
 def test_dino_fused_attention_is_the_blocks_own():
     attention, x = dino().blocks[2].attn, torch.randn(2, 31, 64)
     torch.testing.assert_close(attend(attention, x, None, 4), attention(x), atol=1e-5, rtol=1e-5)
+    attention.attn_drop = 0.9999
+    torch.testing.assert_close(attend(attention, x, None, 4), attention(x), atol=1e-5, rtol=1e-5)
+    attention.train()
+    torch.manual_seed(0)
+    expected = attention(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(attend(attention, x, None, 4), expected)
 
 
 @torch.no_grad()
