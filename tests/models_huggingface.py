@@ -63,7 +63,9 @@ FAMILIES = {
         "DINOv3ViTModel",
         {**SQUARE, "num_register_tokens": 2, "use_gated_mlp": True, "attn_implementation": "eager"},
     ),
-    "Sapiens 2": Family("Sapiens2Model", {**SQUARE, "num_register_tokens": 2}),
+    "Sapiens 2": Family(
+        "Sapiens2Model", {**SQUARE, "num_register_tokens": 2, "num_key_value_heads_per_layer": [4, 2, 2, 1, 4]}
+    ),
     "BEiT, no bias": Family(
         "BeitModel", {**SQUARE, "layer_scale_init_value": 0.3, "use_absolute_position_embeddings": True}
     ),

@@ -45,6 +45,12 @@ def dpt(model):
     return model(transformers.DPTConfig(**{**SQUARE, **NECK}, backbone_out_indices=[0, 1, 2, 4], num_labels=3))
 
 
+def sapiens(model):
+    head = {"upsample_out_channels": [16], "upsample_kernel_sizes": [4]}
+    convolutions = {"conv_out_channels": [8], "conv_kernel_sizes": [1]}
+    return model(FAMILIES["Sapiens 2"].config(head_config={**head, **convolutions}, num_labels=3))
+
+
 def eomt(model, config, attention):
     config = config(**SQUARE, num_queries=7, num_blocks=2, num_labels=3, num_upscale_blocks=1)
     config._attn_implementation = attention
@@ -74,6 +80,7 @@ DENSE = {
         ),
         (6, 5),
     ),
+    "Sapiens 2": (lambda: sapiens(transformers.Sapiens2ForSemanticSegmentation), (6, 5)),
     "UperNet on DINOv2": (lambda: uper("DINOv2"), (6, 5)),
     "UperNet on BEiT": (lambda: uper("BEiT, shared bias"), (6, 5)),
     "EoMT": (
@@ -132,6 +139,25 @@ def test_dense_models(dense):
     assert torch.equal(prediction(model, image), expected)
     remove_algm(model)
     assert torch.equal(prediction(model, image), expected)
+
+
+def test_dense_models_train(dense):
+    model, image = dense
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        prediction(model, image).cos().sum().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    expected = gradients()
+    apply_algm(model, **SETTINGS)
+    found = gradients()
+    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+        assert gradient.any() == expected[name].any(), name
 
 
 @pytest.mark.parametrize("name", ["EoMT", "EoMT on DINOv3"])
