@@ -77,7 +77,7 @@ def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor
             "its forward takes no mask. Put the hooks on its qkv or proj, or call remove_algm first"
         )
     q, k, v = attention.qkv(x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    drop: Any = attention.attn_drop
-    rate = drop.p * drop.training if isinstance(drop, nn.Module) else drop * attention.training
+    drop = attention.attn_drop
+    rate = drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
     y = scaled_dot_product_attention(q, k, v, bias, rate, scale=attention.scale)
     return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))
