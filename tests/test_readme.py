@@ -7,6 +7,8 @@ import models
 import timm
 import torch
 
+from algm_patch import adapters
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -18,7 +20,7 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     names = {"model": small(), "images": models.photo(grid=(8, 8))}
-    (one_line, use) = blocks
+    (one_line, use, own_blocks) = blocks
     exec(one_line, names)
     assert hasattr(names["model"], "algm")
     use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)\.eval\(\)", "small()", use)
@@ -27,3 +29,6 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     with torch.no_grad():
         exec(use, {**names, "small": small})
     assert (tmp_path / "merged.png").is_file()
+    monkeypatch.setattr(adapters, "ADAPTERS", {})
+    exec(own_blocks, names)
+    assert list(adapters.ADAPTERS) == ["mypackage.models.Block.forward"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from algm_patch import Adapter, apply_algm, register, remove_algm
+from algm_patch import Adapter, adapters, apply_algm, register, remove_algm
 
 
 class Block(nn.Module):
@@ -44,7 +44,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setattr("algm_patch.adapters.ADAPTERS", dict(__import__("algm_patch.adapters").adapters.ADAPTERS))
+    monkeypatch.setattr(adapters, "ADAPTERS", dict(adapters.ADAPTERS))
 
     @register(f"{__name__}.Block.forward")
     class BlockHalves(Adapter):

@@ -31,7 +31,7 @@ def run(pair: list[str]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pair, f"{ROOT}[test]"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pair, "-e", f"{ROOT}[test]"], check=True)
         subprocess.run([python, "-c", VERSIONS], check=True)
         tests = [str(ROOT / "tests" / name) for name in TESTS]
         return subprocess.run([python, "-m", "pytest", "-q", "-n", "auto", *tests], cwd=ROOT).returncode == 0
