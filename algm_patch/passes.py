@@ -33,7 +33,7 @@ class LayerTokens:
     key_bias: Tensor | None
     num_prefix_tokens: int
 
-    def take_patches(self, x: Tensor, batched: bool = False) -> Tensor:
+    def average_patches(self, x: Tensor, batched: bool = False) -> Tensor:
         """What belongs to each patch (sines and cosines of rotary angles), averaged over each group.
 
         A key turned by the mean of its members' rotations gives the logits that the members' keys give on average.

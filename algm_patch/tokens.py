@@ -150,7 +150,7 @@ class TokenMap:
                 f"TokenMap.pair expects [..., {length} or 1, {length}] of at most 4 dimensions, got {list(x.shape)}"
             )
         x = x[(None,) * (4 - x.dim())]
-        batch, count = self.sizes.shape
+        batch = len(self.sizes)
         if len(x) not in (1, batch):
             raise ValueError(f"TokenMap.pair expects a batch of 1 or {batch}, got {list(x.shape)}")
         rows = self.first if x.shape[2] == length else self.first.new_zeros(batch, 1)

@@ -79,12 +79,12 @@ def agreement(model: Any, settings: dict[str, Any], rotary: Any, biases: Any) ->
 @contextmanager
 def replaced(rotary: Any, biases: Any) -> Iterator[None]:
     """Within, merged tokens get their rotary angles and relative biases by these rules."""
-    own = LayerTokens.take_patches, TokenMap.pair
-    LayerTokens.take_patches, TokenMap.pair = rotary, biases  # type: ignore[method-assign]
+    own = LayerTokens.average_patches, TokenMap.pair
+    LayerTokens.average_patches, TokenMap.pair = rotary, biases  # type: ignore[method-assign]
     try:
         yield
     finally:
-        LayerTokens.take_patches, TokenMap.pair = own  # type: ignore[method-assign]
+        LayerTokens.average_patches, TokenMap.pair = own  # type: ignore[method-assign]
 
 
 def take_first(tokens: LayerTokens, x: Tensor, batched: bool = False) -> Tensor:
@@ -99,7 +99,7 @@ def pair_mean(token_map: TokenMap, x: Tensor) -> Tensor:
     return token_map.merge(rows.movedim(3, 1)).movedim(1, 3)
 
 
-FIRST, MEAN = (take_first, TokenMap.pair), (LayerTokens.take_patches, pair_mean)
+FIRST, MEAN = (take_first, TokenMap.pair), (LayerTokens.average_patches, pair_mean)
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """Models of timm."""
 
+import inspect
 from typing import Any
 
 import models
@@ -18,7 +19,7 @@ def tokens(model: Any, image: Tensor, **inputs: Tensor) -> Tensor:
 
 
 def takes_mask(family: str) -> bool:
-    return not family.startswith(("BEiT", "relative positions", *models.ENCODERS))
+    return "attn_mask" in inspect.signature(models.build(family).forward_features).parameters
 
 
 CASES = {
@@ -26,7 +27,7 @@ CASES = {
         lambda family=family: models.build(family),
         lambda family=family: models.photo(family),
         tokens,
-        mask if takes_mask(family) else lambda length: {},
+        lambda length, family=family: mask(length) if takes_mask(family) else {},
     )
     for family in models.ALL
 }

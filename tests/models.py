@@ -63,6 +63,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("qwen3_vit_88m_enc", {}),
     "DeepSeek": ("deepseek_vit_412m_enc", {}),
 }
+# Older releases do not have them all.
+FAMILIES, OTHERS, ENCODERS = (
+    {family: (name, options) for family, (name, options) in families.items() if timm.is_model(name.partition(".")[0])}
+    for families in (FAMILIES, OTHERS, ENCODERS)
+)
 ALL = {**FAMILIES, **OTHERS, **ENCODERS}
 
 

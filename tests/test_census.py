@@ -50,15 +50,20 @@ def build(make, *arguments):
 
 
 def write(library, version, results):
-    """The library's section of the table, replaced."""
-    known = set(re.findall(r"^\| (\S+) ", TABLE.read_text(), re.MULTILINE)) if TABLE.exists() else None
+    """The library's section of the table, replaced. A class that its old section does not have is new."""
+    old = TABLE.read_text() if TABLE.exists() else "# Which models are patched\n\n"
+    title, *sections = re.split(r"^(?=## )", old, flags=re.MULTILINE)
+    own = [section for section in sections if section.startswith(f"## {library} ")]
+    others = [section.rstrip() for section in sections if section not in own]
+    known = set(re.findall(r"^\| (\S+) ", "".join(own), re.MULTILINE))
     rows = defaultdict(list)
     for name, cls, found in results:
-        rows[found == "patched", cls, found].append(name)
-    lines = [f"## {library} {version}", ""]
+        rows[found != "patched", cls, found].append(name)
     patched = [cls for _, cls, found in results if found == "patched"]
     missing = [cls for _, cls, found in results if found.startswith("not built")]
-    lines += [
+    lines = [
+        f"## {library} {version}",
+        "",
         f"Of {len(results)} models {len(patched)} are patched ({len(set(patched))} classes) and "
         f"{len(results) - len(patched) - len(missing)} refused, with the reason in the last column; {len(missing)} "
         "could not be built.",
@@ -66,14 +71,10 @@ def write(library, version, results):
         "| class | models | outcome |",
         "|---|---|---|",
     ]
-    for (_, cls, found), names in sorted(rows.items(), key=lambda row: (not row[0][0], row[0][1:])):
-        new = " (new)" if known is not None and cls not in known else ""
-        lines.append(f"| {cls} {new}| {len(names)} | {found.replace('|', '/')} |")
-    sections = re.split(
-        r"^(?=## )", TABLE.read_text() if TABLE.exists() else "# Which models are patched\n\n", flags=re.MULTILINE
-    )
-    others = [section for section in sections if not section.startswith(f"## {library} ")]
-    TABLE.write_text("".join([others[0], *sorted([*others[1:], "\n".join([*lines, "", ""])])]).rstrip() + "\n")
+    for (_, cls, found), names in sorted(rows.items()):
+        new = " (new)" if own and cls not in known else ""
+        lines.append(f"| {cls}{new} | {len(names)} | {found.replace('|', '/')} |")
+    TABLE.write_text(title + "\n\n".join(sorted([*others, "\n".join(lines)])) + "\n")
 
 
 def test_timm(covered):

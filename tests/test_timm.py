@@ -231,9 +231,10 @@ def test_attention_masks_reach_merged_layers():
 
 
 def test_causal_attention_is_refused():
-    model = apply_algm(build("ViT"))
+    model = apply_algm(build("ViT"), tau=0.5)
+    x = model._pos_embed(model.patch_embed(photo()))
     with pytest.raises(ValueError, match=r"is_causal=True: .*remove_algm"):
-        model.forward_features(photo(), is_causal=True)
+        model.blocks[0](x, is_causal=True)
 
 
 def test_patch_dropout_is_refused_while_it_drops():

@@ -121,7 +121,7 @@ class DINOv3ViTLayer(Dinov2Layer):
         **kwargs: Any,
     ) -> Tensor:
         assert position_embeddings is not None
-        angles = tokens.take_patches(torch.stack(position_embeddings)[:, None])  # [..., 2, 1 for all heads, N, D]
+        angles = tokens.average_patches(torch.stack(position_embeddings)[:, None])  # [..., 2, 1 for all heads, N, D]
         return Dinov2Layer.attention_half(
             block, x, tokens, attention_mask, position_embeddings=angles.unbind(-4), **kwargs
         )

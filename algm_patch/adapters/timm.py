@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..passes import LayerTokens
-from . import Adapter, reads, refuse, register
+from . import Adapter, path_of, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
 EVA = "timm.models.eva"
@@ -29,11 +29,9 @@ class TimmBlock(Adapter):
 
     @staticmethod
     def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Of a convolution; or of NaFlexEmbeds: (tokens, grid) of an image, (tokens, None) of patches."""
-        if not isinstance(output, tuple):
-            return Adapter.grid(projection, output)
-        grid = output[1]
-        return tuple(grid) if grid is not None else one_grid(*args, **kwargs)
+        if path_of(type(projection).forward) == f"{NAFLEX}.NaFlexEmbeds.forward":
+            return naflex_grid(projection, *args, **kwargs)
+        return Adapter.grid(projection, output)
 
 
 @register(f"{VIT}.Block.forward")
@@ -256,7 +254,7 @@ def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
     """The angles of the patches that are left, from [N, D], [heads, N, D] or [B, 1 or heads, N, D] of all."""
     if rope is None or tokens.token_map is None:
         return rope
-    taken = tokens.take_patches(rope, batched=rope.dim() == 4)
+    taken = tokens.average_patches(rope, batched=rope.dim() == 4)
     return taken[:, None] if taken.dim() == 3 else taken
 
 
@@ -275,8 +273,13 @@ def altered(module: Any, **attributes: Any) -> Any:
     return other
 
 
-def one_grid(x: Any, patch_coord: Tensor, patch_valid: Tensor | None = None) -> tuple[int, int]:
-    """(H, W) of NaFlex patches, if every image of the batch has this grid, whole and in raster order."""
+def naflex_grid(
+    embeds: Any, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
+) -> tuple[int, int]:
+    """(H, W) of an image [B, C, h, w], or of patches if all images have this one grid, whole and in raster order."""
+    if patch_coord is None:
+        high, wide = embeds.dynamic_feat_size(x.shape[-2:])
+        return high, wide
     rows, columns = (int(n) + 1 for n in patch_coord.flatten(0, 1).amax(0))
     raster = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(patch_coord)
     whole = patch_valid is None or bool(patch_valid.all())
