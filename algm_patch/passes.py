@@ -59,8 +59,10 @@ class LayerTokens:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
         if mask is None:
             return self.key_bias
-        if self.token_map is not None:
-            mask = self.token_map.pair(mask)
+        return self.weigh(mask if self.token_map is None else self.token_map.pair(mask))
+
+    def weigh(self, mask: Tensor) -> Tensor:
+        """A mask [..., P+M, P+M] of the tokens that are left, bool or additive, and the key bias in one."""
         if self.key_bias is None:
             return mask
         if mask.dtype == torch.bool:

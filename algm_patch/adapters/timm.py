@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..passes import LayerTokens
+from ..tokens import TokenMap
 from . import Adapter, path_of, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
@@ -127,11 +128,12 @@ class BeitBlock(TimmBlock):
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos_bias: Any = None) -> Tensor:
-        attention, bias = block.attn, shared_rel_pos_bias
-        if tokens.token_map is not None:
-            if attention.relative_position_bias_table is not None:
-                own = attention._get_rel_pos_bias()
-                attention, bias = altered(attention, relative_position_bias_table=None), add(own, bias)
+        attention, bias, token_map = block.attn, shared_rel_pos_bias, tokens.token_map
+        if token_map is not None and attention.relative_position_bias_table is not None:
+            own = look_up(attention.relative_position_bias_table, token_map.pair(attention.relative_position_index))
+            bias = tokens.weigh(own if bias is None else own + token_map.pair(bias))
+            attention = altered(attention, relative_position_bias_table=None)
+        elif token_map is not None:
             bias = tokens.attention_mask(bias)
         return x + block.drop_path1(scaled(block.gamma_1, attention(block.norm1(x), shared_rel_pos_bias=bias)))
 
@@ -149,8 +151,10 @@ class RelPosBlock(TimmBlock):
     def attend(attention: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any) -> Tensor:
         if tokens.token_map is None:
             return attention(x, shared_rel_pos=shared_rel_pos)
-        bias = shared_rel_pos if attention.rel_pos is None else attention.rel_pos.get_bias()
-        return altered(attention, rel_pos=None)(x, shared_rel_pos=tokens.attention_mask(bias))
+        if attention.rel_pos is None:
+            return attention(x, shared_rel_pos=tokens.attention_mask(shared_rel_pos))
+        bias = tokens.weigh(bias_between_groups(attention.rel_pos, tokens.token_map))
+        return altered(attention, rel_pos=None)(x, shared_rel_pos=bias)
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
@@ -262,8 +266,23 @@ def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
-def add(bias: Tensor, other: Tensor | None) -> Tensor:
-    return bias if other is None else bias + other
+def look_up(table: Tensor, pairs: Tensor) -> Tensor:
+    """[B, heads, M, M] entries of a table [T, heads] at the positions [B, 1, M, M]."""
+    return table.T.index_select(1, pairs.flatten()).view(-1, *pairs[:, 0].shape).transpose(0, 1)
+
+
+def bias_between_groups(rel_pos: Any, token_map: TokenMap) -> Tensor:
+    """[B, heads, P+M, P+M]: what ``rel_pos.get_bias()`` gives, for the first members of the groups alone.
+
+    Without the biases between all tokens, which would cost as much as in the unpatched model.
+    """
+    size, _, heads = rel_pos.bias_shape  # RelPosMlp has none of the prefix, and adds zeros for it
+    prefix = token_map.labels.shape[1] - size
+    pairs = token_map.without_prefix(prefix).pair(rel_pos.relative_position_index.view(size, size))[:, 0]
+    shape = (pairs.shape[0] * pairs.shape[1], pairs.shape[2], heads)
+    fewer = altered(rel_pos, relative_position_index=pairs.flatten(), bias_shape=shape, prefix_tokens=0)
+    bias = fewer.get_bias().view(heads, *pairs.shape).transpose(0, 1)
+    return nn.functional.pad(bias, [prefix, 0, prefix, 0])
 
 
 def altered(module: Any, **attributes: Any) -> Any:
