@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -24,8 +24,8 @@ class LayerTokens:
 
     Attributes:
         token_map: from the original tokens to those of the sequence; None while nothing is merged.
-        key_bias: [B, 1, 1, L] log of the sizes, added to the attention logits of each key (ToMe's proportional
-            attention); None while nothing is merged or when it is off.
+        key_bias: broadcastable to [B, heads, L, L], added to the attention logits: the log of each key's size (ToMe's
+            proportional attention); None while nothing is merged or when it is off.
         num_prefix_tokens: those that stand before the patches.
     """
 
@@ -59,15 +59,17 @@ class LayerTokens:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
         if mask is None:
             return self.key_bias
-        return self.weigh(mask if self.token_map is None else self.token_map.pair(mask))
-
-    def weigh(self, mask: Tensor) -> Tensor:
-        """A mask [..., P+M, P+M] of the tokens that are left, bool or additive, and the key bias in one."""
+        if self.token_map is not None:
+            mask = self.token_map.pair(mask)
         if self.key_bias is None:
             return mask
         if mask.dtype == torch.bool:
             return torch.where(mask, self.key_bias, -torch.inf)
         return mask + self.key_bias
+
+    def plus(self, bias: Tensor) -> LayerTokens:
+        """The same tokens with a further bias [B, heads, P+M, P+M] for those that are left."""
+        return replace(self, key_bias=bias if self.key_bias is None else bias + self.key_bias)
 
 
 @dataclass(eq=False)

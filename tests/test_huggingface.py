@@ -1,6 +1,7 @@
 """transformers' own interface on patched models."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from test_contract import permute  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoBackbone, AutoModel  # noqa: E402
 
-from algm_patch import TokenMap, apply_algm, remove_algm  # noqa: E402
+from algm_patch import LayerTokens, TokenMap, apply_algm, remove_algm  # noqa: E402
+from algm_patch.adapters.huggingface import relative_bias  # noqa: E402
 from algm_patch.discovery import find_vit  # noqa: E402
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
@@ -491,3 +493,21 @@ def test_with_peft():
     found.square().sum().backward()
     assert all(p.grad is not None for name, p in wrapped.named_parameters() if "lora_B" in name)
     assert wrapped.algm.tokens_per_layer[-1] < 31
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("module", ["beit.modeling_beit.Beit", "data2vec.modeling_data2vec_vision.Data2VecVision"])
+@pytest.mark.parametrize("grid", [(6, 6), (6, 5), (5, 6), (4, 4)])
+def test_biases_between_groups_are_those_of_all_tokens_paired(module, grid):
+    """Also where they are looked up for the groups alone: on the square grid of the table."""
+    path, _, name = f"transformers.models.{module}".rpartition(".")
+    config = getattr(transformers, f"{name}Config")(image_size=96, patch_size=16, num_attention_heads=4, hidden_size=64)
+    window = {"window_size": (6, 6)} if name.startswith("Data2Vec") else {}
+    bias = getattr(importlib.import_module(path), f"{name}RelativePositionBias")(config, **window)
+    torch.nn.init.normal_(bias.relative_position_bias_table)
+    length = 1 + grid[0] * grid[1]
+    labels = torch.stack([torch.arange(length) // 2, (torch.arange(length) - 1).clamp(min=0).div(2).long()])
+    labels[1, -1] = labels[0].max()
+    token_map = TokenMap(labels, torch.ones(2, int(labels.max()) + 1))
+    found = relative_bias(bias, grid, False, torch.zeros(2, 3, 64), LayerTokens(token_map, None, 1))
+    torch.testing.assert_close(found, token_map.pair(bias(grid, dim_size=length)))

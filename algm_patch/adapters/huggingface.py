@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..passes import LayerTokens
-from . import Adapter, reads, refuse, register
+from . import Adapter, look_up, reads, refuse, register
 
 
 def modeling(name: str) -> str:
@@ -139,14 +139,15 @@ class BeitLayer(HuggingFaceLayer):
         resolution: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        bias = attention_mask
         if block.relative_position_bias is not None:
             assert resolution is not None
-            bias = full_bias(
-                block.relative_position_bias, resolution, block.patch_size, interpolate_pos_encoding, x, tokens
-            )
-            bias = bias if attention_mask is None else bias + attention_mask
-        y = attend(block, block.layernorm_before(x), tokens, bias, **kwargs)
+            grid = (resolution[0] // block.patch_size, resolution[1] // block.patch_size)
+            bias = relative_bias(block.relative_position_bias, grid, interpolate_pos_encoding, x, tokens)
+            if tokens.token_map is not None:
+                tokens = tokens.plus(bias)
+            else:
+                attention_mask = bias if attention_mask is None else bias + attention_mask
+        y = attend(block, block.layernorm_before(x), tokens, attention_mask, **kwargs)
         return block.drop_path(block.lambda_1 * block.dropout(y)) + x
 
     @staticmethod
@@ -175,11 +176,9 @@ class Data2VecVisionLayer(HuggingFaceLayer):
         inner = attention.attention
         if inner.has_relative_position_bias and tokens.token_map is not None:
             assert resolution is not None
-            own = full_bias(
-                inner.relative_position_bias, resolution, inner.config.patch_size, interpolate_pos_encoding, x, tokens
-            )
-            bias = own if bias is None else own + bias
-            attention = without_own_bias(attention)
+            grid = (resolution[0] // inner.config.patch_size, resolution[1] // inner.config.patch_size)
+            own = relative_bias(inner.relative_position_bias, grid, interpolate_pos_encoding, x, tokens)
+            tokens, attention = tokens.plus(own), without_own_bias(attention)
         y, *_ = attention(
             block.layernorm_before(x),
             relative_position_bias=tokens.attention_mask(bias),
@@ -360,12 +359,18 @@ def takes_bias(attention: Any) -> bool:
     return implementation(attention) in (("sdpa",) if is_pair(attention) else ("sdpa", "eager", None))
 
 
-def full_bias(
-    bias: Any, resolution: tuple[int, int], patch: int, interpolate: bool, x: Tensor, tokens: LayerTokens
-) -> Tensor:
-    """A relative position bias [1, heads, L, L] for all tokens of the grid."""
-    length = x.shape[1] if tokens.token_map is None else tokens.token_map.labels.shape[1]
-    return bias((resolution[0] // patch, resolution[1] // patch), interpolate, dim_size=length)
+def relative_bias(bias: Any, grid: tuple[int, int], interpolate: bool, x: Tensor, tokens: LayerTokens) -> Tensor:
+    """A relative position bias [B or 1, heads, L, L] for the tokens ``x`` [B, L, D].
+
+    On the square grid that its table is made for, of the groups alone; else of all tokens first, as the module scales
+    its table (one that is not square to any grid, the sides being swapped).
+    """
+    if tokens.token_map is None:
+        return bias(grid, interpolate, dim_size=x.shape[1])
+    if (grid[0], grid[0]) == grid == tuple(bias.window_size) and not interpolate:
+        index = bias.generate_relative_position_index(grid).to(x.device)
+        return look_up(bias.relative_position_bias_table, tokens.token_map.pair(index))
+    return tokens.token_map.pair(bias(grid, interpolate, dim_size=tokens.token_map.labels.shape[1]))
 
 
 def without_own_bias(attention: Any) -> Any:

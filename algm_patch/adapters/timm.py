@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..passes import LayerTokens
 from ..tokens import TokenMap
-from . import Adapter, path_of, reads, refuse, register
+from . import Adapter, look_up, path_of, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
 EVA = "timm.models.eva"
@@ -128,12 +128,12 @@ class BeitBlock(TimmBlock):
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos_bias: Any = None) -> Tensor:
-        attention, bias, token_map = block.attn, shared_rel_pos_bias, tokens.token_map
-        if token_map is not None and attention.relative_position_bias_table is not None:
-            own = look_up(attention.relative_position_bias_table, token_map.pair(attention.relative_position_index))
-            bias = tokens.weigh(own if bias is None else own + token_map.pair(bias))
-            attention = altered(attention, relative_position_bias_table=None)
-        elif token_map is not None:
+        attention, bias = block.attn, shared_rel_pos_bias
+        if tokens.token_map is not None:
+            if attention.relative_position_bias_table is not None:
+                index = tokens.token_map.pair(attention.relative_position_index)
+                tokens = tokens.plus(look_up(attention.relative_position_bias_table, index))
+                attention = altered(attention, relative_position_bias_table=None)
             bias = tokens.attention_mask(bias)
         return x + block.drop_path1(scaled(block.gamma_1, attention(block.norm1(x), shared_rel_pos_bias=bias)))
 
@@ -151,10 +151,10 @@ class RelPosBlock(TimmBlock):
     def attend(attention: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any) -> Tensor:
         if tokens.token_map is None:
             return attention(x, shared_rel_pos=shared_rel_pos)
-        if attention.rel_pos is None:
-            return attention(x, shared_rel_pos=tokens.attention_mask(shared_rel_pos))
-        bias = tokens.weigh(bias_between_groups(attention.rel_pos, tokens.token_map))
-        return altered(attention, rel_pos=None)(x, shared_rel_pos=bias)
+        if attention.rel_pos is not None:
+            tokens = tokens.plus(bias_between_groups(attention.rel_pos, tokens.token_map))
+            attention, shared_rel_pos = altered(attention, rel_pos=None), None
+        return attention(x, shared_rel_pos=tokens.attention_mask(shared_rel_pos))
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
@@ -264,11 +264,6 @@ def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
 
 def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
-
-
-def look_up(table: Tensor, pairs: Tensor) -> Tensor:
-    """[B, heads, M, M] entries of a table [T, heads] at the positions [B, 1, M, M]."""
-    return table.T.index_select(1, pairs.flatten()).view(-1, *pairs[:, 0].shape).transpose(0, 1)
 
 
 def bias_between_groups(rel_pos: Any, token_map: TokenMap) -> Tensor:
