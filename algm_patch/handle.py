@@ -247,7 +247,7 @@ class Algm:
     def _why_untraced(self, layer: int) -> str:
         if backward_pass() != NOT_IN_BACKWARD:
             return "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
-        if self._tracker.under_way:
+        if self._tracker.current is not None:
             return (
                 "In the forward pass under way it ran already. If several passes take turns, hand the tokens from "
                 "block to block as they are, or run one pass after the other"

@@ -39,12 +39,16 @@ class Tracker(threading.local):
         self.decoded: ForwardPass | None = None
         self._current: tuple[ForwardPass, int] | None = None
 
+    @property
+    def current(self) -> ForwardPass | None:
+        """The pass that this thread was last in; None if it has ended, as far as that is known."""
+        return self._current[0] if self._current is not None and self._current[1] == backward_pass() else None
+
     def begin(self, forward_pass: ForwardPass) -> None:
-        now = backward_pass()
-        if self._current is not None and self._current[1] == now and not self._current[0].steps:
-            forward_pass.doubtful = self._current[0].grid != forward_pass.grid
-        self._current = forward_pass, now
-        if now == NOT_IN_BACKWARD:
+        before = self.current
+        forward_pass.doubtful = before is not None and not before.steps and before.grid != forward_pass.grid
+        self._current = forward_pass, backward_pass()
+        if backward_pass() == NOT_IN_BACKWARD:
             self.last = forward_pass
 
     @contextmanager
@@ -58,7 +62,7 @@ class Tracker(threading.local):
 
     def leave(self, output: object) -> None:
         """The method that runs the blocks returns this: tokens still merged remember their pass."""
-        forward_pass = self._current[0] if self._current is not None else None
+        forward_pass = self.current
         if forward_pass is not None and forward_pass.settings.unmerge == "after_head" and isinstance(output, Tensor):
             remember(output, forward_pass)
 
@@ -71,11 +75,6 @@ class Tracker(threading.local):
         finally:
             self.decoded = outer
 
-    @property
-    def under_way(self) -> bool:
-        """Whether a forward pass has begun and its end is not known."""
-        return self._current is not None and self._current[1] == backward_pass()
-
     def of(self, x: Tensor, layer: int) -> ForwardPass | None:
         """The forward pass that the input of a block (counted from 0) belongs to; None if it cannot be told.
 
@@ -83,7 +82,7 @@ class Tracker(threading.local):
         there on.
         """
         now = backward_pass()
-        found = current = self._current[0] if self._current is not None and self.under_way else None
+        found = current = self.current
         known = known_pass(x)
         if known is not None and not (layer == 0 and current is not None and not current.steps):
             found = known

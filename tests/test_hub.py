@@ -9,8 +9,8 @@ from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch.adapters.attention import attend
 from algm_patch.adapters.hub import CustomResidualAttentionBlock, DinoBlock, ResidualAttentionBlock
-from algm_patch.adapters.segmenter import attend
 from algm_patch.discovery import find_vit
 from algm_patch.passes import LayerTokens
 

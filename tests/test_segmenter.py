@@ -14,7 +14,7 @@ from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import TokenMap, apply_algm, calibrate, remove_algm
-from algm_patch.adapters.segmenter import attend
+from algm_patch.adapters.attention import attend
 from algm_patch.discovery import find_vit
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}

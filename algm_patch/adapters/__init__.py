@@ -128,11 +128,6 @@ def head(decoder: str, name: str) -> None:
     HEADS[decoder] = name
 
 
-def look_up(table: Tensor, pairs: Tensor) -> Tensor:
-    """[B, heads, M, M] entries of a table [T, heads] of relative biases at the positions [B, 1, M, M]."""
-    return table.T.index_select(1, pairs.flatten()).view(-1, *pairs[:, 0].shape).transpose(0, 1)
-
-
 def path_of(function: Any) -> str:
     """The name that functions are registered under: module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"

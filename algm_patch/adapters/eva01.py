@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from ..passes import LayerTokens
 from . import Adapter, path_of, reads, refusal_of, refuse, register
-from .timm import WINDOWED
+from .attention import fused, look_up
+from .timm import WINDOWED, scaled
 
 BACKBONES = "mmseg_custom.models.backbones"
 ATTENTION = tuple(f"{BACKBONES}.{file}.Attention.forward" for file in ("beit_baseline", "base.beit", "base.vit"))
@@ -89,10 +90,6 @@ def vit_baseline(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
     return trunk.flags
 
 
-def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
-    return x if gamma is None else gamma * x
-
-
 def why_unknown_attention(attention: nn.Module, *known: str) -> str | None:
     """Why an attention that is none of these (paths of forwards) cannot run on merged tokens."""
     if path_of(type(attention).forward) in known:
@@ -120,17 +117,8 @@ def attend(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None, 
     else:
         qkv_bias = torch.cat([attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias])
         qkv = linear(x, attention.qkv.weight, qkv_bias)
-    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    biases = [each for each in (own_bias(attention), bias) if each is not None]
-    mask = tokens.attention_mask(sum(biases[1:], biases[0]) if biases else None)
-    dropout = attention.attn_drop.p if attention.attn_drop.training else 0.0
-    y = scaled_dot_product_attention(
-        q, k, v, None if mask is None else mask.to(q.dtype), dropout, scale=attention.scale
-    )
-    return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))
-
-
-def own_bias(attention: Any) -> Tensor | None:
-    """[heads, P+N, P+N] of an attention with a table of biases by relative position."""
-    table: Tensor | None = getattr(attention, "relative_position_bias_table", None)
-    return None if table is None else table[attention.relative_position_index].permute(2, 0, 1)
+    table = getattr(attention, "relative_position_bias_table", None)
+    if table is not None:
+        tokens = tokens.plus(look_up(table, attention.relative_position_index, tokens.token_map))
+    mask = tokens.attention_mask(bias)
+    return fused(attention, qkv, attention.num_heads, None if mask is None else mask.to(qkv.dtype))

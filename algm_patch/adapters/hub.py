@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..passes import LayerTokens
 from . import Adapter, path_of, reads, register
-from .segmenter import attend, is_own
+from .attention import attend, is_own
 
 DINO = "dinov2.models.vision_transformer"
 DINO_LAYERS = "dinov2.layers"

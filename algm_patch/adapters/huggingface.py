@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..passes import LayerTokens
-from . import Adapter, look_up, reads, refuse, register
+from . import Adapter, reads, refuse, register
+from .attention import altered, look_up
+from .timm import WINDOWED
 
 
 def modeling(name: str) -> str:
@@ -178,7 +179,8 @@ class Data2VecVisionLayer(HuggingFaceLayer):
             assert resolution is not None
             grid = (resolution[0] // inner.config.patch_size, resolution[1] // inner.config.patch_size)
             own = relative_bias(inner.relative_position_bias, grid, interpolate_pos_encoding, x, tokens)
-            tokens, attention = tokens.plus(own), without_own_bias(attention)
+            tokens = tokens.plus(own)
+            attention = altered(attention, attention=altered(inner, has_relative_position_bias=False))
         y, *_ = attention(
             block.layernorm_before(x),
             relative_position_bias=tokens.attention_mask(bias),
@@ -258,7 +260,6 @@ class Siglip2EncoderLayer(CLIPEncoderLayer):
         return height, width
 
 
-WINDOWED = "its attention runs in windows of a full grid, which merged tokens no longer form"
 GRIDDED = "its tokens stay a grid [B, H, W, D], along whose sides attention takes relative positions"
 POOLED = "its keys or tokens are pooled on the grid, which merged tokens no longer form"
 BESIDE = "its detection tokens stand after the patches, which ALGM takes for the last tokens"
@@ -369,13 +370,5 @@ def relative_bias(bias: Any, grid: tuple[int, int], interpolate: bool, x: Tensor
         return bias(grid, interpolate, dim_size=x.shape[1])
     if (grid[0], grid[0]) == grid == tuple(bias.window_size) and not interpolate:
         index = bias.generate_relative_position_index(grid).to(x.device)
-        return look_up(bias.relative_position_bias_table, tokens.token_map.pair(index))
+        return look_up(bias.relative_position_bias_table, index, tokens.token_map)
     return tokens.token_map.pair(bias(grid, interpolate, dim_size=tokens.token_map.labels.shape[1]))
-
-
-def without_own_bias(attention: Any) -> Any:
-    """A Data2VecVisionAttention with the weights and hooks of this one, that adds no bias but what it is given."""
-    inner, outer = copy.copy(attention.attention), copy.copy(attention)
-    inner.has_relative_position_bias = False
-    outer._modules = {**outer._modules, "attention": inner}
-    return outer

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 
 from ..passes import LayerTokens
-from . import Adapter, head, path_of, reads, register
+from . import Adapter, head, reads, register
+from .attention import attend, is_own
 
 MODEL = "segm.model"
 
@@ -50,34 +50,3 @@ def forward(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
 
 head(f"{MODEL}.decoder.MaskTransformer.forward", "mask_norm")
 head(f"{MODEL}.decoder.DecoderLinear.forward", "head")
-
-
-def is_own(attention: nn.Module, *forwards: str) -> bool:
-    """Whether an attention module computes what the function of one of these paths does, and nothing else."""
-    return "forward" not in attention.__dict__ and path_of(type(attention).forward) in forwards
-
-
-def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor:
-    """Attention's own projections and dropout around fused attention, which takes the weights of merged keys.
-
-    Args:
-        attention: with ``qkv``, ``scale``, ``attn_drop`` (a module or a number), ``proj`` and ``proj_drop``.
-        x: [B, L, D].
-        bias: [B, 1, 1, L], added to the logits of each key.
-
-    Returns:
-        [B, L, D].
-
-    Raises:
-        ValueError: if hooks on ``attention`` wait for a call of it, which is not made.
-    """
-    if attention._forward_hooks or attention._forward_pre_hooks or attention._backward_hooks:
-        raise ValueError(
-            f"this {type(attention).__name__} has hooks, but with merged tokens ALGM computes attention around it, as "
-            "its forward takes no mask. Put the hooks on its qkv or proj, or call remove_algm first"
-        )
-    q, k, v = attention.qkv(x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    drop = attention.attn_drop
-    rate = drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
-    y = scaled_dot_product_attention(q, k, v, bias, rate, scale=attention.scale)
-    return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))

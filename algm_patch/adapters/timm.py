@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from ..passes import LayerTokens
 from ..tokens import TokenMap
-from . import Adapter, look_up, path_of, reads, refuse, register
+from . import Adapter, path_of, reads, refuse, register
+from .attention import altered, look_up
 
 VIT = "timm.models.vision_transformer"
 EVA = "timm.models.eva"
 BEIT = "timm.models.beit"
 RELPOS = "timm.models.vision_transformer_relpos"
 NAFLEX = "timm.models.naflexvit"
-ROPE_ENCODERS = ("timm.models.qwen3_vit.Qwen3VitEncoder", "timm.models.deepseek_vit.DeepseekVitEncoder")
+QWEN = "timm.models.qwen3_vit"
+DEEPSEEK = "timm.models.deepseek_vit"
 
 
 class TimmBlock(Adapter):
@@ -106,12 +108,10 @@ class EvaBlockPostNorm(TimmBlock):
         y = attend(block.attn, x, tokens, attn_mask, is_causal, rope)
         return x + block.drop_path1(block.norm1(y))
 
-    @staticmethod
-    def mlp_half(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(block.norm2(block.mlp(x)))
+    mlp_half = staticmethod(ResPostBlock.mlp_half)
 
 
-@register("timm.models.deepseek_vit.DeepseekVitBlock.forward")
+@register(f"{DEEPSEEK}.DeepseekVitBlock.forward")
 class DeepseekVitBlock(TimmBlock):
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, rope: Any = None) -> Tensor:
@@ -131,15 +131,13 @@ class BeitBlock(TimmBlock):
         attention, bias = block.attn, shared_rel_pos_bias
         if tokens.token_map is not None:
             if attention.relative_position_bias_table is not None:
-                index = tokens.token_map.pair(attention.relative_position_index)
-                tokens = tokens.plus(look_up(attention.relative_position_bias_table, index))
+                table, index = attention.relative_position_bias_table, attention.relative_position_index
+                tokens = tokens.plus(look_up(table, index, tokens.token_map))
                 attention = altered(attention, relative_position_bias_table=None)
             bias = tokens.attention_mask(bias)
         return x + block.drop_path1(scaled(block.gamma_1, attention(block.norm1(x), shared_rel_pos_bias=bias)))
 
-    @staticmethod
-    def mlp_half(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
+    mlp_half = staticmethod(EvaBlock.mlp_half)
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
@@ -168,9 +166,7 @@ class PreNormRelPosBlock(RelPosBlock):
         y = RelPosBlock.attend(block.attn, block.norm1(x), tokens, shared_rel_pos)
         return x + block.drop_path1(block.ls1(y))
 
-    @staticmethod
-    def mlp_half(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    mlp_half = staticmethod(Block.mlp_half)
 
 
 @register(f"{RELPOS}.ResPostRelPosBlock.forward")
@@ -179,9 +175,7 @@ class ResPostRelPosBlock(RelPosBlock):
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any = None) -> Tensor:
         return x + block.drop_path1(block.norm1(RelPosBlock.attend(block.attn, x, tokens, shared_rel_pos)))
 
-    @staticmethod
-    def mlp_half(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(block.norm2(block.mlp(x)))
+    mlp_half = staticmethod(ResPostBlock.mlp_half)
 
 
 FUSED = "its attention and MLP share one residual, so there is no place between them to merge"
@@ -205,7 +199,8 @@ TRUNKS = (
     f"{BEIT}.Beit",
     f"{RELPOS}.VisionTransformerRelPos",
     f"{NAFLEX}.NaFlexVit",
-    *ROPE_ENCODERS,
+    f"{QWEN}.Qwen3VitEncoder",
+    f"{DEEPSEEK}.DeepseekVitEncoder",
 )
 
 
@@ -278,13 +273,6 @@ def bias_between_groups(rel_pos: Any, token_map: TokenMap) -> Tensor:
     fewer = altered(rel_pos, relative_position_index=pairs.flatten(), bias_shape=shape, prefix_tokens=0)
     bias = fewer.get_bias().view(heads, *pairs.shape).transpose(0, 1)
     return nn.functional.pad(bias, [prefix, 0, prefix, 0])
-
-
-def altered(module: Any, **attributes: Any) -> Any:
-    """The module with other attributes: same parameters, submodules and hooks. The module itself stays as it is."""
-    other = object.__new__(type(module))
-    other.__dict__.update(module.__dict__, **attributes)
-    return other
 
 
 def naflex_grid(
