@@ -40,6 +40,9 @@ class Algm:
     window: tuple[int, int]
     proportional_attention: bool
     taps: str
+    metric: str
+    reduce: str
+    place: str
 
     def __init__(self) -> None:
         # The modules own the handle; it owns none of them, so that a model goes when its last user lets go.
@@ -157,13 +160,19 @@ class Algm:
             f"ALGM on {self._model}, {self._depth} blocks",
             *stages,
             f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}"
-            f"{', unmerged after the head' if self._after_head else ''}",
+            f"{', unmerged after the head' if self._after_head else ''}"
+            f"{''.join(self._ablations())}",
         ]
         try:
             lines += self._describe(self._past())
         except RuntimeError:
             lines.append("no forward pass yet")
         return "\n  ".join(lines)
+
+    def _ablations(self) -> Iterator[str]:
+        for name in ("metric", "reduce", "place"):
+            if getattr(self, name) != getattr(Settings, name):
+                yield f", {name} {getattr(self, name)}"
 
     def _describe(self, past: ForwardPass) -> list[str]:
         height, width = past.grid
@@ -271,8 +280,17 @@ class Algm:
 def check_fit(settings: Settings, vit: Vit, model: str) -> None:
     """Raise ValueError if a setting asks for what the blocks of a ViT do not have."""
     for name, layer in [("clap_layer", settings.clap_layer), *(("gbm_layers", n) for n in settings.gbm_layers)]:
-        if layer is not None and layer > len(vit.blocks):
+        if layer is None:
+            continue
+        if layer > len(vit.blocks):
             raise ValueError(f"{name} names layer {layer}, but {model} has {len(vit.blocks)} blocks")
+        block, adapter = vit.blocks[layer - 1], vit.adapters[layer - 1]
+        if settings.metric != "token" and adapter.features(block, settings.metric) is None:
+            raise ValueError(
+                f"metric={settings.metric!r}: in block {layer} of {model} ({class_name(block)}) there is no one module "
+                "whose output it could compare: attention uses the weights directly, is of another library, or there "
+                "are several. Pass metric='token'"
+            )
     if settings.proportional_attention:
         for number, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True), 1):
             if not adapter.takes_mask(block):
@@ -306,7 +324,7 @@ def runs_in_order(sequence: nn.Module) -> bool:
 
 def calibration_key(settings: Settings) -> tuple[object, ...]:
     """What a calibrated threshold was measured with, and holds for."""
-    return settings.tau, settings.clap_layer, settings.window
+    return settings.tau, settings.clap_layer, settings.window, settings.metric, settings.place
 
 
 def handle_of(model: nn.Module) -> Algm:

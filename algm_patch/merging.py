@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,19 +25,31 @@ class Plan:
         sizes: [B, L], before the merge.
         tau: [B] or [], the threshold.
         similarity: what it was compared with: [B, h, w] of the windows, or [B, a] of A's best matches.
+        picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
     """
 
     step: TokenMap
     sizes: Tensor
     tau: Tensor
     similarity: Tensor
+    picked: Tensor | None = None
 
     @property
     def merges(self) -> bool:
         return self.step.sizes.shape[1] < self.sizes.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.step.merge(x, self.sizes)
+        if self.picked is None:
+            return self.step.merge(x, self.sizes)
+        return x.gather(1, self.picked[..., None].expand(-1, -1, x.shape[2]))
+
+    def picking(self, generator: torch.Generator) -> Plan:
+        """The same groups, each as one of its members, picked at random (supplement, Tab. 4c)."""
+        labels = self.step.labels
+        # The first member of a group, in a random order of the tokens.
+        order = torch.rand(labels.shape, generator=generator).argsort(1).to(labels.device)
+        shuffled = TokenMap(labels.gather(1, order), self.step.sizes)
+        return replace(self, picked=order.gather(1, shuffled.first))
 
 
 def clap(

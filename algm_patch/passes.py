@@ -141,6 +141,10 @@ class ForwardPass:
         self._tokens: tuple[object, LayerTokens] | None = None
         self.batch, self.device = 0, torch.device("cpu")
         self.steps: dict[int, Step] = {}
+        self._generator: torch.Generator | None = None
+        if settings.reduce == "pick":
+            # Of its own: recomputation in the backward pass, which plans nothing, draws dropout's numbers again.
+            self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
 
     def again_from(self, layer: int) -> ForwardPass:
         """A pass that has gone the same way so far, and takes a block (counted from 0) anew."""
@@ -217,17 +221,29 @@ class ForwardPass:
             self._tokens = key, LayerTokens(step.before, bias, step.num_prefix_tokens)
         return self._tokens[1]
 
-    def merge(self, stage: str, layer: int, x: Tensor) -> Tensor:
-        """Carry out one stage in a block (counted from 0), planned when its tokens first come by."""
+    def merge(self, layer: int, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Carry out the stages of a block (counted from 0), planned when its tokens first come by.
+
+        Args:
+            x: [B, L, D] tokens.
+            features: [B, L, D'] of these tokens, whose cosine decides. Default: the tokens themselves.
+        """
         step = self.steps[layer]
-        if stage not in step.plans:
-            step.plans[stage] = plan = self._plan(stage, layer, x)
+        for stage in self.stages(layer):
+            if stage not in step.plans:
+                step.plans[stage] = plan = self._plan(stage, layer, x if features is None else features)
+                if plan.merges:
+                    step.after = plan.step if step.after is None else step.after.then(plan.step)
+            plan = step.plans[stage]
             if plan.merges:
-                step.after = plan.step if step.after is None else step.after.then(plan.step)
-        plan = step.plans[stage]
-        return plan(x) if plan.merges else x
+                x, features = plan(x), None if features is None else plan(features)
+        return x
 
     def _plan(self, stage: str, layer: int, x: Tensor) -> Plan:
+        plan = self._groups(stage, layer, x)
+        return plan if self._generator is None else plan.picking(self._generator)
+
+    def _groups(self, stage: str, layer: int, x: Tensor) -> Plan:
         if stage == "GBM":
             before = self.steps[layer].after
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
+from .adapters.features import attention_half
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .settings import Settings
@@ -30,6 +31,9 @@ def apply_algm(
     proportional_attention: bool = True,
     taps: str = "auto",
     unmerge: str = "before_head",
+    metric: str = "token",
+    reduce: str = "mean",
+    place: str = "before_mlp",
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
 
@@ -55,6 +59,12 @@ def apply_algm(
             the results of a decoder that is known to run on them (Segmenter's two) are unmerged, as published;
             faster, and what models trained with ALGM expect. What else reads the last block, its hooks included,
             then finds merged tokens.
+        metric: whose cosine decides (supplement, Tab. 4f). "token": the tokens'. "key", "query", "value": of what
+            the same block's attention made of them, all heads together, as its projection leaves them: before any
+            norm or rotary turn.
+        reduce: what a group becomes (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at random,
+            by torch's generator.
+        place: where in a block it merges (Tab. 4b). "before_mlp" or "after_mlp".
 
     Returns:
         The same model.
@@ -78,6 +88,9 @@ def apply_algm(
         proportional_attention=proportional_attention,
         taps=taps,  # type: ignore[arg-type]
         unmerge=unmerge,  # type: ignore[arg-type]
+        metric=metric,  # type: ignore[arg-type]
+        reduce=reduce,  # type: ignore[arg-type]
+        place=place,  # type: ignore[arg-type]
     )
     trunk, vit = find_vit(model)
     check_fit(settings, vit, class_name(trunk))
@@ -166,7 +179,7 @@ class BlockPatch(Patch):
 
 
 def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A patched block's forward: attention half, merge, MLP half."""
+    """A patched block's forward: attention half, merge, MLP half; or merge last."""
     patch: BlockPatch = block._algm
     handle, layer, adapter = patch.handle, patch.layer, patch.adapter
     forward_pass, step = handle._step(layer, x)
@@ -174,11 +187,16 @@ def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, *
     if step.before is None and not stages:
         output = original(block, x, *args, **kwargs)
     else:
+        settings = forward_pass.settings
         x = step.enter(x)
-        x = adapter.attention_half(block, x, forward_pass.tokens(step, x), *args, **kwargs)
-        for stage in stages:
-            x = forward_pass.merge(stage, layer, x)
-        output = adapter.pack(block, step.leave(adapter.mlp_half(block, x)))
+        metric = settings.metric if stages and not step.plans else "token"
+        x, features = attention_half(adapter, metric, block, x, forward_pass.tokens(step, x), *args, **kwargs)
+        if settings.place == "after_mlp":
+            x = adapter.mlp_half(block, x)
+        x = forward_pass.merge(layer, x, features)
+        if settings.place == "before_mlp":
+            x = adapter.mlp_half(block, x)
+        output = adapter.pack(block, step.leave(x))
     remember(output[0] if isinstance(output, tuple) else output, forward_pass)
     return output
 

@@ -6,12 +6,15 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Tau = float | Literal["auto", "paper"]
 GbmTau = float | Literal["adaptive", "tau"]
 Taps = Literal["auto", "all"]
 Unmerge = Literal["before_head", "after_head"]
+Metric = Literal["token", "key", "query", "value"]
+Reduce = Literal["mean", "pick"]
+Place = Literal["before_mlp", "after_mlp"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Settings:
     proportional_attention: bool = True
     taps: Taps = "auto"
     unmerge: Unmerge = "before_head"
+    metric: Metric = "token"
+    reduce: Reduce = "mean"
+    place: Place = "before_mlp"
 
     def __post_init__(self) -> None:
         if self.clap_layer is not None:
@@ -44,6 +50,9 @@ class Settings:
             raise ValueError(f"taps is 'auto' or 'all', got {self.taps!r}")
         if self.unmerge not in ("before_head", "after_head"):
             raise ValueError(f"unmerge is 'before_head' or 'after_head', got {self.unmerge!r}")
+        check_choice("metric", self.metric, get_args(Metric))
+        check_choice("reduce", self.reduce, get_args(Reduce))
+        check_choice("place", self.place, get_args(Place))
         if self.unmerge == "after_head" and self.taps == "all":
             raise ValueError(
                 "unmerge='after_head' leaves the last block's tokens merged, taps='all' asks for the full grid after "
@@ -102,6 +111,12 @@ def check_tau(name: str, tau: Any, rules: tuple[str, ...]) -> Any:
         f"{name} is a cosine in [-1, 1], or above 1 to merge nothing, or one of {', '.join(map(repr, rules))}; "
         f"got {tau!r}"
     )
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} is {', '.join(others)} or {last}, got {value!r}")
 
 
 def check_window(window: Any) -> tuple[int, int]:

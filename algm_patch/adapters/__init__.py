@@ -51,6 +51,16 @@ class Adapter:
         return ""
 
     @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        """Where the block's attention leaves what the metric ("query", "key", "value") compares.
+
+        Returns:
+            The path, from the block, of the module whose output [B, L, D] or [B, L, 3 * D] it is, and which third of
+            that; None: all of it. None if no module leaves it: the block then merges by its tokens alone.
+        """
+        return None
+
+    @staticmethod
     def refusal(block: Any) -> str | None:
         """Why this block cannot be patched, though its forward is known: parts of it that are not. None if it can."""
         return None

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..passes import LayerTokens
 from . import Adapter, path_of, reads, refusal_of, refuse, register
 from .attention import fused, look_up
+from .features import input_projection
 from .timm import WINDOWED, scaled
 
 BACKBONES = "mmseg_custom.models.backbones"
@@ -74,6 +75,10 @@ class VitBlock(Eva01):
             return x + block.drop_path(scaled(block.gamma2 if block.layer_scale else None, y))
 
         return recomputed(block, half, x)
+
+    @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        return input_projection(block, "attn", metric)
 
 
 refuse(f"{BACKBONES}.base.beit_win.Block.forward", WINDOWED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..passes import LayerTokens
 from . import Adapter, path_of, reads, register
 from .attention import attend, is_own
+from .features import input_projection
 
 DINO = "dinov2.models.vision_transformer"
 DINO_LAYERS = "dinov2.layers"
@@ -40,6 +41,10 @@ class DinoBlock(Adapter):
     def takes_mask(block: Any) -> bool:
         attention = f"{DINO_LAYERS}.attention"
         return is_own(block.attn, f"{attention}.Attention.forward", f"{attention}.MemEffAttention.forward")
+
+    @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        return input_projection(block, "attn", metric)
 
 
 def add_branch(block: Any, x: Tensor, branch: Callable[[Tensor, Any], Tensor]) -> Tensor:

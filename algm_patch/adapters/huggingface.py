@@ -11,6 +11,7 @@ from torch import Tensor
 from ..passes import LayerTokens
 from . import Adapter, reads, refuse, register
 from .attention import altered, look_up
+from .features import input_projection
 from .timm import WINDOWED
 
 
@@ -38,6 +39,11 @@ class HuggingFaceLayer(Adapter):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return takes_bias(attention_of(block))
+
+    @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        path = "self_attn" if hasattr(block, "self_attn") else "attention"
+        return input_projection(block, f"{path}.attention" if is_pair(attention_of(block)) else path, metric)
 
     @staticmethod
     def mask_remedy(block: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..passes import LayerTokens
 from . import Adapter, head, reads, register
 from .attention import attend, is_own
+from .features import input_projection
 
 MODEL = "segm.model"
 
@@ -41,6 +42,10 @@ class Block(Adapter):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return is_own(block.attn, f"{MODEL}.blocks.Attention.forward")
+
+    @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        return input_projection(block, "attn", metric)
 
 
 @reads(f"{MODEL}.vit.VisionTransformer.forward")

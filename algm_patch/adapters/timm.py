@@ -13,6 +13,7 @@ from ..passes import LayerTokens
 from ..tokens import TokenMap
 from . import Adapter, path_of, reads, refuse, register
 from .attention import altered, look_up
+from .features import input_projection
 
 VIT = "timm.models.vision_transformer"
 EVA = "timm.models.eva"
@@ -29,6 +30,10 @@ class TimmBlock(Adapter):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return takes_mask(block.attn)
+
+    @staticmethod
+    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
+        return input_projection(block, "attn", metric)
 
     @staticmethod
     def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -83,6 +88,10 @@ class ParallelThingsBlock(TimmBlock):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return all(takes_mask(part.attn) for part in block.attns)
+
+    @staticmethod
+    def features(block: Any, metric: str) -> None:
+        return None  # each of its attentions has its own
 
 
 @register(f"{EVA}.EvaBlock.forward")
