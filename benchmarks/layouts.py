@@ -207,8 +207,8 @@ def folder(root: Path, split: str, ignore: int | None, progress: bool) -> Datase
     root = root if (root / "images").is_dir() else within(root, split)
     labels = by_stem(files(root / "labels", LABEL_SUFFIXES))
     images = by_stem(files(root / "images", IMAGE_SUFFIXES))
-    check_all({root / "labels" / f"{stem}.*": "has no image" for stem in labels.keys() - images.keys()}, len(labels))
-    check_all({root / "images" / f"{stem}.*": "has no label" for stem in images.keys() - labels.keys()}, len(images))
+    alone = {labels[stem]: "has no image" for stem in labels.keys() - images.keys()}
+    check_all(alone | {images[stem]: "has no label" for stem in images.keys() - labels.keys()}, len(images))
     files_of = [(image, labels[stem]) for stem, image in images.items()]
     listed = root / "classes.txt"
     named = read_classes(listed) if listed.is_file() else None
@@ -264,7 +264,8 @@ def files(folder: Path, suffixes: tuple[str, ...], deep: bool = False) -> list[P
     """Files of a folder (deep: of its folders) with one of the endings, sorted by name."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. The layout wants files *{', *'.join(suffixes)} there")
-    found = sorted(path for path in folder.glob("*/*" if deep else "*") if path.name.lower().endswith(suffixes))
+    ends = tuple(map(str.lower, suffixes))
+    found = sorted(path for path in folder.glob("*/*" if deep else "*") if path.name.lower().endswith(ends))
     if not found:
         raise DataError(f"{folder} holds no file *{', *'.join(suffixes)}")
     return found
@@ -415,7 +416,8 @@ def check_all(problems: dict[Path, str], total: int) -> None:
     if problems:
         lines = [f"{path} {what}" for path, what in sorted(problems.items())]
         lines = lines[:SHOWN] + [f"and {len(lines) - SHOWN} more"] * (len(lines) > SHOWN)
-        raise DataError("\n  ".join([f"{len(problems)} files of {total} images cannot be used:", *lines]))
+        count = "1 file" if len(problems) == 1 else f"{len(problems)} files"
+        raise DataError("\n  ".join([f"{count} of {total} images cannot be used:", *lines]))
 
 
 def allowed(table: NDArray[np.int64]) -> str:

