@@ -117,8 +117,15 @@ class Dataset:
         return pil_to_tensor(read_image(pair.image).convert("RGB"))
 
     def label(self, pair: Pair) -> Tensor:
-        """[H, W] int64."""
-        return torch.from_numpy(self.table[read_label(pair.label)])
+        """[H, W] int64.
+
+        Raises:
+            DataError: if the file is no longer what it was when the data set was opened.
+        """
+        values = read_label(pair.label)
+        if values.shape != pair.size or not valid(values, self.table):
+            raise DataError(f"{pair.label} has changed since the data set was opened: its size or its values")
+        return torch.from_numpy(self.table[values])
 
 
 def open_dataset(
@@ -320,6 +327,11 @@ def shifted(classes: int) -> NDArray[np.int64]:
     return table_of({0: IGNORED, **{label + 1: label for label in range(classes)}})
 
 
+def valid(values: NDArray[np.integer], table: NDArray[np.int64]) -> bool:
+    """Whether every value stands for a label."""
+    return bool(values.max(initial=0) < len(table) and (table[values] != INVALID).all())
+
+
 # -- reading and checking
 
 
@@ -383,7 +395,7 @@ def look_at(files_of: tuple[Path, Path], table: NDArray[np.int64]) -> tuple[Pair
     if (high, wide) != size:
         return FileError(label, f"is {wide}x{high} pixels, but its image {image.name} {size[1]}x{size[0]}")
     present = np.flatnonzero(np.bincount(values.ravel())).tolist()
-    wrong = [value for value in present if value >= len(table) or table[value] == INVALID]
+    wrong = [value for value in present if not valid(np.array(value), table)]
     if wrong:
         return FileError(label, f"holds {', '.join(map(str, wrong[:5]))}; allowed are {allowed(table)}")
     return Pair(image, label, size, hashlib.sha256(content).hexdigest()), set(present)

@@ -45,7 +45,7 @@ class SegmentationModel(nn.Module):
         window, stride: in pixels: slide a square window over the image as Segmenter does, add up the logits and divide
             by how many windows saw each pixel. None: the whole image at once.
         interpolation, antialias: how images are resized.
-        name: to print.
+        name: to print; by default the network's class.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SegmentationModel(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.size, self.window, self.stride = checked_sizes(size, window, stride)
         self.interpolation, self.antialias = interpolation, antialias
-        self.name = name
+        self.name = name or type(network).__name__
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -225,7 +225,10 @@ def timm_backbone(name: str, weights: str | Path | None, size: int | tuple[int, 
     if not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model {name!r}")
     if weights is None:
-        backbone = timm.create_model(name, pretrained=True, num_classes=0)
+        try:
+            backbone = timm.create_model(name, pretrained=True, num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"timm has no weights of {name} here or on the hub; give weights=FILE: {error}") from error
     else:
         backbone = timm.create_model(name, num_classes=0)
         tensors = {key: value for key, value in read_tensors(Path(weights)).items() if not key.startswith("head")}

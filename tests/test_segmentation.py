@@ -262,6 +262,15 @@ def test_all_wrong_files_are_counted(tmp_path):
     assert "and 3 more" in str(error.value)
 
 
+def test_a_label_that_changes_meanwhile(folder):
+    (folder / "classes.txt").write_text("one\ntwo\nthree\nfour\nfive")
+    dataset = opened(folder)
+    for changed in (labels(0, [0, 77]), labels(0, [0], 44)):
+        save(changed, folder / "labels/1.png")
+        with pytest.raises(DataError, match=r"labels/1\.png has changed"):
+            dataset[1]
+
+
 @pytest.mark.parametrize(
     ("layout", "options", "said"),
     [
@@ -615,7 +624,7 @@ def test_the_best_model_scores_all(folder):
         def forward(self, images):
             return nn.functional.one_hot(next(right).clamp(max=CLASSES - 1), CLASSES).movedim(-1, 0)[None].float()
 
-    model = SegmentationModel(Right(3, 1, 1), CLASSES, MEAN, STD, (HIGH, WIDE))
+    model = SegmentationModel(Right(3, 1, 1), CLASSES, MEAN, STD, (HIGH, WIDE)).eval()
     result = segmentation.evaluate(model, dataset, progress=False)
     assert (result.miou, result.accuracy) == (1.0, 1.0)
 
@@ -644,6 +653,13 @@ def test_a_reference_of_other_images_is_refused(folder):
         segmentation.evaluate(model, dataset, reference=maps, progress=False)
     with pytest.raises(ValueError, match="reference"):
         segmentation.evaluate(model, dataset, reference=maps * 2, progress=False)
+
+
+def test_training_mode_is_refused(folder):
+    model = linear()
+    model.network.head.train()
+    with pytest.raises(ValueError, match="training mode"):
+        segmentation.evaluate(model, opened(folder), progress=False)
 
 
 def test_other_classes_are_refused(folder):
