@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .handle import Algm, calibration_key, eval_mode, handle_of
 from .merging import clap_tau
+from .settings import Settings
 
 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
@@ -40,11 +42,13 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
     if layer is None:
         raise ValueError("calibrate: clap_layer is None. Set model.algm.clap_layer to the layer to measure in")
     rule = handle.tau if isinstance(handle.tau, str) else "auto"
-    batches = [images] if isinstance(images, Tensor) else images
-    similarities = [window_similarities(model, layer, first_tensor(item)) for item in batches]
-    if not sum(map(len, similarities)):
-        raise ValueError(f"calibrate: no {handle.window} window in {len(similarities)} batches of images")
-    value = float(clap_tau(torch.cat(similarities)[None], rule))
+    with measuring(handle, replace(handle.settings, tau="auto", gbm_layers=(), gbm_tau="adaptive")):
+        found = [
+            similarities(model, "CLAP", [layer], partial(model, batch))[0] for batch in image_batches(model, images)
+        ]
+    if not sum(map(len, found)):
+        raise ValueError(f"calibrate: no {handle.window} window in {len(found)} batches of images")
+    value = float(clap_tau(torch.cat(found)[None], rule))
     if not math.isfinite(value):
         raise ValueError(f"calibrate: the windows' similarities give tau {value}. Are there NaN in the images?")
     handle.tau = rule
@@ -52,39 +56,52 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
     return value
 
 
-class Measured(Exception):  # noqa: N818, nothing went wrong
-    """Ends a forward pass whose windows are measured."""
+class Stop(Exception):  # noqa: N818, nothing went wrong
+    """Ends a forward pass whose similarities are known."""
 
 
-def window_similarities(model: nn.Module, layer: int, images: Tensor) -> Tensor:
-    """[K] similarities of all windows of the images, in the tokens of CLAP's layer. Runs no further than there."""
-    handle = handle_of(model)
-    parameter = next(model.parameters(), images)
-    images = (images if images.dim() == 4 else images[None]).to(parameter.device, parameter.dtype)
-    with torch.no_grad(), eval_mode(model), up_to(layer, handle):
-        model(images)
-    similarities = handle.window_similarity.flatten().cpu()
-    handle._forget()
-    return similarities
+def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Callable[[], object]) -> list[Tensor]:
+    """[K] of all windows ("CLAP") or proposals ("GBM"), over the batch, in each of some layers, by its settings.
 
-
-@contextmanager
-def up_to(layer: int, handle: Algm) -> Iterator[None]:
-    """Within, a forward pass measures CLAP's windows, whatever the settings, and ends there."""
+    Args:
+        run: runs the model, which goes no further than the last of the layers.
+    """
 
     def stop(*_: Any) -> None:
-        raise Measured
+        raise Stop
 
-    settings = handle.settings
-    hook = handle._vit.blocks[layer - 1].register_forward_hook(stop)
-    handle._set(replace(settings, tau="auto", gbm_layers=()))
+    handle = handle_of(model)
+    hook = handle._vit.blocks[layers[-1] - 1].register_forward_hook(stop)
     try:
-        yield
-    except Measured:
+        with torch.no_grad(), eval_mode(model):
+            run()
+    except Stop:
         pass
     finally:
         hook.remove()
-        handle._set(settings)
+    steps = handle._past().steps
+    found = [steps[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
+    handle._forget()
+    return found
+
+
+@contextmanager
+def measuring(handle: Algm, settings: Settings) -> Iterator[None]:
+    """Within, a model has other settings."""
+    before = handle.settings
+    handle._set(settings)
+    try:
+        yield
+    finally:
+        handle._set(before)
+
+
+def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+    """[B, 3, H, W] each, where the model is and in its dtype."""
+    for item in [images] if isinstance(images, Tensor) else images:
+        batch = first_tensor(item)
+        parameter = next(model.parameters(), batch)
+        yield (batch if batch.dim() == 4 else batch[None]).to(parameter.device, parameter.dtype)
 
 
 def first_tensor(item: Any) -> Tensor:

@@ -12,15 +12,17 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from . import __version__
 from .adapters import readers_of
 from .discovery import Vit, class_name
+from .measured import weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings
 from .tokens import TokenMap
 from .tracking import NOT_IN_BACKWARD, Tracker, backward_pass, known_pass
 
 # Those that change without patching anew.
-SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "unmerge")
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", "measured"))
 
 
 class Algm:
@@ -36,7 +38,7 @@ class Algm:
     clap_layer: int | None
     gbm_layers: tuple[int, ...]
     tau: float | str
-    gbm_tau: float | str
+    gbm_tau: float | tuple[float, ...] | str
     window: tuple[int, int]
     proportional_attention: bool
     taps: str
@@ -73,6 +75,10 @@ class Algm:
     def _sequence(self) -> nn.Module:
         return self._the_trunk().get_submodule(self._vit.path)
 
+    def _identity(self) -> tuple[str, int, tuple[float, ...], str]:
+        """What settings that are measured now hold for: the first fields of ``Measured``."""
+        return self._model, self._depth, weight_sample(self._vit.projection), __version__
+
     def _set(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""
         check_fit(settings, self._vit, self._model)
@@ -86,7 +92,8 @@ class Algm:
     def __setattr__(self, name: str, value: object) -> None:
         if name not in SETTINGS:
             raise AttributeError(f"model.algm has no setting {name!r}. Settings: {', '.join(SETTINGS)}")
-        self._set(replace(self.settings, **{name: value}))
+        # What was measured, was measured with the old settings.
+        self._set(replace(self.settings, measured=None, **{name: value}))
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *SETTINGS]

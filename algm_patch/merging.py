@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .matching import best_matches, clap_leaders, gbm_leaders, window_similarity
 from .settings import check_layer, check_tau, check_window
-from .thresholds import adaptive_tau, auto_tau, paper_tau
+from .thresholds import Share, adaptive_tau, auto_tau, paper_tau
 from .tokens import TokenMap
 
 
@@ -159,10 +159,10 @@ def warn_of_nothing(plan: Plan) -> None:
         )
 
 
-def plan_gbm(x: Tensor, sizes: Tensor, tau: float | str | Tensor, layer: int, num_prefix_tokens: int) -> Plan:
+def plan_gbm(x: Tensor, sizes: Tensor, tau: float | str | Share | Tensor, layer: int, num_prefix_tokens: int) -> Plan:
     with planning(x):
         similarity, proposer, partner = best_matches(x, num_prefix_tokens)
-        threshold = adaptive_tau(similarity, layer) if tau == "adaptive" else as_tensor(tau, similarity)
+        threshold = gbm_tau(similarity, tau, layer)
         leaders = gbm_leaders(similarity, proposer, partner, threshold, x.shape[1])
         return Plan(TokenMap.from_leaders(leaders, sizes), sizes, threshold, similarity)
 
@@ -174,6 +174,13 @@ def clap_tau(similarity: Tensor, tau: float | str) -> Tensor:
     if tau == "paper":
         return paper_tau(similarity)
     return as_tensor(tau, similarity)
+
+
+def gbm_tau(similarity: Tensor, tau: float | str | Share | Tensor, layer: int) -> Tensor:
+    """The threshold [B] or [] that the setting ``gbm_tau`` means for A's best similarities [B, a]."""
+    if tau == "adaptive":
+        return adaptive_tau(similarity, layer)
+    return tau(similarity) if isinstance(tau, Share) else as_tensor(tau, similarity)
 
 
 def as_tensor(tau: float | str | Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .merging import Plan, plan_clap, plan_gbm, warn_of_nothing
 from .settings import Settings, above_all
+from .thresholds import Share
 from .tokens import TokenMap
 
 # How a block's input becomes one token per group.
@@ -193,14 +194,17 @@ class ForwardPass:
         stages = []
         if layer + 1 == self.settings.clap_layer and not above_all(self.settings.tau):
             stages.append("CLAP")
-        if layer + 1 in self.settings.gbm_layers and not above_all(self.gbm_tau):
+        if layer + 1 in self.settings.gbm_layers and not above_all(self._gbm_tau(layer)):
             stages.append("GBM")
         return stages
 
-    @property
-    def gbm_tau(self) -> float | str | Tensor:
-        if self.settings.gbm_tau != "tau":
-            return self.settings.gbm_tau
+    def _gbm_tau(self, layer: int) -> float | str | Share | Tensor:
+        """The threshold of GBM in a block (counted from 0), or the rule for it."""
+        tau = self.settings.gbm_tau
+        if isinstance(tau, tuple):
+            return tau[self.settings.gbm_layers.index(layer + 1)]
+        if tau != "tau":
+            return tau
         if not isinstance(self.tau, str) or self.settings.clap_layer is None:
             return self.tau
         step = self.steps.get(self.settings.clap_layer - 1)
@@ -247,7 +251,7 @@ class ForwardPass:
         if stage == "GBM":
             before = self.steps[layer].after
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
-            return plan_gbm(x, sizes, self.gbm_tau, layer + 1, self.steps[layer].num_prefix_tokens)
+            return plan_gbm(x, sizes, self._gbm_tau(layer), layer + 1, self.steps[layer].num_prefix_tokens)
         plan = plan_clap(x, self.grid, self.tau, self.settings.window, self.steps[layer].num_prefix_tokens)
         if self.settings.tau == "paper":
             warn_of_nothing(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -14,6 +15,7 @@ from .adapters import Adapter, readers_of, unpatched
 from .adapters.features import attention_half
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
+from .measured import Measured
 from .settings import Settings
 from .tracking import remember
 
@@ -26,7 +28,7 @@ def apply_algm(
     gbm_layers: Iterable[int] = (5,),
     tau: float | str = "auto",
     *,
-    gbm_tau: float | str = "adaptive",
+    gbm_tau: float | Iterable[float] | str = "adaptive",
     window: tuple[int, int] = (2, 2),
     proportional_attention: bool = True,
     taps: str = "auto",
@@ -34,6 +36,7 @@ def apply_algm(
     metric: str = "token",
     reduce: str = "mean",
     place: str = "before_mlp",
+    measured: Measured | None = None,
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
 
@@ -49,7 +52,7 @@ def apply_algm(
             similarities, inside (-1, 1), until :func:`calibrate` has set a data set's value. "paper": mean + standard
             deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
         gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, per image. "tau": that of CLAP, as the
-            paper writes. Or a number.
+            paper writes. Or a number, or one for each layer.
         window: (height, width) in tokens.
         proportional_attention: a merged token weighs, as a key, as much as the tokens it holds (Token Merging,
             §3). Decides the quality without training; pass False for models trained with ALGM as published.
@@ -65,6 +68,7 @@ def apply_algm(
         reduce: what a group becomes (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at random,
             by torch's generator.
         place: where in a block it merges (Tab. 4b). "before_mlp" or "after_mlp".
+        measured: comes with settings that :func:`tune` found: on another model than theirs they warn.
 
     Returns:
         The same model.
@@ -91,6 +95,7 @@ def apply_algm(
         metric=metric,  # type: ignore[arg-type]
         reduce=reduce,  # type: ignore[arg-type]
         place=place,  # type: ignore[arg-type]
+        measured=measured,
     )
     trunk, vit = find_vit(model)
     check_fit(settings, vit, class_name(trunk))
@@ -123,7 +128,14 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
+    if measured is not None:
+        warn_of_mismatch(measured, handle)
     return model
+
+
+def warn_of_mismatch(measured: Measured, handle: Algm) -> None:
+    if difference := measured.mismatch(*handle._identity()):
+        warnings.warn(f"these settings were measured {difference}. Measure anew: tune(model, images)", stacklevel=3)
 
 
 def remove_algm(model: Model) -> Model:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import operator
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+from safetensors import safe_open
+
+from .measured import Measured, Trial
+from .thresholds import Share
+
 Tau = float | Literal["auto", "paper"]
-GbmTau = float | Literal["adaptive", "tau"]
+GbmTau = float | tuple[float, ...] | Share | Literal["adaptive", "tau"]
 Taps = Literal["auto", "all"]
 Unmerge = Literal["before_head", "after_head"]
 Metric = Literal["token", "key", "query", "value"]
 Reduce = Literal["mean", "pick"]
 Place = Literal["before_mlp", "after_mlp"]
 
+# Under which a file holds settings.
+KEY = "algm_patch"
+
 
 @dataclass(frozen=True)
 class Settings:
     """See :func:`algm_patch.apply_algm`. Frozen: a forward pass keeps the settings it began with.
+
+    A mapping of its fields, so that ``apply_algm(model, **settings)`` applies them.
 
     Raises:
         ValueError, TypeError: naming the setting, what was given and what is expected.
@@ -36,13 +49,15 @@ class Settings:
     metric: Metric = "token"
     reduce: Reduce = "mean"
     place: Place = "before_mlp"
+    measured: Measured | None = None
 
     def __post_init__(self) -> None:
         if self.clap_layer is not None:
             self._set("clap_layer", check_layer("clap_layer", self.clap_layer))
-        self._set("gbm_layers", check_layers(self.gbm_layers))
+        layers = check_layers(self.gbm_layers)
+        self._set("gbm_layers", tuple(sorted(layers)))
         self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
-        self._set("gbm_tau", check_tau("gbm_tau", self.gbm_tau, ("adaptive", "tau")))
+        self._set("gbm_tau", check_gbm_tau(self.gbm_tau, layers))
         self._set("window", check_window(self.window))
         if not isinstance(self.proportional_attention, bool):
             raise TypeError(f"proportional_attention is True or False, got {self.proportional_attention!r}")
@@ -72,6 +87,74 @@ class Settings:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
+    def __str__(self) -> str:
+        return repr(self) if self.measured is None else str(self.measured)
+
+    def keys(self) -> list[str]:
+        return [field.name for field in fields(self)]
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def metadata(self) -> dict[str, str]:
+        """For a checkpoint: ``safetensors.torch.save_file(weights, path, metadata=settings.metadata())``."""
+        return {KEY: json.dumps(asdict(self))}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file, for :func:`load_settings`. Whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
+        partial.replace(path)
+
+
+def load_settings(path: str | os.PathLike[str]) -> Settings:
+    """Settings from a JSON file that :meth:`Settings.save` wrote, or a safetensors file with their metadata.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds no settings, or one that this version does not know.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+        saved = None if text is None else json.loads(text)
+    else:
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}). Give a file that Settings.save wrote") from None
+        saved = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"{path} holds no settings: no entry {KEY!r}. Give a file that Settings.save wrote, or a safetensors file "
+            "saved with metadata=settings.metadata()"
+        )
+    return Settings(**{**known(saved, Settings, path), "measured": load_measured(saved.get("measured"), path)})
+
+
+def load_measured(saved: Any, path: Path) -> Measured | None:
+    if saved is None:
+        return None
+    trials = (Trial(**immutable(known(trial, Trial, path))) for trial in known(saved, Measured, path)["trials"])
+    return Measured(**{**immutable(saved), "trials": tuple(trials)})
+
+
+def immutable(saved: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
+def known(saved: dict[str, Any], cls: Any, path: Path) -> dict[str, Any]:
+    """``saved``, if it has the fields of a dataclass and no others."""
+    names = {field.name for field in fields(cls)}
+    if extra := sorted(saved.keys() - names):
+        raise ValueError(f"{path} was saved by another version: this one does not know {', '.join(map(repr, extra))}")
+    if cls is not Settings and (missing := sorted(names - saved.keys())):
+        raise ValueError(f"{path} was saved by another version: it says nothing of {', '.join(map(repr, missing))}")
+    return saved
+
 
 def above_all(tau: object) -> bool:
     """Whether ``tau`` is the documented way to merge nothing: a number above every cosine."""
@@ -93,7 +176,7 @@ def check_layer(name: str, layer: Any) -> int:
 def check_layers(layers: Any) -> tuple[int, ...]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"gbm_layers is a list of layers, such as [5], or [] for none; got {layers!r}")
-    numbers = tuple(sorted(check_layer("gbm_layers", layer) for layer in layers))
+    numbers = tuple(check_layer("gbm_layers", layer) for layer in layers)
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"gbm_layers names a layer twice: {list(numbers)}")
     return numbers
@@ -104,13 +187,29 @@ def check_tau(name: str, tau: Any, rules: tuple[str, ...]) -> Any:
         if tau in rules:
             return tau
     elif not isinstance(tau, Real) or isinstance(tau, bool):
-        raise TypeError(f"{name} is a number or one of {', '.join(map(repr, rules))}; got {tau!r}")
+        raise TypeError(f"{name} is a number{one_of(rules)}; got {tau!r}")
     elif float(tau) >= -1:  # False for NaN
         return float(tau)
     raise ValueError(
-        f"{name} is a cosine in [-1, 1], or above 1 to merge nothing, or one of {', '.join(map(repr, rules))}; "
-        f"got {tau!r}"
+        f"{name} is a cosine in [-1, 1], or above 1 to merge nothing{',' * bool(rules)}{one_of(rules)}; got {tau!r}"
     )
+
+
+def one_of(rules: tuple[str, ...]) -> str:
+    return f" or one of {', '.join(map(repr, rules))}" if rules else ""
+
+
+def check_gbm_tau(tau: Any, layers: tuple[int, ...]) -> Any:
+    if isinstance(tau, Share):
+        return tau
+    if not isinstance(tau, (list, tuple)):
+        return check_tau("gbm_tau", tau, ("adaptive", "tau"))
+    if len(tau) != len(layers) or list(layers) != sorted(layers):
+        raise ValueError(
+            f"gbm_tau={list(tau)} for gbm_layers={list(layers)}: give one threshold for each layer, the layers in "
+            "rising order; or one threshold for all"
+        )
+    return tuple(check_tau("gbm_tau", one, ()) for one in tau)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

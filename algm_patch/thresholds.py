@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,25 @@ from torch import Tensor
 EDGE = 1e-6
 # The automatic rule always merges at least one window in ten.
 LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rule: the threshold that so much of each image's own similarities reaches. How :func:`tune` looks at layers."""
+
+    of: float
+
+    def __call__(self, similarity: Tensor) -> Tensor:
+        """[B] of [B, K]."""
+        if similarity.shape[1] == 0:
+            return similarity.new_full((len(similarity),), torch.inf)
+        return reached_by(similarity, self.of)
+
+
+def reached_by(similarity: Tensor, share: float) -> Tensor:
+    """[B]; what so much (below 1) of each row of [B, K] reaches, the most similar one at least."""
+    count = similarity.shape[1]
+    return similarity.sort(1).values[:, count - 1 - int(share * count)]
 
 
 def auto_tau(similarity: Tensor) -> Tensor:
@@ -30,8 +51,7 @@ def auto_tau(similarity: Tensor) -> Tensor:
     inside = similarity.clamp(EDGE - 1, 1 - EDGE)
     z = inside.atanh()
     rule = (z.mean(1) + z.std(1, correction=min(1, count - 1))).tanh()
-    tenth = inside.sort(1).values[:, count - 1 - int(LEAST_SHARE * count)]
-    return torch.minimum(rule, tenth)
+    return torch.minimum(rule, reached_by(inside, LEAST_SHARE))
 
 
 def paper_tau(similarity: Tensor) -> Tensor:

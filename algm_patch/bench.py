@@ -1,0 +1,261 @@
+"""What settings keep of a model's answers, and what they cost, measured on images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from .calibrate import similarities
+from .discovery import class_name
+from .handle import handle_of
+from .judges import judge_of
+from .measured import SEARCHED, Measured, Trial
+from .patch import apply_algm
+from .settings import Metric, Settings
+from .thresholds import Share, reached_by
+
+if TYPE_CHECKING:
+    from .search import Candidate
+
+UNITS = {"gflops": "GFLOPs", "time": "seconds"}
+# After so many images a candidate is given up if it is this many standard errors away from being of use.
+FEW, SPARE = 4, 2.0
+# Thresholds of GBM are taken from so many images.
+THRESHOLD_IMAGES = 8
+# Shares are counted in twentieths.
+TWENTIETHS = 20
+NOTHING: dict[str, Any] = {
+    "clap_layer": None,
+    "tau": 1.0,
+    "gbm_layers": (),
+    "gbm_tau": "adaptive",
+    "metric": "token",
+}
+BAR = "{desc}: {n:.0f} of {total:.0f} s |{bar}|{postfix}"
+
+
+class OutOfTime(Exception):  # noqa: N818, nothing went wrong
+    """The budget is spent."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of measuring a candidate.
+
+    Attributes:
+        keeps: enough, as far as was measured.
+        costs: of each image so far.
+        trial: None if it was given up before the last image.
+    """
+
+    keeps: bool
+    costs: list[float]
+    trial: Trial | None
+
+    @property
+    def cost(self) -> float:
+        return fmean(self.costs)
+
+
+class Bench:
+    """A model, images, and its unpatched answers to them.
+
+    Args:
+        model: patched by :meth:`begin`.
+        pictures: [1, 3, H, W] each.
+        keep, predict, metric, cost: as for :func:`algm_patch.tune`.
+        budget: seconds from now.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pictures: list[Tensor],
+        keep: float,
+        predict: Callable[[nn.Module, Tensor], Any],
+        metric: Callable[[nn.Module], float] | None,
+        cost: str,
+        budget: float,
+    ) -> None:
+        self.model, self.pictures, self.keep = model, pictures, keep
+        self.predict, self.metric, self.unit = predict, metric, UNITS[cost]
+        self.budget, self.started = budget, time.monotonic()
+        self.trials: list[Trial] = []
+        self.similarities: dict[Settings, list[Tensor]] = {}
+        self.progress = tqdm(total=budget, desc="tune", bar_format=BAR)
+
+    def begin(self, before: Settings | None) -> None:
+        """Patch the model so that it merges nothing, and take its answers.
+
+        Args:
+            before: settings of a model that is patched already; what is not searched stays.
+        """
+        self.base = replace(before or Settings(), measured=None)
+        self.nothing = replace(self.base, **NOTHING)
+        apply_algm(self.model, **self.nothing)
+        self.handle = handle_of(self.model)
+        self.depth = len(self.handle._vit.blocks)
+        blocks = list(zip(self.handle._vit.blocks, self.handle._vit.adapters, strict=True))
+        by_key = all(adapter.features(block, "key") for block, adapter in blocks)
+        self.metrics: list[Metric] = ["token", "key"] if by_key else ["token"]
+        answers, self.unpatched_costs = zip(*map(self._answer, self.pictures), strict=True)
+        if self.metric is not None:
+            self.judged, self.unpatched_score = "metric", self._score()
+            if self.unpatched_score <= 0:
+                raise ValueError(
+                    f"metric returned {self.unpatched_score} for the unpatched model. Return a number above 0, the "
+                    "higher the better: what is kept is counted as a part of it"
+                )
+        else:
+            if self.handle._latest is None:
+                raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
+            width = len(next(self.handle._vit.projection.parameters()))
+            self.judge = judge_of(answers[0], self.handle.token_map.labels.shape[1], width)
+            self.judged = self.judge.name
+            self.references = [self.judge.read(answer).cpu() for answer in answers]
+
+    def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
+        """Run a candidate on the images, for as long as it can be of use.
+
+        Args:
+            best: what it must beat.
+
+        Raises:
+            OutOfTime: if the budget is spent.
+        """
+        settings = self._settings(candidate)
+        self.handle._set(settings)
+        scores = [self._score() / self.unpatched_score] if self.metric else []
+        costs: list[float] = []
+        for index in range(len(self.pictures)):
+            answer, cost = self._in_turns(index)
+            costs.append(cost)
+            if not self.metric:
+                scores.append(self.judge.compare(self.references[index], self.judge.read(answer).cpu()))
+            if self._hopeless(scores, costs, best):
+                return Outcome(fmean(scores) >= self.keep, costs, None)
+        trial = Trial(**{name: settings[name] for name in SEARCHED}, kept=fmean(scores), cost=fmean(costs))
+        self.trials.append(trial)
+        return Outcome(trial.kept >= self.keep, costs, trial)
+
+    @property
+    def best(self) -> Trial | None:
+        """The cheapest that keeps enough."""
+        return min((trial for trial in self.trials if trial.kept >= self.keep), key=attrgetter("cost"), default=None)
+
+    def measured(self, best: Trial) -> Measured:
+        """How the best was found."""
+        return Measured(
+            *self.handle._identity(),
+            images=len(self.pictures),
+            judge=self.judged,
+            keep=self.keep,
+            kept=best.kept,
+            unit=self.unit,
+            cost=best.cost,
+            unpatched_cost=fmean(self.unpatched_costs),
+            trials=tuple(self.trials),
+        )
+
+    def _hopeless(self, scores: list[float], costs: list[float], best: Outcome | None) -> bool:
+        """Whether a candidate will keep too little, or cost more than the best."""
+        count = len(self.pictures)
+        if self.metric:
+            loses = scores[0] < self.keep and len(costs) >= FEW
+        else:
+            loses = negative([score - self.keep for score in scores], count)
+        return loses or (best is not None and negative([b - c for b, c in zip(best.costs, costs, strict=False)], count))
+
+    def _answer(self, picture: Tensor) -> tuple[Any, float]:
+        """What the model answers and what that costs."""
+        if time.monotonic() - self.started > self.budget:
+            raise OutOfTime
+        self._show()
+        if self.unit == "GFLOPs":
+            with FlopCounterMode(display=False) as counter:
+                answer = self.predict(self.model, picture)
+            return answer, counter.get_total_flops() / 1e9
+        synchronize(picture)
+        start = time.perf_counter()
+        answer = self.predict(self.model, picture)
+        synchronize(picture)
+        return answer, time.perf_counter() - start
+
+    def _in_turns(self, index: int) -> tuple[Any, float]:
+        """The same; a time as it would be if the unpatched model took as long as it did at first."""
+        picture = self.pictures[index]
+        answer, cost = self._answer(picture)
+        if self.unit == "seconds":
+            settings = self.handle.settings
+            self.handle._set(self.nothing)
+            cost *= self.unpatched_costs[index] / self._answer(picture)[1]
+            self.handle._set(settings)
+        return answer, cost
+
+    def _score(self) -> float:
+        assert self.metric is not None
+        score = float(self.metric(self.model))
+        if not math.isfinite(score):
+            raise ValueError(f"metric returned {score}. Return a finite number, the higher the better")
+        return score
+
+    def _settings(self, candidate: Candidate) -> Settings:
+        """The thresholds that the shares of a candidate mean on these images."""
+        settings = replace(self.nothing, metric=candidate.metric)
+        if candidate.clap:
+            settings = replace(settings, clap_layer=candidate.clap_layer, tau=1.0)
+            (windows,) = self._similarities(settings, "CLAP", (candidate.clap_layer,))
+            settings = replace(settings, tau=threshold(windows, candidate.clap))
+        if candidate.gbm_layers:
+            share = Share(candidate.gbm / TWENTIETHS)
+            settings = replace(settings, gbm_layers=candidate.gbm_layers, gbm_tau=share)
+            proposals = self._similarities(settings, "GBM", candidate.gbm_layers)
+            settings = replace(settings, gbm_tau=tuple(threshold(layer, candidate.gbm) for layer in proposals))
+        return settings
+
+    def _similarities(self, settings: Settings, stage: str, layers: tuple[int, ...]) -> list[Tensor]:
+        """[K] of a stage in each of its layers, over some of the images."""
+        if settings not in self.similarities:
+            self.handle._set(settings)
+            pictures = self.pictures[:THRESHOLD_IMAGES]
+            found = [similarities(self.model, stage, layers, partial(self._answer, picture)) for picture in pictures]
+            self.similarities[settings] = [torch.cat(layer) for layer in zip(*found, strict=True)]
+        return self.similarities[settings]
+
+    def _show(self) -> None:
+        elapsed = min(time.monotonic() - self.started, self.budget)
+        self.progress.update(elapsed - self.progress.n)
+        if best := self.best:
+            self.progress.set_postfix_str(
+                f"{best.cost:.4g} of {fmean(self.unpatched_costs):.4g} {self.unit}, keeps {best.kept:.4f}",
+                refresh=False,
+            )
+
+
+def threshold(similarity: Tensor, twentieths: int) -> float:
+    """What so much of [K] similarities reaches: at most 1, where only equal tokens merge."""
+    return min(reached_by(similarity[None], twentieths / TWENTIETHS).item(), 1.0) if len(similarity) else 1.0
+
+
+def negative(margins: Sequence[float], count: int) -> bool:
+    """Whether the mean of so many margins, of which these are the first, is sure enough to be below 0."""
+    known = len(margins)
+    if known < FEW:
+        return False
+    return fmean(margins) + SPARE * stdev(margins) * math.sqrt(1 / known - 1 / count) < 0
+
+
+def synchronize(picture: Tensor) -> None:
+    if picture.device.type == "cuda":
+        torch.cuda.synchronize(picture.device)

@@ -1,0 +1,92 @@
+"""How much of the unpatched model's answer another answer keeps: 1 is all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+# What a model returns that is dense, by the names of transformers' outputs.
+DENSE = ("logits", "predicted_depth", "last_hidden_state")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One way to compare two answers to one image.
+
+    Attributes:
+        name: of what is compared.
+        read: from the model's output to what is worth keeping of it.
+        compare: two of these, to at most 1.
+    """
+
+    name: str
+    read: Callable[[Tensor], Tensor]
+    compare: Callable[[Tensor, Tensor], float]
+
+
+def agreement(classes: Tensor, others: Tensor) -> float:
+    """The share of pixels of the same class."""
+    return (classes == others).double().mean().item()
+
+
+def correlation(values: Tensor, others: Tensor) -> float:
+    """Pearson's, over all pixels. Of a constant map: whether the other is the same."""
+    one, other = (map_.double().flatten() - map_.double().mean() for map_ in (values, others))
+    scale = one.norm() * other.norm()
+    return (one @ other / scale).item() if scale > 0 else float(torch.equal(values, others))
+
+
+def token_cosine(tokens: Tensor, others: Tensor) -> float:
+    """Mean over the tokens."""
+    return cosine_similarity(tokens.double(), others.double(), dim=-1).mean().item()
+
+
+def keep_all(output: Tensor) -> Tensor:
+    return output
+
+
+AGREEMENT = Judge("agreement", lambda logits: logits.argmax(1).to(torch.int32), agreement)
+CLASS_MAPS = Judge("agreement", keep_all, agreement)
+CORRELATION = Judge("correlation", keep_all, correlation)
+COSINE = Judge("cosine", keep_all, token_cosine)
+
+
+def judge_of(output: Any, tokens: int, width: int) -> Judge:
+    """The judge for what a model, or the user's ``predict``, returns.
+
+    Args:
+        output: logits [B, classes, h, w], values [B, h, w] or [B, 1, h, w], classes [B, h, w] of whole numbers, or
+            tokens [B, L, D].
+        tokens: P+N of the image; L is that, or N.
+        width: D.
+
+    Raises:
+        TypeError, ValueError: if it is none of these.
+    """
+    if isinstance(output, Tensor) and output.dim() in (3, 4) and output.numel():
+        if output.dim() == 4 and output.shape[1] > 1:
+            return AGREEMENT
+        if not output.is_floating_point():
+            return CLASS_MAPS
+        if output.dim() == 3 and output.shape[2] == width and output.shape[1] <= tokens:
+            return COSINE
+        return CORRELATION
+    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise (ValueError if isinstance(output, Tensor) else TypeError)(
+        f"predict returned {found}, which is no dense answer. Pass predict=function(model, images) that returns logits "
+        "[B, classes, h, w], a map [B, h, w] or tokens [B, L, D]"
+    )
+
+
+def predict_dense(model: nn.Module, images: Tensor) -> Any:
+    """What a model answers, unless the user says how: a timm ViT its tokens, everything else what it returns."""
+    output = getattr(model, "forward_features", model)(images)
+    for name in DENSE:
+        if isinstance(found := getattr(output, name, None), Tensor):
+            return found
+    return output

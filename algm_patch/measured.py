@@ -1,0 +1,125 @@
+"""What settings were measured on, and whether a model is still that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# Weights by which a checkpoint is known again, and how far they move, relative to the largest, by rounding to bfloat16.
+SAMPLE = 8
+ROUNDING = 2**-7
+# The settings that tune searches.
+SEARCHED = ("clap_layer", "tau", "gbm_layers", "gbm_tau", "metric")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, with what they keep and cost. The fields are those of ``Settings``."""
+
+    clap_layer: int | None
+    tau: float
+    gbm_layers: tuple[int, ...]
+    gbm_tau: float | tuple[float, ...] | str
+    metric: str
+    kept: float
+    cost: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Without what they keep and cost."""
+        return {name: getattr(self, name) for name in SEARCHED}
+
+    def __str__(self) -> str:
+        clap = f"CLAP {self.clap_layer}, tau {self.tau:.4f}" if self.clap_layer is not None else "no CLAP"
+        taus = self.gbm_tau if isinstance(self.gbm_tau, tuple) else (self.gbm_tau,)
+        gbm = f"GBM {' '.join(map(str, self.gbm_layers))}, tau {' '.join(f'{tau:.4g}' for tau in taus)}"
+        return (
+            f"{clap}; {gbm if self.gbm_layers else 'no GBM'}{f'; by {self.metric}' if self.metric != 'token' else ''}"
+        )
+
+
+def front(trials: Iterable[Trial]) -> list[Trial]:
+    """Those of which none keeps more at less or the same cost (the Pareto front), by rising cost."""
+    best: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.cost, -trial.kept)):
+        if not best or trial.kept > best[-1].kept:
+            best.append(trial)
+    return best
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How :func:`algm_patch.tune` found settings, and on what. Stays with them, saved and loaded.
+
+    Attributes:
+        model: class of the ViT.
+        blocks: how many it has.
+        weights: a few of its patch projection's.
+        version: of algm_patch.
+        images: how many.
+        judge: what ``kept`` is: "agreement" of pixels, "correlation", "cosine" of tokens, or "metric".
+        keep: at least what was asked for; the unpatched model keeps 1.
+        kept: by these settings.
+        unit: of the costs, "GFLOPs" or "seconds", an image.
+        cost: of these settings.
+        unpatched_cost: of the model without them.
+        trials: all settings that were measured to the end.
+    """
+
+    model: str
+    blocks: int
+    weights: tuple[float, ...]
+    version: str
+    images: int
+    judge: str
+    keep: float
+    kept: float
+    unit: str
+    cost: float
+    unpatched_cost: float
+    trials: tuple[Trial, ...]
+
+    def __str__(self) -> str:
+        """A table: the trials of the Pareto front, the chosen one marked."""
+        return "\n".join(
+            [
+                f"{self.model}, {self.blocks} blocks, {self.images} images, keep {self.keep}: of {len(self.trials)} "
+                "settings, those of which none keeps more at less cost",
+                f"  {self.unit:>10} {'of unpatched':>12} {self.judge:>12}  setting",
+                *(self._row(trial) for trial in front(self.trials)),
+                f"  {self.unpatched_cost:10.4g} {1:12.1%} {1:12.4f}  unpatched",
+            ]
+        )
+
+    def _row(self, trial: Trial) -> str:
+        chosen = "*" if (trial.cost, trial.kept) == (self.cost, self.kept) else " "
+        return f"{chosen} {trial.cost:10.4g} {trial.cost / self.unpatched_cost:12.1%} {trial.kept:12.4f}  {trial}"
+
+    def mismatch(self, model: str, blocks: int, weights: tuple[float, ...], version: str) -> str | None:
+        """In words, what of a model (and this library) is not what was measured; None if it is the same."""
+        if (model, blocks) != (self.model, self.blocks):
+            return f"on {self.model} with {self.blocks} blocks, and this is {model} with {blocks}"
+        if weights and self.weights and not same(weights, self.weights):
+            return f"on other weights of {model} than these"
+        if version != self.version:
+            return f"by algm_patch {self.version}, and this is {version}"
+        return None
+
+
+def weight_sample(projection: nn.Module) -> tuple[float, ...]:
+    """A few weights of a module, evenly spaced; none while they have no values (meta device)."""
+    weight = next(projection.parameters()).detach()
+    if weight.is_meta:
+        return ()
+    chosen = torch.linspace(0, weight.numel() - 1, SAMPLE, dtype=torch.float64).long()
+    return tuple(weight.flatten()[chosen.to(weight.device)].float().tolist())
+
+
+def same(weights: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return len(weights) == len(others) and bool(
+        torch.allclose(torch.tensor(weights), torch.tensor(others), rtol=0, atol=ROUNDING * max(map(abs, others)))
+    )
