@@ -228,7 +228,7 @@ def gflops(model: nn.Module, image: Tensor) -> float:
 
 def peak_memory(model: nn.Module, image: Tensor) -> float:
     """Bytes, beyond what was allocated before."""
-    if torch.cuda.is_available():
+    if image.is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         model(image)

@@ -6,17 +6,20 @@ attention kept, unmerged by copying before the final norm), so that a difference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from segmentation import number_or_rule
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import TokenMap, apply_algm, load_settings, remove_algm
 from algm_patch.discovery import find_vit
 from algm_patch.matching import best_matches, gbm_leaders
 from algm_patch.merging import planning
@@ -69,6 +72,44 @@ def published_methods(taus: Iterable[float] = PUBLISHED_TAUS) -> list[Method]:
 def default_methods(taus: Iterable[float | str]) -> list[Method]:
     """ALGM as ``apply_algm(model, tau=...)`` does it."""
     return [Method("ALGM defaults", f"τ={tau}", partial(algm, tau=tau)) for tau in taus]
+
+
+def tuned_methods(paths: Iterable[Path]) -> list[Method]:
+    """ALGM with settings that ``tune`` found and saved."""
+    return [Method("ALGM tuned", path.stem, partial(algm, **load_settings(path))) for path in paths]
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    tome: Sequence[int],
+    pooling: Sequence[int],
+    published: Sequence[float],
+    tau: Sequence[float | str],
+) -> None:
+    """Options that say which methods are compared, with these defaults."""
+    group = parser.add_argument_group("methods (an option without values leaves its method out)")
+
+    def add(option: str, default: Sequence[Any], what: str, **rest: Any) -> None:
+        shown = f"{what} (default: {' '.join(map(str, default))})" if default else what
+        group.add_argument(option, nargs="*", default=default, help=shown, **rest)
+
+    add("--tome", tome, "ToMe: tokens that merge in each layer", type=int, metavar="R")
+    add("--pooling", pooling, "2x2 pooling: layers to pool in, one at a time", type=int, metavar="LAYER")
+    add("--published", published, "ALGM as published, at these thresholds", type=float, metavar="TAU")
+    add("--tau", tau, "ALGM with this library's defaults, at these thresholds", type=number_or_rule, metavar="TAU")
+    add("--settings", [], "ALGM tuned: files that Settings.save wrote", type=Path, metavar="FILE")
+
+
+def chosen(options: argparse.Namespace) -> list[Method]:
+    """The methods that :func:`add_options` asks for, the unpatched model first."""
+    return [
+        unpatched(),
+        *pooling_methods(options.pooling),
+        *tome_methods(options.tome),
+        *published_methods(options.published),
+        *default_methods(options.tau),
+        *tuned_methods(options.settings),
+    ]
 
 
 @contextmanager
