@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from .adapters import Adapter, register
 from .calibrate import calibrate
 from .merging import clap, gbm
+from .pareto import pareto
 from .passes import LayerTokens
 from .patch import apply_algm, remove_algm
 from .presets import presets
@@ -24,6 +25,7 @@ __all__ = [
     "gbm",
     "load_settings",
     "panels",
+    "pareto",
     "presets",
     "register",
     "remove_algm",
