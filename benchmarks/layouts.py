@@ -176,7 +176,7 @@ def cityscapes(root: Path, split: str, ignore: int | None, progress: bool) -> Da
     folder = root / "gtFine" / split
     kinds = {
         "labelTrainIds": plain_table(19),
-        "labelIds": table_of({c.id: IGNORED if c.ignore_in_eval else c.train_id for c in Cityscapes.classes}),
+        "labelIds": table_of({c.id: c.train_id for c in Cityscapes.classes}),
     }
     kind = next((kind for kind in kinds if any(folder.glob(f"*/*_gtFine_{kind}.png"))), None)
     if kind is None:
@@ -336,9 +336,9 @@ def valid(values: NDArray[np.integer], table: NDArray[np.int64]) -> bool:
 
 
 def read_image(path: Path | io.BytesIO) -> Image.Image:
-    """Turned as the camera says (EXIF), as image libraries and annotation tools do."""
+    """Decoded to its end, and turned as the camera says (EXIF), as image libraries and annotation tools do."""
     picture = Image.open(path)
-    ImageOps.exif_transpose(picture, in_place=True)  # decodes only what is turned
+    ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
@@ -405,13 +405,11 @@ def read_to_end(path: Path) -> tuple[bytes, tuple[int, int]]:
     """An image file's content, and its height and width in pixels."""
     content = path.read_bytes()
 
-    def decode(_: Path) -> tuple[int, int]:
-        picture = Image.open(io.BytesIO(content))
-        picture.draft("RGB", (1, 1))  # a JPEG is decoded to its end, but not at full size
-        picture.load()
-        return read_image(io.BytesIO(content)).size[::-1]
+    def size(_: Path) -> tuple[int, int]:
+        wide, high = read_image(io.BytesIO(content)).size
+        return high, wide
 
-    return content, decoded(path, decode)
+    return content, decoded(path, size)
 
 
 def decoded(path: Path, decode: Callable[[Path], Result]) -> Result:
