@@ -387,7 +387,7 @@ def heading(
 
 def printed(table: Table, results: dict[Settings | None, Result], faster: dict[Settings, float]) -> str:
     """The table as the supplement has it, the published rows to the right."""
-    wide = 1 + max(len(table.column), *(len(row.label) for row in table.rows))
+    wide = 1 + max(len(label) for label in (table.column, "Baseline", *(row.label for row in table.rows)))
     columns = f"{'mIoU (%) ↑':>12}{'Im/sec ↑':>10}{'GFLOPs ↓':>10}"
     head = f"{table.column:{wide}}{columns}{'agree (%)':>11}{'τ CLAP':>9}{'τ GBM':>10}"
     lines = [f"{table.name}. {table.caption}", head]

@@ -136,6 +136,8 @@ def test_a_run_prints_every_table_with_its_published_rows(arguments, monkeypatch
         baselines = [line for line in table.splitlines() if line.startswith("Baseline")]
         assert len(baselines) == 1
         assert "1.00 ×" in baselines[0]
+        assert len({line.index("|") for line in table.splitlines() if "|" in line}) <= 1
+        assert len({line.index(" ×") for line in table.splitlines() if " ×" in line}) == 1
 
 
 def test_what_a_model_does_not_take_is_said_and_the_rest_measured(arguments, monkeypatch, capsys):
