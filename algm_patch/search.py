@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from .bench import TWENTIETHS, Bench, Outcome, OutOfTime
 from .settings import Metric
 
+# The shares of CLAP to begin with: the first with which anything keeps enough.
+BEGINNINGS = (5, 2, 1, 0)
 # Cheaper by less than this is not worth a further search.
 WORTH = 0.002
 
@@ -51,8 +53,11 @@ def search(bench: Bench) -> None:
         return best is not before
 
     try:
-        for candidate in beginnings(bench.depth, bench.metrics):
-            improves(candidate)
+        for clap in BEGINNINGS:
+            for candidate in beginnings(clap, bench.depth, bench.metrics):
+                improves(candidate)
+            if best:
+                break
         while best and any(map(improves, neighbours(best[0], bench.depth, bench.metrics))):
             pass
     except OutOfTime:
@@ -85,24 +90,24 @@ def bracket(
             at = (keeps + loses) // 2
 
 
-def beginnings(depth: int, metrics: Sequence[Metric]) -> Iterator[Candidate]:
+def beginnings(clap: int, depth: int, metrics: Sequence[Metric]) -> Iterator[Candidate]:
     """Common arrangements: the paper's (supplement, Tab. 1), and GBM in every layer, every second or third.
 
     Where GBM runs often, keys tell better than tokens what may merge (benchmarks/results/tuning_camvid.txt).
     """
-    yield Candidate(clap_layer=1, clap=5, gbm_layers=(max(1, round(depth * 5 / 12)),), gbm=8, metric=metrics[0])
+    yield Candidate(clap_layer=1, clap=clap, gbm_layers=(max(1, round(depth * 5 / 12)),), gbm=8, metric=metrics[0])
     for first, step in ((2, 1), (3, 2), (3, 3)):
         layers = tuple(range(first, depth - 1, step))
         if layers:
             often = max(4, 9 - len(layers) // 2)
-            yield Candidate(clap_layer=1, clap=5, gbm_layers=layers, gbm=often, metric=metrics[-1])
+            yield Candidate(clap_layer=1, clap=clap, gbm_layers=layers, gbm=often, metric=metrics[-1])
 
 
 def neighbours(at: Candidate, depth: int, metrics: Sequence[Metric]) -> Iterator[Candidate]:
     """Those that differ in one thing."""
-    for change in (2, -2):
-        if 0 <= at.clap + change < TWENTIETHS:
-            yield replace(at, clap=at.clap + change)
+    for clap in (at.clap + 2, max(at.clap - 2, 0)):
+        if clap < TWENTIETHS:
+            yield replace(at, clap=clap)
     for metric in metrics:
         yield replace(at, metric=metric)
     layers = set(at.gbm_layers)
