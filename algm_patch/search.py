@@ -54,9 +54,10 @@ def search(bench: Bench) -> None:
 
     try:
         for clap in BEGINNINGS:
-            for candidate in beginnings(clap, bench.depth, bench.metrics):
-                improves(candidate)
-            if best:
+            gentlest, *others = beginnings(clap, bench.depth, bench.metrics)
+            if improves(gentlest):
+                for candidate in others:
+                    improves(candidate)
                 break
         while best and any(map(improves, neighbours(best[0], bench.depth, bench.metrics))):
             pass
