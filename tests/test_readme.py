@@ -20,7 +20,7 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     names = {"model": small(), "images": models.photo(grid=(8, 8))}
-    (one_line, use, own_blocks) = blocks
+    (one_line, use, find, own_blocks) = blocks
     exec(one_line, names)
     assert hasattr(names["model"], "algm")
     use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)\.eval\(\)", "small()", use)
@@ -29,6 +29,10 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     with torch.no_grad():
         exec(use, {**names, "small": small})
     assert (tmp_path / "merged.png").is_file()
+    find, replaced = re.subn("10min", "5s", find)
+    assert replaced == 1
+    exec(find, names)
+    assert {path.name for path in tmp_path.iterdir()} == {"merged.png", "pareto.png", "settings.json"}
     monkeypatch.setattr(adapters, "ADAPTERS", {})
     exec(own_blocks, names)
     assert list(adapters.ADAPTERS) == ["mypackage.models.Block.forward"]
