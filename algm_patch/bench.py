@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .calibrate import similarities
 from .discovery import class_name
 from .handle import handle_of
-from .judges import judge_of
+from .judges import Judge, judge_of
 from .measured import SEARCHED, Measured, Trial
 from .patch import apply_algm
 from .settings import Metric, Settings
@@ -109,21 +109,30 @@ class Bench:
         blocks = list(zip(self.handle._vit.blocks, self.handle._vit.adapters, strict=True))
         by_key = all(adapter.features(block, "key") for block, adapter in blocks)
         self.metrics: list[Metric] = ["token", "key"] if by_key else ["token"]
-        answers, self.unpatched_costs = zip(*map(self._answer, self.pictures), strict=True)
-        if self.metric is not None:
+        self.unpatched_costs: list[float] = []
+        self.references: list[Tensor] = []
+        for picture in self.pictures:
+            answer, cost = self._answer(picture)
+            self.unpatched_costs.append(cost)
+            if self.metric is None:
+                if not self.references:
+                    self.judge = self._judge_of(answer)
+                self.references.append(self.judge.read(answer).cpu())
+        if self.metric is None:
+            self.judged = self.judge.name
+        else:
             self.judged, self.unpatched_score = "metric", self._score()
             if self.unpatched_score <= 0:
                 raise ValueError(
                     f"metric returned {self.unpatched_score} for the unpatched model. Return a number above 0, the "
                     "higher the better: what is kept is counted as a part of it"
                 )
-        else:
-            if self.handle._latest is None:
-                raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
-            width = len(next(self.handle._vit.projection.parameters()))
-            self.judge = judge_of(answers[0], self.handle.token_map.labels.shape[1], width)
-            self.judged = self.judge.name
-            self.references = [self.judge.read(answer).cpu() for answer in answers]
+
+    def _judge_of(self, answer: Any) -> Judge:
+        if self.handle._latest is None:
+            raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
+        width = len(next(self.handle._vit.projection.parameters()))
+        return judge_of(answer, self.handle.token_map.labels.shape[1], width)
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
         """Run a candidate on the images, for as long as it can be of use.

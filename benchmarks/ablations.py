@@ -42,6 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from algm_patch.calibrate import calibrate
+from algm_patch.calibrate import similarities as of_layers
 from algm_patch.discovery import find_vit
 from algm_patch.handle import handle_of
 from algm_patch.passes import ForwardPass
@@ -258,8 +259,8 @@ def similarities(
     model: SegmentationModel, images: Sequence[Tensor], settings: Settings, layer: int | None, stage: str
 ) -> Tensor:
     """[K] of all windows or proposals of all images."""
-    plans = (past.steps[(layer or 1) - 1].plans[stage] for past in passes(model, images, settings, layer))
-    return torch.cat([plan.similarity.flatten() for plan in plans])
+    with peers.algm(model, **settings):
+        return torch.cat([of_layers(model, stage, [layer or 1], partial(model, image))[0] for image in images])
 
 
 def in_layers(taus: Sequence[float]) -> Any:
