@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bench import UNITS, Bench
+from .bench import UNITS, Bench, OutOfTime
 from .calibrate import image_batches
 from .discovery import class_name
 from .handle import Algm, eval_mode, handle_of
@@ -82,6 +82,11 @@ def tune(
             settings = replace(bench.base, **bench.best.settings, measured=bench.measured(bench.best))
             apply_algm(model, **settings)
             return settings
+    except OutOfTime:
+        restore(model, before)
+        raise RuntimeError(
+            f"tune: {budget} was over before the unpatched model had answered {len(pictures)} images. Give it more time"
+        ) from None
     except BaseException:
         restore(model, before)
         raise

@@ -153,6 +153,7 @@ def test_a_block_without_keys_to_compare():
         ({"cost": "flops"}, ValueError, "cost is one of 'gflops', 'time'; got 'flops'"),
         ({"budget": "10"}, ValueError, "such as '90s', '10min' or '1h'; got '10'"),
         ({"budget": 0}, ValueError, "got 0"),
+        ({"budget": 1e-6}, RuntimeError, "1e-06 was over before the unpatched model had answered 3 images"),
         ({"images": []}, ValueError, "tune got no images"),
         ({"images": ["a.png"]}, TypeError, "image tensors"),
         (
