@@ -82,7 +82,7 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Calla
     steps = handle._past().steps
     found = [steps[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
     handle._forget()
-    return found
+    return [similarity[similarity != -torch.inf] for similarity in found]  # which stands for none, in packed images
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 from weakref import WeakSet
@@ -45,6 +45,8 @@ class Algm:
     metric: str
     reduce: str
     place: str
+    batch: str
+    tokens: float | tuple[float | int, ...] | None
 
     def __init__(self) -> None:
         # The modules own the handle; it owns none of them, so that a model goes when its last user lets go.
@@ -129,7 +131,7 @@ class Algm:
 
     @property
     def tokens_per_layer(self) -> list[int]:
-        """Tokens, prefix included, that each block of the last forward pass left."""
+        """Tokens, prefix included, that each block of the last forward pass left; of a batch, the most of any image."""
         past = self._past()
         patches = past.grid[0] * past.grid[1]
         steps = [past.steps[layer] for layer in sorted(past.steps)]
@@ -177,7 +179,7 @@ class Algm:
         return "\n  ".join(lines)
 
     def _ablations(self) -> Iterator[str]:
-        for name in ("metric", "reduce", "place"):
+        for name in ("metric", "reduce", "place", "batch", "tokens"):
             if getattr(self, name) != getattr(Settings, name):
                 yield f", {name} {getattr(self, name)}"
 
@@ -191,7 +193,7 @@ class Algm:
             for stage, plan in step.plans.items():
                 least, most = f"{plan.tau.min():.4f}", f"{plan.tau.max():.4f}"
                 tau = least if least == most else f"{least} to {most}"
-                before, after = plan.sizes.shape[1], plan.step.sizes.shape[1]
+                before, after = token_range(plan.sizes), token_range(plan.step.sizes)
                 lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
         if past.taps is None:
             lines.append("  every block gave back the full grid: a method that ALGM does not know ran them")
@@ -210,7 +212,7 @@ class Algm:
         """Begin a forward pass: the patch projection has left this grid."""
         check_unchanged(self._sequence(), self._vit.blocks, self._model)
         prefix = getattr(self._the_trunk(), "num_prefix_tokens", 0)
-        opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix)
+        opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, self._the_trunk().training)
         self._tracker.begin(opened)
         if self._tracker.last is opened:
             self.__dict__["_latest"] = opened
@@ -244,8 +246,8 @@ class Algm:
             )
         return taps - {self._depth - 1}
 
-    def _decoding(self, x: Tensor) -> AbstractContextManager[None]:
-        """Within, a decoder runs on the tokens ``x``."""
+    def _decode(self, decoder: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """A decoder on merged tokens: on one image after the other, if they have different numbers of them."""
         forward_pass = known_pass(x)
         if forward_pass is None:
             raise RuntimeError(
@@ -253,12 +255,22 @@ class Algm:
                 f"{self._model}. Hand it what that returned, or a slice of it; or call apply_algm with "
                 "unmerge='before_head'"
             )
-        return self._tracker.decoding(forward_pass)
+        images = forward_pass.images(x)
+        if images is None:
+            with self._tracker.decoding(forward_pass):
+                return decoder(x, *args, **kwargs)
+        results = []
+        for image, one in enumerate(images):
+            with self._tracker.decoding(forward_pass, image):
+                results.append(decoder(one, *args, **kwargs))
+        return torch.cat(results)
 
     def _decoded(self, x: Tensor) -> Tensor:
         """The output of a decoder's head, one result a token, on the full grid."""
-        forward_pass = self._tracker.decoded
-        return x if forward_pass is None else forward_pass.unmerge(x)
+        if self._tracker.decoded is None:
+            return x
+        forward_pass, image = self._tracker.decoded
+        return forward_pass.unmerge(x, image)
 
     def _why_untraced(self, layer: int) -> str:
         if backward_pass() != NOT_IN_BACKWARD:
@@ -282,6 +294,13 @@ class Algm:
         )
         changed = block._forward_pre_hooks or any(other._forward_hooks for other in before)
         return bool(read) and bool(after or not self._after_head), bool(changed)
+
+
+def token_range(sizes: Tensor) -> str:
+    """How many tokens images of these sizes [B, M] have."""
+    counts = (sizes > 0).sum(1)
+    least, most = int(counts.amin()), int(counts.amax())
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def check_fit(settings: Settings, vit: Vit, model: str) -> None:

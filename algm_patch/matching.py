@@ -1,11 +1,11 @@
 """Which tokens merge: pure functions from tokens to leaders.
 
 A leader is the position of the first token of a group; a token that stands alone is its own leader.
-In a batch every image merges the same number (the authors' ``min`` way, supplement §2 "Adaptive token merging").
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -39,14 +39,11 @@ def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int])
     return (total.square().sum(-1) - size) / (size * (size - 1))
 
 
-def clap_leaders(
-    similarity: Tensor, tau: Tensor, grid: tuple[int, int], window: tuple[int, int], num_prefix_tokens: int
-) -> Tensor:
-    """Conditional local average pooling: windows at least ``tau`` similar become one group.
+def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """Conditional local average pooling: some windows become one group each.
 
     Args:
-        similarity: [B, h, w] of the windows.
-        tau: [B] or [] threshold.
+        merges: [B, h, w] bool, those that do.
         grid: (H, W), tokens.
         window: (height, width), tokens.
         num_prefix_tokens: P.
@@ -54,13 +51,12 @@ def clap_leaders(
     Returns:
         [B, P + H*W] leaders.
     """
-    batch, rows, columns = similarity.shape
-    merges = most_similar(similarity.flatten(1), tau).view(batch, rows, columns)
+    batch, rows, columns = merges.shape
     high, wide = window
     # True for every token of a window that merges; the leftover rows and columns stay False.
     merging = merges.new_zeros(batch, *grid)
     merging[:, : rows * high, : columns * wide] = repeat(merges, "b h w -> b (h i) (w j)", i=high, j=wide)
-    row, column = (torch.arange(n, device=similarity.device) for n in grid)
+    row, column = (torch.arange(n, device=merges.device) for n in grid)
     own = row[:, None] * grid[1] + column
     corner = (row - row % high)[:, None] * grid[1] + (column - column % wide)
     leaders = torch.where(merging, corner, own).flatten(1) + num_prefix_tokens
@@ -68,7 +64,7 @@ def clap_leaders(
     return torch.cat([prefix, leaders], 1)
 
 
-def best_matches(x: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Global bipartite matching, first half: every A token proposes to its most similar B token.
 
     A are the even positions of the sequence, B the odd ones, counted with the prefix, which takes no part.
@@ -76,65 +72,97 @@ def best_matches(x: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor, Ten
     Args:
         x: [B, L, D] tokens, prefix first.
         num_prefix_tokens: P.
+        counts: [B] tokens of each image, which has padding behind them. None: all are tokens.
 
     Returns:
-        similarity [B, a]: cosine of each proposal; proposer [a]: its position in the sequence;
-        partner [B, a]: the position of the B token proposed to.
+        similarity [B, a]: cosine of each proposal, minus infinity if there is none (padding); proposer [a]: its
+        position in the sequence; partner [B, a]: the position of the B token proposed to.
     """
     unit = normalize(full_precision(x), dim=-1)
     positions = torch.arange(x.shape[1], device=x.device)
-    start = num_prefix_tokens + num_prefix_tokens % 2
-    other = num_prefix_tokens + 1 - num_prefix_tokens % 2
+    start, other = first_proposer(num_prefix_tokens), first_receiver(num_prefix_tokens)
     proposer, receiver = positions[start::2], positions[other::2]
-    if not len(receiver):
+    if x.shape[1] <= other:
         proposer = proposer[:0]
         return unit.new_zeros(len(x), 0), proposer, proposer.expand(len(x), 0)
     a, b = unit[:, start::2], unit[:, other::2].mT.contiguous()
-    rows = max(1, CHUNK_BYTES // (len(x) * len(receiver) * unit.element_size()))
-    best = [(chunk @ b).max(-1) for chunk in a.split(rows, 1)]
-    similarity, index = (torch.cat(part, 1) for part in zip(*best, strict=True))
+    padding = None if counts is None else receiver >= counts[:, None]
+
+    def best(a: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = a @ b
+        return (similarity if padding is None else similarity.masked_fill(padding[:, None], -torch.inf)).max(-1)
+
+    similarity, index = in_chunks(best, a, len(x) * (x.shape[1] // 2) * unit.element_size())
+    if counts is not None:
+        similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
     return similarity, proposer, receiver[index]
 
 
-def gbm_leaders(similarity: Tensor, proposer: Tensor, partner: Tensor, tau: Tensor, length: int) -> Tensor:
-    """Global bipartite matching, second half: proposals at least ``tau`` similar are carried out.
+def first_proposer(num_prefix_tokens: int) -> int:
+    """Position of the first A token: even."""
+    return num_prefix_tokens + num_prefix_tokens % 2
+
+
+def first_receiver(num_prefix_tokens: int) -> int:
+    """Position of the first B token: odd."""
+    return num_prefix_tokens + 1 - num_prefix_tokens % 2
+
+
+def num_proposals(length: int, num_prefix_tokens: int) -> int:
+    """How many A tokens a sequence of this length has; none if there is no B token."""
+    if length <= first_receiver(num_prefix_tokens):
+        return 0
+    return (length - first_proposer(num_prefix_tokens) + 1) // 2
+
+
+def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_bytes: int) -> tuple[Tensor, Tensor]:
+    """``best`` of the rows [B, a, D], so many at a time that what it holds at once is bounded."""
+    rows = max(1, CHUNK_BYTES // row_bytes)
+    similarity, index = zip(*map(best, a.split(rows, 1)), strict=True)
+    return torch.cat(similarity, 1), torch.cat(index, 1)
+
+
+def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) -> Tensor:
+    """Global bipartite matching, second half: some proposals are carried out.
 
     Args:
-        similarity, proposer, partner: of :func:`best_matches`.
-        tau: [B] or [] threshold.
+        merges: [B, a] bool, those that are.
+        proposer, partner: [B, a] or [a], of :func:`best_matches`.
         length: L, tokens in the sequence.
 
     Returns:
         [B, L] leaders.
     """
-    batch = len(similarity)
-    merges = most_similar(similarity, tau)
-    position = torch.arange(length, device=similarity.device).expand(batch, length)
+    batch = len(merges)
+    position = torch.arange(length, device=merges.device).expand(batch, length)
     group = position.scatter(1, proposer.expand(batch, -1), torch.where(merges, partner, proposer))
     first = position.scatter_reduce(1, group, position, "amin")
     return first.gather(1, group)
 
 
-def most_similar(similarity: Tensor, tau: Tensor) -> Tensor:
-    """Which candidates merge: those that pass the threshold, the same number in every image.
+def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
+    """Of the candidates that pass, the same number in every image (supplement §2 "Adaptive token merging").
 
-    That number is the smallest count over the batch; each image takes its own most similar candidates.
-    NaN never passes.
+    The smallest count over the batch; each image takes its own most similar ones.
 
     Args:
         similarity: [B, K].
-        tau: [B] or [].
+        passes: [B, K] bool.
 
     Returns:
         [B, K] bool.
     """
-    passes = similarity >= tau.reshape(-1, 1)
-    if len(similarity) == 1:
+    if len(passes) == 1:
         return passes
-    count = passes.sum(1).amin(0)
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.arange(similarity.shape[1], device=similarity.device) < count
+    chosen = torch.arange(similarity.shape[1], device=similarity.device) < passes.sum(1).amin(0)
     return torch.zeros_like(passes).scatter(1, order, chosen.expand_as(passes))
+
+
+def most_similar(similarity: Tensor, count: int) -> Tensor:
+    """The so many most similar candidates of each image: [B, K] bool."""
+    best = similarity.topk(count, 1).indices
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, best, torch.ones_like(best, dtype=torch.bool))
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -1,19 +1,29 @@
-"""The two merges of ALGM as functions on tokens: matching, threshold, merge."""
+"""The two merges of ALGM as functions on tokens: matching, choice, merge.
+
+How many merge in a batch: "image": in every image what passes its threshold; "min": the smallest of these counts,
+the most similar of each image; or a number, by similarity alone, whatever the threshold.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from .matching import best_matches, clap_leaders, gbm_leaders, window_similarity
-from .settings import check_layer, check_tau, check_window
+from .matching import best_matches, clap_leaders, gbm_leaders, most_similar, same_number, window_similarity
+from .packing import Packing
+from .settings import check_choice, check_layer, check_tau, check_window
 from .thresholds import Share, adaptive_tau, auto_tau, paper_tau
 from .tokens import TokenMap
+
+Batch = Literal["image", "min"]
+HowMany = Batch | int
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +32,11 @@ class Plan:
 
     Attributes:
         step: from the tokens of the sequence to those that are left.
-        sizes: [B, L], before the merge.
-        tau: [B] or [], the threshold.
-        similarity: what it was compared with: [B, h, w] of the windows, or [B, a] of A's best matches.
+        sizes: [B, L], before the merge; zero past an image's own tokens.
+        tau: [B] or [], the threshold; if a number was asked for, [B], the least similarity that merged.
+        similarity: what it was compared with: [B, h, w] of the windows, or [B, a] of A's best matches, minus
+            infinity past an image's own.
+        before: how the images of the sequence are packed.
         picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
     """
 
@@ -32,22 +44,31 @@ class Plan:
     sizes: Tensor
     tau: Tensor
     similarity: Tensor
+    before: Packing | None = None
     picked: Tensor | None = None
 
     @property
     def merges(self) -> bool:
-        return self.step.sizes.shape[1] < self.sizes.shape[1]
+        # A compiler does not know, and one graph serves both.
+        return torch.compiler.is_compiling() or self.step.shape != self.shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the sequence before the merge, as the blocks take it."""
+        return (len(self.sizes), self.sizes.shape[1]) if self.before is None else (1, self.before.total)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[B, L, D], or [1, T, D] if packed, to the tokens that are left, packed if they need to be."""
+        x = x if self.before is None else self.before.unpack(x)
         if self.picked is None:
-            return self.step.merge(x, self.sizes)
-        return x.gather(1, self.picked[..., None].expand(-1, -1, x.shape[2]))
+            return self.step.pack(self.step.merge(x, self.sizes))
+        return self.step.pack(x.gather(1, self.picked[..., None].expand(-1, -1, x.shape[2])))
 
     def picking(self, generator: torch.Generator) -> Plan:
         """The same groups, each as one of its members, picked at random (supplement, Tab. 4c)."""
         labels = self.step.labels
-        # The first member of a group, in a random order of the tokens.
-        order = torch.rand(labels.shape, generator=generator).argsort(1).to(labels.device)
+        # The first member of a group, in a random order of the tokens; padding comes after all of them.
+        order = (torch.rand(labels.shape, generator=generator) + (self.sizes == 0).cpu()).argsort(1).to(labels.device)
         shuffled = TokenMap(labels.gather(1, order), self.step.sizes)
         return replace(self, picked=order.gather(1, shuffled.first))
 
@@ -59,11 +80,11 @@ def clap(
     *,
     window: tuple[int, int] = (2, 2),
     num_prefix_tokens: int = 1,
+    batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
     """Conditional local average pooling: each window of similar tokens becomes their mean (paper §3.2).
 
-    Tokens stay in raster order, a merged one where its first member stood. In a batch every image merges the
-    same number of windows: the smallest count over the batch, each image its own most similar ones.
+    Tokens stay in raster order, a merged one where its first member stood.
 
     Args:
         x: [B, P+H*W, D] tokens, prefix first, then patches in raster order.
@@ -72,9 +93,12 @@ def clap(
             :func:`algm_patch.apply_algm`.
         window: (height, width) in tokens.
         num_prefix_tokens: P; never merged, never changed.
+        batch: "min": every image merges the same number of windows, the smallest count over the batch, each image its
+            own most similar ones. "image": each image as many as pass; M is the largest number left, and the others
+            have zeros behind their tokens.
 
     Returns:
-        merged [B, P+M, D] and the map from the P+N tokens to the P+M.
+        merged [B, P+M, D] and the map from the P+N tokens to the P+M, with sizes zero past an image's own.
 
     Raises:
         ValueError, TypeError: if the tokens are not the grid's, or a setting is out of its range.
@@ -86,10 +110,12 @@ def clap(
             f"clap got {x.shape[1]} tokens where {num_prefix_tokens} prefix + {high}x{wide} patches "
             f"are {num_prefix_tokens + high * wide}"
         )
-    plan = plan_clap(x, (high, wide), check_tau("tau", tau, ("auto", "paper")), check_window(window), num_prefix_tokens)
+    check_choice("batch", batch, get_args(Batch))
+    tau = check_tau("tau", tau, ("auto", "paper"))
+    plan = plan_clap(x, (high, wide), tau, check_window(window), num_prefix_tokens, batch)
     if tau == "paper":
         warn_of_nothing(plan)
-    return plan(x), plan.step
+    return plan.step.unpack(plan(x)), plan.step
 
 
 def gbm(
@@ -99,11 +125,11 @@ def gbm(
     layer: int,
     tau: float | str = "adaptive",
     num_prefix_tokens: int = 1,
+    batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
     """Global bipartite matching: tokens at even positions join their most similar one at odd positions (paper §3.2).
 
-    Each odd token becomes the size-weighted mean of itself and all that joined it. In a batch every image merges
-    the same number: the smallest count over the batch.
+    Each odd token becomes the size-weighted mean of itself and all that joined it.
 
     Args:
         x: [B, P+M, D] tokens, prefix first.
@@ -111,8 +137,10 @@ def gbm(
             :meth:`TokenMap.identity`.
         layer: of the merge, counted from 1; the adaptive threshold falls with it.
         tau: a number: carry out proposals at least this similar. "adaptive": the authors' rule, mean + std / layer
-            of the best similarities, averaged over the batch.
+            of the image's best similarities; with batch="min", the mean of these over the batch.
         num_prefix_tokens: P; they neither leave nor receive.
+        batch: "min": every image merges the same number, the smallest count over the batch. "image": each image as many
+            as pass, as in :func:`clap`.
 
     Returns:
         merged [B, P+M', D] and the composed map, from the original tokens to the P+M'.
@@ -126,9 +154,15 @@ def gbm(
             f"gbm got {list(x.shape[:2])} tokens and a map to {list(token_map.sizes.shape)}: "
             "pass the map that came with these tokens"
         )
+    check_choice("batch", batch, get_args(Batch))
+    if batch == "min" and token_map.packing is not None:
+        raise ValueError("gbm got images of different lengths, which do not merge the same number. Pass batch='image'")
     tau = check_tau("tau", tau, ("adaptive",))
-    plan = plan_gbm(x, token_map.sizes, tau, check_layer("layer", layer), num_prefix_tokens)
-    return plan(x), token_map.then(plan.step)
+    sequence = token_map.pack(x)
+    plan = plan_gbm(
+        sequence, token_map.sizes, tau, check_layer("layer", layer), num_prefix_tokens, batch, token_map.packing
+    )
+    return plan.step.unpack(plan(sequence)), token_map.then(plan.step)
 
 
 def check_tokens(x: Tensor, num_prefix_tokens: int) -> None:
@@ -138,15 +172,76 @@ def check_tokens(x: Tensor, num_prefix_tokens: int) -> None:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} does not fit {x.shape[1]} tokens")
 
 
+def windows_to_merge(kept: float | int, grid: tuple[int, int], window: tuple[int, int]) -> int:
+    """How many windows of a grid leave nearest to ``kept`` of its patches: a share, or a number.
+
+    Raises:
+        ValueError: if that number is beyond what merging all windows, or none, leaves.
+    """
+    patches, windows = grid[0] * grid[1], (grid[0] // window[0]) * (grid[1] // window[1])
+    fewer = window[0] * window[1] - 1
+    least = patches - windows * fewer
+    if isinstance(kept, int):
+        check_number("CLAP", kept, least, patches)
+    return min(round((patches - number(kept, patches)) / fewer), windows)
+
+
+def proposals_to_carry_out(kept: float | int, patches: int, candidates: int) -> int:
+    """How many of GBM's proposals leave ``kept`` of so many patches: a share, or a number.
+
+    Raises:
+        ValueError: if there are not so many proposals.
+    """
+    if isinstance(kept, int):
+        check_number("GBM", kept, patches - candidates, patches)
+    return min(patches - number(kept, patches), candidates)
+
+
+def number(kept: float | int, patches: int) -> int:
+    return kept if isinstance(kept, int) else round(kept * patches)
+
+
+def check_number(stage: str, kept: int, least: int, most: int) -> None:
+    if not least <= kept <= most:
+        raise ValueError(f"tokens asks {stage} to keep {kept} of {most} patches: it can keep {least} to {most}")
+
+
 def plan_clap(
-    x: Tensor, grid: tuple[int, int], tau: float | str, window: tuple[int, int], num_prefix_tokens: int
+    x: Tensor,
+    grid: tuple[int, int],
+    tau: float | str,
+    window: tuple[int, int],
+    num_prefix_tokens: int,
+    how_many: HowMany = "min",
 ) -> Plan:
+    """A plan for tokens [B, P+H*W, D]."""
     with planning(x):
         similarity = window_similarity(x[:, num_prefix_tokens:], grid, window)
-        threshold = clap_tau(similarity.flatten(1), tau)
-        leaders = clap_leaders(similarity, threshold, grid, window, num_prefix_tokens)
+        threshold, merges = choose(similarity.flatten(1), lambda windows: clap_tau(windows, tau), how_many)
+        leaders = clap_leaders(merges.view_as(similarity), grid, window, num_prefix_tokens)
         sizes = similarity.new_ones(x.shape[:2])
-        return Plan(TokenMap.from_leaders(leaders, sizes), sizes, threshold, similarity)
+        count = None
+        if isinstance(how_many, int):
+            count = x.shape[1] - how_many * (window[0] * window[1] - 1)
+        step = TokenMap.from_leaders(leaders, sizes, count, ragged(how_many, len(x)))
+        return Plan(step, sizes, threshold, similarity)
+
+
+def choose(similarity: Tensor, rule: Callable[[Tensor], Tensor], how_many: HowMany) -> tuple[Tensor, Tensor]:
+    """The threshold, and which candidates [B, K] of these similarities [B, K] merge."""
+    if isinstance(how_many, int):
+        merges = most_similar(similarity, how_many)
+        return similarity.masked_fill(~merges, torch.inf).amin(1) if how_many else similarity.new_tensor(
+            torch.inf
+        ), merges
+    tau = rule(similarity)
+    passes = similarity >= tau.reshape(-1, 1)  # NaN never does
+    return tau, passes if how_many == "image" else same_number(similarity, passes)
+
+
+def ragged(how_many: HowMany, batch: int) -> bool:
+    """Whether the images of a batch may be left with different numbers of tokens."""
+    return how_many == "image" and batch > 1
 
 
 def warn_of_nothing(plan: Plan) -> None:
@@ -159,12 +254,67 @@ def warn_of_nothing(plan: Plan) -> None:
         )
 
 
-def plan_gbm(x: Tensor, sizes: Tensor, tau: float | str | Share | Tensor, layer: int, num_prefix_tokens: int) -> Plan:
+def plan_gbm(
+    x: Tensor,
+    sizes: Tensor,
+    tau: float | str | Share | Tensor,
+    layer: int,
+    num_prefix_tokens: int,
+    how_many: HowMany = "min",
+    packing: Packing | None = None,
+) -> Plan:
+    """A plan for tokens [B, L, D], or [1, T, D] if packed, of these sizes [B, L]."""
     with planning(x):
-        similarity, proposer, partner = best_matches(x, num_prefix_tokens)
-        threshold = gbm_tau(similarity, tau, layer)
-        leaders = gbm_leaders(similarity, proposer, partner, threshold, x.shape[1])
-        return Plan(TokenMap.from_leaders(leaders, sizes), sizes, threshold, similarity)
+        if ragged(how_many, len(sizes)) and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            images = x.split(1) if packing is None else packing.split(x)
+            groups = one_by_one(images, tau, layer, num_prefix_tokens, sizes.shape[1])
+        else:
+            counts = None if packing is None else packing.counts
+            padded = x if packing is None else packing.unpack(x)
+            groups = proposals(padded, tau, layer, num_prefix_tokens, how_many, counts)
+        similarity, threshold, leaders = groups
+        count = sizes.shape[1] - how_many if isinstance(how_many, int) else None
+        step = TokenMap.from_leaders(leaders, sizes, count, ragged(how_many, len(sizes)))
+        return Plan(step, sizes, threshold, similarity, packing)
+
+
+def proposals(
+    x: Tensor,
+    tau: float | str | Share | Tensor,
+    layer: int,
+    num_prefix_tokens: int,
+    how_many: HowMany,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities [B, a], threshold and leaders [B, L] of tokens [B, L, D], so many of which are an image's own."""
+    similarity, proposer, partner = best_matches(x, num_prefix_tokens, counts)
+
+    def rule(similarity: Tensor) -> Tensor:
+        each = gbm_tau(similarity, tau, layer)
+        return each.mean() if how_many == "min" and tau == "adaptive" else each
+
+    threshold, merges = choose(similarity, rule, how_many)
+    return similarity, threshold, gbm_leaders(merges, proposer, partner, x.shape[1])
+
+
+def one_by_one(
+    images: Sequence[Tensor], tau: float | str | Share | Tensor, layer: int, num_prefix_tokens: int, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`proposals` of each image [1, m, D] alone: to the last bit what it gives in a batch of one.
+
+    On a CPU no slower than all at once, padded.
+    """
+    each = [
+        proposals(
+            image, tau[i : i + 1] if isinstance(tau, Tensor) and tau.dim() else tau, layer, num_prefix_tokens, "image"
+        )
+        for i, image in enumerate(images)
+    ]
+    similarity = pad_sequence([found[0] for found, *_ in each], batch_first=True, padding_value=-torch.inf)
+    threshold = torch.stack([found.reshape(()) for _, found, _ in each])
+    leaders = pad_sequence([found[0] for *_, found in each], batch_first=True, padding_value=-1)
+    leaders = torch.nn.functional.pad(leaders, (0, length - leaders.shape[1]), value=-1)
+    return similarity, threshold, torch.where(leaders < 0, torch.arange(length), leaders)
 
 
 def clap_tau(similarity: Tensor, tau: float | str) -> Tensor:
@@ -178,7 +328,7 @@ def clap_tau(similarity: Tensor, tau: float | str) -> Tensor:
 
 def gbm_tau(similarity: Tensor, tau: float | str | Share | Tensor, layer: int) -> Tensor:
     """The threshold [B] or [] that the setting ``gbm_tau`` means for A's best similarities [B, a]."""
-    if tau == "adaptive":
+    if isinstance(tau, str):
         return adaptive_tau(similarity, layer)
     return tau(similarity) if isinstance(tau, Share) else as_tensor(tau, similarity)
 

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .merging import Plan, plan_clap, plan_gbm, warn_of_nothing
+from .matching import num_proposals
+from .merging import HowMany, Plan, plan_clap, plan_gbm, proposals_to_carry_out, warn_of_nothing, windows_to_merge
+from .packing import Packing
 from .settings import Settings, above_all
 from .thresholds import Share
 from .tokens import TokenMap
@@ -28,13 +30,32 @@ class LayerTokens:
         key_bias: broadcastable to [B, heads, L, L], added to the attention logits: the log of each key's size (ToMe's
             proportional attention); None while nothing is merged or when it is off.
         num_prefix_tokens: those that stand before the patches.
+        image: the tokens are this one image's, of a batch whose inputs of attention are given for all; None: the whole
+            batch's.
     """
 
     token_map: TokenMap | None
     key_bias: Tensor | None
     num_prefix_tokens: int
+    image: int | None = None
 
-    def average_patches(self, x: Tensor, batched: bool = False) -> Tensor:
+    @property
+    def packing(self) -> Packing | None:
+        """How the images are packed into one sequence [1, T, D]; None if they are a batch."""
+        return None if self.token_map is None else self.token_map.packing
+
+    def packed(self) -> LayerTokens:
+        """The same tokens for attention that is told elsewhere where an image ends, and how much its keys weigh."""
+        return replace(self, key_bias=None)
+
+    def of_image(self, image: int) -> LayerTokens:
+        """Those of one image."""
+        assert self.token_map is not None
+        token_map = self.token_map.of_image(image)
+        bias = None if self.key_bias is None else self.key_bias[image : image + 1, ..., : token_map.sizes.shape[1]]
+        return LayerTokens(token_map, bias, self.num_prefix_tokens, image)
+
+    def average_patches(self, x: Tensor, batched: bool = False, neutral: Tensor | None = None) -> Tensor:
         """What belongs to each patch (sines and cosines of rotary angles), averaged over each group.
 
         A key turned by the mean of its members' rotations gives the logits that the members' keys give on average.
@@ -43,14 +64,23 @@ class LayerTokens:
         Args:
             x: [..., N, D] of all patches without the prefix, the same for the whole batch; or [B, ..., N, D].
             batched: whether ``x`` has the batch.
+            neutral: broadcastable to [D]; what belongs to no place. Only needed where images are packed, for the
+                prefixes of all images but the first.
 
         Returns:
-            [B, ..., M, D]; ``x`` as it is while nothing is merged.
+            [B, ..., M, D], or [1, ..., T - P, D] if images are packed; ``x`` as it is while nothing is merged.
         """
         if self._patches is None:
             return x
+        if batched and self.image is not None and len(x) > 1:
+            x = x[self.image : self.image + 1]
         x = x if batched else x.expand(len(self._patches.labels), *x.shape)
-        return self._patches.merge(x.movedim(-2, 1)).movedim(1, -2)
+        averages = self._patches.merge(x.movedim(-2, 1))
+        if self.packing is not None:
+            assert neutral is not None
+            prefix = neutral.expand(averages[:, :1].shape).expand(-1, self.num_prefix_tokens, *averages.shape[2:])
+            averages = self.packing.pack(torch.cat([prefix, averages], 1))[:, self.num_prefix_tokens :]
+        return averages.movedim(1, -2)
 
     @cached_property
     def _patches(self) -> TokenMap | None:
@@ -60,6 +90,8 @@ class LayerTokens:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
         if mask is None:
             return self.key_bias
+        if self.image is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = mask[self.image : self.image + 1]
         if self.token_map is not None:
             mask = self.token_map.pair(mask)
         if self.key_bias is None:
@@ -94,7 +126,7 @@ class Step:
     plans: dict[str, Plan] = field(default_factory=dict)
 
     def enter(self, x: Tensor) -> Tensor:
-        """One token per group.
+        """One token per group, packed if images have different numbers of them.
 
         The copies that a tap made are equal unless something changed them since; then they are averaged, in the
         form that returns equal copies bit for bit.
@@ -102,12 +134,16 @@ class Step:
         if self.before is None or self.entry == "as it is":
             return x
         first = self.before.take(x)
-        if self.entry == "take":
-            return first
-        return first + self.before.merge(x - self.before.unmerge(first))
+        if self.entry == "average":
+            first = first + self.before.merge(x - self.before.unmerge(first))
+        return self.before.pack(first)
 
-    def leave(self, x: Tensor) -> Tensor:
-        return self.after.unmerge(x) if self.tap and self.after is not None else x
+    def leave(self, x: Tensor, last: bool) -> Tensor:
+        """The full grid at a tap; merged tokens that leave the last block, [B, M, D], padded."""
+        if self.after is None or not (self.tap or last):
+            return x
+        x = self.after.unpack(x)
+        return self.after.unmerge(x) if self.tap else x
 
 
 class ForwardPass:
@@ -118,6 +154,7 @@ class ForwardPass:
         tau: CLAP's threshold or the rule for it.
         grid: (H, W) in tokens.
         num_prefix_tokens: at least so many stand before the patches.
+        training: whether the model is.
 
     Attributes:
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
@@ -132,8 +169,12 @@ class ForwardPass:
         tau: float | str,
         grid: tuple[int, int],
         num_prefix_tokens: int,
+        training: bool,
     ) -> None:
         self.settings = settings
+        self.batching: Literal["image", "min"] = (
+            settings.batch if settings.batch != "auto" else "min" if training else "image"
+        )
         self.tau = tau
         self.grid = grid
         self.taps: frozenset[int] | None = None
@@ -176,8 +217,9 @@ class ForwardPass:
         """How many tokens (prompts, queries) joined the prefix before this block."""
         patches = self.grid[0] * self.grid[1]
         length = self.num_prefix_tokens + patches
-        expected = length if before is None or full else before.sizes.shape[1]
-        joined = x.shape[1] - expected if x.dim() == 3 and expected == length and not self.doubtful else 0
+        whole = before is None or full
+        expected = length if whole else before.shape[1]
+        joined = x.shape[1] - expected if x.dim() == 3 and whole and not self.doubtful else 0
         if x.dim() != 3 or x.shape[1] != expected + max(joined, 0):
             raise ValueError(
                 f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
@@ -186,17 +228,30 @@ class ForwardPass:
                 "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
             )
         self.num_prefix_tokens += joined
-        self.batch, self.device = len(x), x.device
+        if whole:
+            self.batch, self.device = len(x), x.device
         return joined
 
     def stages(self, layer: int) -> list[str]:
         """The merges that the settings ask for in a block (counted from 0)."""
-        stages = []
-        if layer + 1 == self.settings.clap_layer and not above_all(self.settings.tau):
+        settings, stages = self.settings, []
+        fixed = settings.tokens is not None
+        if layer + 1 == settings.clap_layer and (fixed or not above_all(settings.tau)):
             stages.append("CLAP")
-        if layer + 1 in self.settings.gbm_layers and not above_all(self._gbm_tau(layer)):
+        if layer + 1 in settings.gbm_layers and (fixed or not above_all(self._gbm_tau(layer))):
             stages.append("GBM")
         return stages
+
+    def _how_many(self, stage: str, layer: int, length: int) -> HowMany:
+        """Merges of a stage in a block (counted from 0), of a sequence of this length."""
+        settings = self.settings
+        if settings.tokens is None:
+            return self.batching
+        if stage == "CLAP":
+            return windows_to_merge(settings.kept(0), self.grid, settings.window)
+        merge = settings.gbm_layers.index(layer + 1) + (settings.clap_layer is not None)
+        prefix = self.steps[layer].num_prefix_tokens
+        return proposals_to_carry_out(settings.kept(merge), length - prefix, num_proposals(length, prefix))
 
     def _gbm_tau(self, layer: int) -> float | str | Share | Tensor:
         """The threshold of GBM in a block (counted from 0), or the rule for it."""
@@ -248,21 +303,32 @@ class ForwardPass:
         return plan if self._generator is None else plan.picking(self._generator)
 
     def _groups(self, stage: str, layer: int, x: Tensor) -> Plan:
+        step = self.steps[layer]
+        how_many = self._how_many(stage, layer, x.shape[1])
         if stage == "GBM":
-            before = self.steps[layer].after
+            before = step.after
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
-            return plan_gbm(x, sizes, self._gbm_tau(layer), layer + 1, self.steps[layer].num_prefix_tokens)
-        plan = plan_clap(x, self.grid, self.tau, self.settings.window, self.steps[layer].num_prefix_tokens)
+            packing = None if before is None else before.packing
+            return plan_gbm(x, sizes, self._gbm_tau(layer), layer + 1, step.num_prefix_tokens, how_many, packing)
+        plan = plan_clap(x, self.grid, self.tau, self.settings.window, step.num_prefix_tokens, how_many)
         if self.settings.tau == "paper":
             warn_of_nothing(plan)
         return plan
 
-    def unmerge(self, x: Tensor) -> Tensor:
-        """See :meth:`algm_patch.handle.Algm.unmerge`."""
-        token_map, prefix = self.token_map, self.num_prefix_tokens
+    def unmerge(self, x: Tensor, image: int | None = None) -> Tensor:
+        """See :meth:`algm_patch.handle.Algm.unmerge`; of one image of the batch alone, without padding."""
+        token_map, prefix = self.token_map if image is None else self.token_map.of_image(image), self.num_prefix_tokens
         if x.shape[1] == token_map.sizes.shape[1] - prefix:
             token_map = token_map.without_prefix(prefix)
         return token_map.unmerge(x)
+
+    def images(self, x: Tensor) -> list[Tensor] | None:
+        """Merged tokens [B, P+M, D] or [B, M, D] as [1, m, D] of each image; None if all have the same number."""
+        packing = self.token_map.packing
+        if packing is None:
+            return None
+        left_out = packing.longest - x.shape[1]
+        return [x[i : i + 1, : length - left_out] for i, length in enumerate(packing.lengths)]
 
     @property
     def token_map(self) -> TokenMap:

@@ -6,13 +6,13 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
-from .adapters.features import attention_half
+from .adapters.halves import attention_half, mlp_half
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Measured
@@ -36,6 +36,8 @@ def apply_algm(
     metric: str = "token",
     reduce: str = "mean",
     place: str = "before_mlp",
+    batch: str = "auto",
+    tokens: float | Iterable[float | int] | None = None,
     measured: Measured | None = None,
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
@@ -68,6 +70,12 @@ def apply_algm(
         reduce: what a group becomes (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at random,
             by torch's generator.
         place: where in a block it merges (Tab. 4b). "before_mlp" or "after_mlp".
+        batch: "image": every image of a batch merges by its own content, as if it were alone. "min": every image
+            merges the same number, the smallest over the batch (the authors' way). "auto": "image" in eval mode, "min"
+            in training.
+        tokens: instead of thresholds, the share of its patches that each merge keeps, such as 0.6; or a list with a
+            share or a whole number for each merge, CLAP's first. The most similar of each image merge. Shapes then
+            depend on nothing but the image size: for CUDA graphs, export and TensorRT.
         measured: comes with settings that :func:`tune` found: on another model than theirs they warn.
 
     Returns:
@@ -95,6 +103,8 @@ def apply_algm(
         metric=metric,  # type: ignore[arg-type]
         reduce=reduce,  # type: ignore[arg-type]
         place=place,  # type: ignore[arg-type]
+        batch=batch,  # type: ignore[arg-type]
+        tokens=tokens,  # type: ignore[arg-type]
         measured=measured,
     )
     trunk, vit = find_vit(model)
@@ -204,11 +214,11 @@ def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, *
         metric = settings.metric if stages and not step.plans else "token"
         x, features = attention_half(adapter, metric, block, x, forward_pass.tokens(step, x), *args, **kwargs)
         if settings.place == "after_mlp":
-            x = adapter.mlp_half(block, x)
+            x = mlp_half(adapter, block, x, step.before)
         x = forward_pass.merge(layer, x, features)
         if settings.place == "before_mlp":
-            x = adapter.mlp_half(block, x)
-        output = adapter.pack(block, step.leave(x))
+            x = mlp_half(adapter, block, x, step.after)
+        output = adapter.pack(block, step.leave(x, layer + 1 == handle._depth))
     remember(output[0] if isinstance(output, tuple) else output, forward_pass)
     return output
 
@@ -295,8 +305,7 @@ def driver_methods(original: Any) -> dict[str, Any]:
 def decoder_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with self._algm.handle._decoding(x):
-            return original.forward(self, x, *args, **kwargs)
+        return self._algm.handle._decode(partial(original.forward, self), x, *args, **kwargs)
 
     return {"forward": forward}
 

@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,8 @@ Unmerge = Literal["before_head", "after_head"]
 Metric = Literal["token", "key", "query", "value"]
 Reduce = Literal["mean", "pick"]
 Place = Literal["before_mlp", "after_mlp"]
+Batch = Literal["auto", "image", "min"]
+Tokens = float | tuple[float | int, ...] | None
 
 # Under which a file holds settings.
 KEY = "algm_patch"
@@ -49,6 +51,8 @@ class Settings:
     metric: Metric = "token"
     reduce: Reduce = "mean"
     place: Place = "before_mlp"
+    batch: Batch = "auto"
+    tokens: Tokens = None
     measured: Measured | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class Settings:
         check_choice("metric", self.metric, get_args(Metric))
         check_choice("reduce", self.reduce, get_args(Reduce))
         check_choice("place", self.place, get_args(Place))
+        check_choice("batch", self.batch, get_args(Batch))
         if self.unmerge == "after_head" and self.taps == "all":
             raise ValueError(
                 "unmerge='after_head' leaves the last block's tokens merged, taps='all' asks for the full grid after "
@@ -78,11 +83,28 @@ class Settings:
                 f"clap_layer={self.clap_layer} comes after gbm_layers={list(self.gbm_layers)}: CLAP needs the grid "
                 "that global matching dissolves. Put CLAP first, or switch a stage off (clap_layer=None, gbm_layers=[])"
             )
+        if self.tokens is not None:
+            self._check_tokens()
         if self.gbm_tau == "tau" and self.clap_layer is None and isinstance(self.tau, str):
             raise ValueError(
                 f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and tau={self.tau!r} is computed there. "
                 "Give tau as a number, or set gbm_tau"
             )
+
+    def _check_tokens(self) -> None:
+        if self.tau != "auto" or self.gbm_tau != "adaptive":
+            raise ValueError(
+                f"tokens={self.tokens} chooses by rank, tau={self.tau!r} and gbm_tau={self.gbm_tau!r} by threshold. Give "
+                "up one of them: tokens=None, or tau='auto' and gbm_tau='adaptive'"
+            )
+        local = [] if self.clap_layer is None else [("CLAP", 1 / (self.window[0] * self.window[1]))]
+        merges = [*local, *(("GBM", 0.5) for _ in self.gbm_layers)]
+        self._set("tokens", check_kept(self.tokens, merges))
+
+    def kept(self, merge: int) -> float | int:
+        """The setting ``tokens`` for one merge (counted from 0): a share of its patches, or a number."""
+        assert self.tokens is not None
+        return self.tokens[merge] if isinstance(self.tokens, tuple) else self.tokens
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -210,6 +232,36 @@ def check_gbm_tau(tau: Any, layers: tuple[int, ...]) -> Any:
             "rising order; or one threshold for all"
         )
     return tuple(check_tau("gbm_tau", one, ()) for one in tau)
+
+
+def check_kept(tokens: Any, merges: list[tuple[str, float]]) -> float | tuple[float | int, ...]:
+    """``tokens`` for merges with these names and least shares that they can keep."""
+    if isinstance(tokens, (list, tuple)):
+        if len(tokens) != len(merges):
+            raise ValueError(
+                f"tokens={list(tokens)} for {len(merges)} merges: give one share or number for each "
+                f"({', '.join(name for name, _ in merges) or 'there is none'}), or one share for all"
+            )
+        return tuple(check_share(kept, [merge]) for kept, merge in zip(tokens, merges, strict=True))
+    if isinstance(tokens, bool) or not isinstance(tokens, Real) or isinstance(tokens, Integral):
+        raise TypeError(
+            "tokens is the share of the patches that each merge keeps, such as 0.6, or a list with one share or whole "
+            f"number of tokens for each merge; got {tokens!r}"
+        )
+    return check_share(tokens, merges)
+
+
+def check_share(kept: Any, merges: list[tuple[str, float]]) -> float | int:
+    if isinstance(kept, bool) or not isinstance(kept, Real):
+        raise TypeError(f"tokens holds shares such as 0.6 and whole numbers of tokens; got {kept!r}")
+    if isinstance(kept, Integral):
+        if kept < 1:
+            raise ValueError(f"tokens names {kept} tokens to keep: at least 1")
+        return int(kept)
+    for name, least in merges:
+        if not least <= float(kept) <= 1:
+            raise ValueError(f"tokens={kept}: {name} keeps a share of its patches between {least:g} and 1")
+    return float(kept)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -20,16 +20,20 @@ class Share:
     of: float
 
     def __call__(self, similarity: Tensor) -> Tensor:
-        """[B] of [B, K]."""
+        """[B] of [B, K], in which minus infinity stands for nothing."""
         if similarity.shape[1] == 0:
             return similarity.new_full((len(similarity),), torch.inf)
         return reached_by(similarity, self.of)
 
 
 def reached_by(similarity: Tensor, share: float) -> Tensor:
-    """[B]; what so much (below 1) of each row of [B, K] reaches, the most similar one at least."""
-    count = similarity.shape[1]
-    return similarity.sort(1).values[:, count - 1 - int(share * count)]
+    """[B]; what so much (below 1) of each row of [B, K] reaches, the most similar one at least.
+
+    Minus infinity stands for nothing.
+    """
+    count = (similarity != -torch.inf).sum(1, keepdim=True)
+    place = similarity.shape[1] - 1 - (share * count.double()).long()
+    return similarity.sort(1).values.gather(1, place)[:, 0]
 
 
 def auto_tau(similarity: Tensor) -> Tensor:
@@ -71,17 +75,19 @@ def paper_tau(similarity: Tensor) -> Tensor:
 
 
 def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
-    """The authors' GBM threshold: ``mean(best) + std(best) / layer`` per image, averaged over the batch.
+    """The authors' GBM threshold for one image: ``mean(best) + std(best) / layer``.
 
     A single proposal has no deviation: nothing passes.
 
     Args:
-        similarity: [B, a] of every A token's best match.
+        similarity: [B, a] of every A token's best match; minus infinity stands for none.
         layer: of the merge, counted from 1.
 
     Returns:
-        [] scalar.
+        [B].
     """
-    if similarity.shape[1] < 2:
-        return similarity.new_full((), torch.inf)
-    return (similarity.mean(1) + similarity.std(1) / layer).mean()
+    there = similarity != -torch.inf
+    count = there.sum(1)
+    mean = torch.where(there, similarity, 0).sum(1) / count
+    squares = torch.where(there, similarity - mean[:, None], 0).square().sum(1)
+    return torch.where(count < 2, torch.inf, mean + (squares / (count - 1)).sqrt() / layer)

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .packing import Packing
+
 
 @dataclass(frozen=True, eq=False)
 class TokenMap:
@@ -18,7 +20,9 @@ class TokenMap:
     Args:
         labels: [B, P+N] int64; ``labels[b, n]`` is the position, in the merged sequence, of the
             token that holds original token ``n``. Prefix tokens are counted.
-        sizes: [B, P+M]; how many original tokens each merged token holds.
+        sizes: [B, P+M]; how many original tokens each merged token holds. Where images hold different numbers of
+            tokens, M is the largest, and an image's sizes are zero past its own.
+        packing: how the images' merged tokens form one sequence, where they hold different numbers.
 
     Raises:
         ValueError: if the two are not matrices of the same batch, or the labels not int64.
@@ -34,6 +38,7 @@ class TokenMap:
 
     labels: Tensor
     sizes: Tensor
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         if self.labels.dim() != 2 or self.sizes.dim() != 2 or len(self.labels) != len(self.sizes):
@@ -51,36 +56,62 @@ class TokenMap:
         return cls(labels, torch.ones(batch, length, device=device))
 
     @classmethod
-    def from_leaders(cls, leaders: Tensor, sizes: Tensor) -> TokenMap:
+    def from_leaders(cls, leaders: Tensor, sizes: Tensor, count: int | None = None, packed: bool = False) -> TokenMap:
         """One merge: from the tokens of a sequence to their groups, in order of first members.
 
-        Reads one number from the device (the count of groups): the only host synchronisation of a merge.
-
         Args:
-            leaders: [B, L]; the position of the first token of each token's group. Every row must
-                have the same number of groups.
-            sizes: [B, L]; how many original tokens each token of the sequence holds already.
+            leaders: [B, L]; the position of the first token of each token's group.
+            sizes: [B, L]; how many original tokens each token of the sequence holds already; zero: it is none.
+            count: of groups, the same in every row. None: it is read from the device, the only host synchronisation
+                of a merge.
+            packed: the rows have different numbers of groups.
         """
         batch, length = leaders.shape
-        leads = leaders == torch.arange(length, device=leaders.device)
-        count = int(leads.sum()) // max(batch, 1)
+        leads = (leaders == torch.arange(length, device=leaders.device)) & (sizes > 0)
         labels = (leads.cumsum(1) - 1).gather(1, leaders)
-        return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes))
+        packing = Packing.of(leads.sum(1)) if packed else None
+        if packing is not None:
+            count = packing.longest
+        elif count is None:
+            count = int(leads.sum()) // max(batch, 1)
+        return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes), packing)
 
     def then(self, step: TokenMap) -> TokenMap:
         """This map followed by a merge of its merged tokens: from original tokens to what ``step`` leaves."""
-        return TokenMap(step.labels.gather(1, self.labels), step.sizes)
+        return TokenMap(step.labels.gather(1, self.labels), step.sizes, step.packing)
 
     def with_prefix(self, count: int) -> TokenMap:
         """This map with so many more tokens before all others, each its own group."""
         added = TokenMap.identity(len(self.labels), count, self.labels.device)
         return TokenMap(
-            torch.cat([added.labels, self.labels + count], 1), torch.cat([added.sizes.to(self.sizes), self.sizes], 1)
+            torch.cat([added.labels, self.labels + count], 1),
+            torch.cat([added.sizes.to(self.sizes), self.sizes], 1),
+            self.packing and self.packing.widened(count),
         )
 
     def without_prefix(self, count: int) -> TokenMap:
         """This map of the tokens behind the first so many, which are each their own group."""
-        return TokenMap(self.labels[:, count:] - count, self.sizes[:, count:])
+        return TokenMap(
+            self.labels[:, count:] - count, self.sizes[:, count:], self.packing and self.packing.widened(-count)
+        )
+
+    def of_image(self, image: int) -> TokenMap:
+        """The map of one image of the batch, without padding."""
+        count = self.sizes.shape[1] if self.packing is None else self.packing.lengths[image]
+        return TokenMap(self.labels[image : image + 1], self.sizes[image : image + 1, :count])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, M), or (1, T) of the one sequence in which images of different lengths are packed."""
+        return (len(self.sizes), self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Merged tokens [B, P+M, ...] as the blocks take them: packed, where the images hold different numbers."""
+        return x if self.packing is None else self.packing.pack(x)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """The inverse: [B, P+M, ...], zero past an image's own tokens."""
+        return x if self.packing is None else self.packing.unpack(x)
 
     def merge(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Each group's mean. A token alone in its group passes through bit for bit.
@@ -92,7 +123,7 @@ class TokenMap:
             sizes: [B, P+N]; the weight of each token in the mean. Default: every token weighs 1.
 
         Returns:
-            [B, P+M, ...], in the dtype of ``x``.
+            [B, P+M, ...], in the dtype of ``x``; zero past an image's own tokens.
         """
         self._check(x, self.labels, "merge")
         batch, count = self.sizes.shape
@@ -123,7 +154,7 @@ class TokenMap:
             x: [B, P+N, ...], or [1, P+N, ...] or [P+N, ...] if the batch shares it.
 
         Returns:
-            [B, P+M, ...].
+            [B, P+M, ...]; past an image's own tokens, copies of its last.
         """
         batch, length = self.labels.shape
         if x.shape[:1] == (length,) and x.shape[:2] not in ((batch, length), (1, length)):
@@ -163,7 +194,10 @@ class TokenMap:
 
     @cached_property
     def key_bias(self) -> Tensor:
-        """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key."""
+        """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
+
+        Minus infinity past an image's own tokens: no one attends to those.
+        """
         return self.sizes.log()[:, None, None]
 
     @cached_property
@@ -171,7 +205,7 @@ class TokenMap:
         """[B, P+M]; the position of each group's first member among the original tokens."""
         batch, length = self.labels.shape
         position = torch.arange(length, device=self.labels.device).expand(batch, length)
-        start = position.new_full(self.sizes.shape, length)
+        start = position.new_full(self.sizes.shape, length - 1)
         return start.scatter_reduce(1, self.labels, position, "amin")
 
     @cached_property

@@ -30,13 +30,13 @@ class Tracker(threading.local):
     Attributes:
         last: the last pass that this thread began (outside of backward passes).
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
-        decoded: the pass whose merged tokens a decoder runs on now; None if none does.
+        decoded: the pass whose merged tokens a decoder runs on now, and which image's (None: all); None if none does.
     """
 
     def __init__(self) -> None:
         self.last: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
-        self.decoded: ForwardPass | None = None
+        self.decoded: tuple[ForwardPass, int | None] | None = None
         self._current: tuple[ForwardPass, int] | None = None
 
     @property
@@ -67,9 +67,9 @@ class Tracker(threading.local):
             remember(output, forward_pass)
 
     @contextmanager
-    def decoding(self, forward_pass: ForwardPass) -> Iterator[None]:
-        """Within, a decoder runs on the merged tokens of this pass."""
-        outer, self.decoded = self.decoded, forward_pass
+    def decoding(self, forward_pass: ForwardPass, image: int | None = None) -> Iterator[None]:
+        """Within, a decoder runs on the merged tokens of this pass: of all its images, or of one."""
+        outer, self.decoded = self.decoded, (forward_pass, image)
         try:
             yield
         finally:

@@ -216,17 +216,8 @@ class TokenMerger:
                     f"{len(proposer)} can propose. Use a smaller r, or larger images"
                 )
             best = similarity.topk(self.r)
-            every = best.values.new_full((), -2)
-            leaders = gbm_leaders(
-                best.values, proposer[best.indices], partner.gather(1, best.indices), every, x.shape[1]
-            )
-            step = map_of(leaders, sizes, x.shape[1] - self.r)
+            every = torch.ones_like(best.indices, dtype=torch.bool)
+            leaders = gbm_leaders(every, proposer[best.indices], partner.gather(1, best.indices), x.shape[1])
+            step = TokenMap.from_leaders(leaders, sizes, x.shape[1] - self.r)
         self.token_map = step if before is None else before.then(step)
         return step.merge(x, sizes)
-
-
-def map_of(leaders: Tensor, sizes: Tensor, count: int) -> TokenMap:
-    """As ``TokenMap.from_leaders``, of a known number of groups: nothing is read from the device."""
-    leads = leaders == torch.arange(leaders.shape[1], device=leaders.device)
-    labels = (leads.cumsum(1) - 1).gather(1, leaders)
-    return TokenMap(labels, sizes.new_zeros(len(sizes), count).scatter_add(1, labels, sizes))

@@ -69,7 +69,7 @@ class Permutation(Plan):
     merges = True
 
 
-def permute(x, grid, tau, window, num_prefix_tokens):
+def permute(x, grid, tau, window, num_prefix_tokens, how_many):
     """A plan, in place of CLAP's, that shuffles the patches."""
     patches = torch.randperm(x.shape[1] - num_prefix_tokens) + num_prefix_tokens
     order = torch.cat([torch.arange(num_prefix_tokens), patches])

@@ -46,6 +46,15 @@ class Adapter:
         return True
 
     @staticmethod
+    def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether, with these arguments of the block's forward, the attention half can take packed images [1, T, D].
+
+        It can if tokens meet in ``scaled_dot_product_attention``, without a mask, and nowhere else. Where it cannot,
+        it is given one image after the other.
+        """
+        return False
+
+    @staticmethod
     def mask_remedy(block: Any) -> str:
         """What would make ``takes_mask`` true where it is false: the end of an error message, from ``, or ...`` on."""
         return ""

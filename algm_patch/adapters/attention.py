@@ -22,7 +22,7 @@ def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor
     Args:
         attention: with ``qkv`` and what :func:`fused` needs.
         x: [B, L, D].
-        bias: [B, 1, 1, L], added to the logits of each key.
+        bias: [B, 1, 1, L], added to the logits of each key; None: nothing.
 
     Returns:
         [B, L, D].

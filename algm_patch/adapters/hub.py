@@ -27,9 +27,10 @@ class DinoBlock(Adapter):
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:
         def branch(x: Tensor, images: Any) -> Tensor:
             y = block.norm1(x)
-            if tokens.key_bias is None:
+            if tokens.packing is None and tokens.key_bias is None:
                 return block.ls1(block.attn(y))
-            return block.ls1(attend(block.attn, y, tokens.key_bias[images], block.attn.num_heads))
+            bias = None if tokens.key_bias is None else tokens.key_bias[images]
+            return block.ls1(attend(block.attn, y, bias, block.attn.num_heads))
 
         return add_branch(block, x, branch)
 
@@ -41,6 +42,10 @@ class DinoBlock(Adapter):
     def takes_mask(block: Any) -> bool:
         attention = f"{DINO_LAYERS}.attention"
         return is_own(block.attn, f"{attention}.Attention.forward", f"{attention}.MemEffAttention.forward")
+
+    @staticmethod
+    def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
+        return DinoBlock.takes_mask(block)
 
     @staticmethod
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:

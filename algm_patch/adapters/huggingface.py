@@ -41,6 +41,10 @@ class HuggingFaceLayer(Adapter):
         return takes_bias(attention_of(block))
 
     @staticmethod
+    def packs(block: Any, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+        return attention_mask is None and implementation(attention_of(block)) == "sdpa"
+
+    @staticmethod
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:
         path = "self_attn" if hasattr(block, "self_attn") else "attention"
         return input_projection(block, f"{path}.attention" if is_pair(attention_of(block)) else path, metric)
@@ -128,7 +132,12 @@ class DINOv3ViTLayer(Dinov2Layer):
         **kwargs: Any,
     ) -> Tensor:
         assert position_embeddings is not None
-        angles = tokens.average_patches(torch.stack(position_embeddings)[:, None])  # [..., 2, 1 for all heads, N, D]
+        unturned = torch.stack(
+            [torch.ones_like(position_embeddings[0][0]), torch.zeros_like(position_embeddings[0][0])]
+        )
+        angles = tokens.average_patches(  # [..., 2, 1 for all heads, N, D]
+            torch.stack(position_embeddings)[:, None], neutral=unturned[:, None]
+        )
         return Dinov2Layer.attention_half(
             block, x, tokens, attention_mask, position_embeddings=angles.unbind(-4), **kwargs
         )
@@ -136,6 +145,10 @@ class DINOv3ViTLayer(Dinov2Layer):
 
 @of_layers("beit.BeitLayer")
 class BeitLayer(HuggingFaceLayer):
+    @staticmethod
+    def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
+        return block.relative_position_bias is None and HuggingFaceLayer.packs(block, *args, **kwargs)
+
     @staticmethod
     def attention_half(
         block: Any,
@@ -203,6 +216,10 @@ class Data2VecVisionLayer(HuggingFaceLayer):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         return True
+
+    @staticmethod
+    def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
+        return False
 
     @staticmethod
     def pack(block: Any, x: Tensor) -> tuple[Tensor]:

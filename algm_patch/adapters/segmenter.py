@@ -44,6 +44,10 @@ class Block(Adapter):
         return is_own(block.attn, f"{MODEL}.blocks.Attention.forward")
 
     @staticmethod
+    def packs(block: Any, mask: Any = None, *args: Any, **kwargs: Any) -> bool:
+        return Block.takes_mask(block)  # and ignores the mask
+
+    @staticmethod
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:
         return input_projection(block, "attn", metric)
 

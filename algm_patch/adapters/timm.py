@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..passes import LayerTokens
 from ..tokens import TokenMap
 from . import Adapter, path_of, reads, refuse, register
-from .attention import altered, look_up
+from .attention import altered, is_own, look_up
 from .features import input_projection
 
 VIT = "timm.models.vision_transformer"
@@ -24,8 +24,22 @@ QWEN = "timm.models.qwen3_vit"
 DEEPSEEK = "timm.models.deepseek_vit"
 
 
+# Attention whose tokens meet in fused attention alone, if it is set to fuse.
+PLAIN_ATTENTION = (
+    "timm.layers.attention.Attention.forward",
+    "timm.layers.attention.AttentionRope.forward",
+    "timm.layers.diff_attention.DiffAttention.forward",
+    f"{EVA}.EvaAttention.forward",
+)
+
+
 class TimmBlock(Adapter):
     projection = ("patch_embed.proj", "embeds")
+
+    @staticmethod
+    def packs(block: Any, *args: Any, attn_mask: Any = None, **kwargs: Any) -> bool:
+        attentions = [part.attn for part in getattr(block, "attns", [block])]
+        return not args and attn_mask is None and all(map(fuses, attentions))
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
@@ -241,6 +255,10 @@ def takes_mask(attention: nn.Module) -> bool:
     return "attn_mask" in inspect.signature(attention.forward).parameters
 
 
+def fuses(attention: nn.Module) -> bool:
+    return is_own(attention, *PLAIN_ATTENTION) and bool(attention.fused_attn)
+
+
 def attend(
     attention: Any,
     x: Tensor,
@@ -262,7 +280,9 @@ def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
     """The angles of the patches that are left, from [N, D], [heads, N, D] or [B, 1 or heads, N, D] of all."""
     if rope is None or tokens.token_map is None:
         return rope
-    taken = tokens.average_patches(rope, batched=rope.dim() == 4)
+    half = rope.shape[-1] // 2
+    unturned = torch.cat([rope.new_zeros(half), rope.new_ones(half)])  # sines and cosines of no angle
+    taken = tokens.average_patches(rope, batched=rope.dim() == 4, neutral=unturned)
     return taken[:, None] if taken.dim() == 3 else taken
 
 

@@ -1,0 +1,64 @@
+"""Images of different lengths, one after the other: [1, T, D] instead of [B, M, D] with padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """How many tokens each image of a batch has, and where they are in one sequence of all.
+
+    Attributes:
+        counts: [B] int64.
+        longest: M, the largest count.
+        total: T, their sum.
+    """
+
+    counts: Tensor
+    longest: int
+    total: int
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Packing | None:
+        """None where all images have the same number, and padding costs nothing. (A compiler packs those too.)
+
+        Reads three numbers from the device, at once.
+        """
+        total, longest, shortest = torch.stack([counts.sum(), counts.amax(), counts.amin()]).tolist()
+        if not torch.compiler.is_compiling() and longest == shortest:
+            return None
+        return cls(counts, longest, total)
+
+    def widened(self, count: int) -> Packing:
+        """So many tokens more in every image (fewer, if negative)."""
+        return Packing(self.counts + count, self.longest + count, self.total + count * len(self.counts))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, M, ...] to [1, T, ...]."""
+        return x.flatten(0, 1).index_select(0, self.index)[None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[1, T, ...] to [B, M, ...], zero past an image's own tokens."""
+        rows = x.new_zeros(len(self.counts) * self.longest, *x.shape[2:]).index_copy(0, self.index, x[0])
+        return rows.unflatten(0, (len(self.counts), self.longest))
+
+    def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
+        """The images of a packed sequence, [1, m, ...] each."""
+        return x.split(self.lengths, dim)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return self.counts.tolist()
+
+    @cached_property
+    def index(self) -> Tensor:
+        """[T]; where each token of the sequence is among the B*M places of the padded batch."""
+        ends = self.counts.cumsum(0)
+        place = torch.arange(self.total, device=ends.device)
+        image = torch.bucketize(place, ends, right=True)
+        return place + (image * self.longest - (ends - self.counts)[image])
