@@ -231,9 +231,7 @@ def choose(similarity: Tensor, rule: Callable[[Tensor], Tensor], how_many: HowMa
     """The threshold, and which candidates [B, K] of these similarities [B, K] merge."""
     if isinstance(how_many, int):
         merges = most_similar(similarity, how_many)
-        return similarity.masked_fill(~merges, torch.inf).amin(1) if how_many else similarity.new_tensor(
-            torch.inf
-        ), merges
+        return torch.where(merges, similarity, torch.inf).amin(1), merges
     tau = rule(similarity)
     passes = similarity >= tau.reshape(-1, 1)  # NaN never does
     return tau, passes if how_many == "image" else same_number(similarity, passes)
@@ -304,12 +302,8 @@ def one_by_one(
 
     On a CPU no slower than all at once, padded.
     """
-    each = [
-        proposals(
-            image, tau[i : i + 1] if isinstance(tau, Tensor) and tau.dim() else tau, layer, num_prefix_tokens, "image"
-        )
-        for i, image in enumerate(images)
-    ]
+    taus = tau.split(1) if isinstance(tau, Tensor) and tau.dim() else [tau] * len(images)
+    each = [proposals(image, own, layer, num_prefix_tokens, "image") for image, own in zip(images, taus, strict=True)]
     similarity = pad_sequence([found[0] for found, *_ in each], batch_first=True, padding_value=-torch.inf)
     threshold = torch.stack([found.reshape(()) for _, found, _ in each])
     leaders = pad_sequence([found[0] for *_, found in each], batch_first=True, padding_value=-1)

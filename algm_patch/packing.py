@@ -17,26 +17,34 @@ class Packing:
         counts: [B] int64.
         longest: M, the largest count.
         total: T, their sum.
+        lengths: ``counts`` as numbers, which a compiler does not have.
     """
 
     counts: Tensor
     longest: int
     total: int
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, counts: Tensor) -> Packing | None:
         """None where all images have the same number, and padding costs nothing. (A compiler packs those too.)
 
-        Reads three numbers from the device, at once.
+        Reads the numbers from the device, all at once.
         """
-        total, longest, shortest = torch.stack([counts.sum(), counts.amax(), counts.amin()]).tolist()
-        if not torch.compiler.is_compiling() and longest == shortest:
-            return None
-        return cls(counts, longest, total)
+        if torch.compiler.is_compiling():
+            total, longest = torch.stack([counts.sum(), counts.amax()]).tolist()
+            return cls(counts, longest, total)
+        lengths = tuple(counts.tolist())
+        return None if min(lengths) == max(lengths) else cls(counts, max(lengths), sum(lengths), lengths)
 
     def widened(self, count: int) -> Packing:
         """So many tokens more in every image (fewer, if negative)."""
-        return Packing(self.counts + count, self.longest + count, self.total + count * len(self.counts))
+        return Packing(
+            self.counts + count,
+            self.longest + count,
+            self.total + count * len(self.counts),
+            tuple(length + count for length in self.lengths),
+        )
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, M, ...] to [1, T, ...]."""
@@ -50,10 +58,6 @@ class Packing:
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """The images of a packed sequence, [1, m, ...] each."""
         return x.split(self.lengths, dim)
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        return self.counts.tolist()
 
     @cached_property
     def index(self) -> Tensor:

@@ -217,9 +217,9 @@ class ForwardPass:
         """How many tokens (prompts, queries) joined the prefix before this block."""
         patches = self.grid[0] * self.grid[1]
         length = self.num_prefix_tokens + patches
-        whole = before is None or full
-        expected = length if whole else before.shape[1]
-        joined = x.shape[1] - expected if x.dim() == 3 and whole and not self.doubtful else 0
+        merged = None if full else before
+        expected = length if merged is None else merged.shape[1]
+        joined = x.shape[1] - expected if x.dim() == 3 and merged is None and not self.doubtful else 0
         if x.dim() != 3 or x.shape[1] != expected + max(joined, 0):
             raise ValueError(
                 f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
@@ -228,7 +228,7 @@ class ForwardPass:
                 "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
             )
         self.num_prefix_tokens += joined
-        if whole:
+        if merged is None:
             self.batch, self.device = len(x), x.device
         return joined
 

@@ -94,8 +94,8 @@ class Settings:
     def _check_tokens(self) -> None:
         if self.tau != "auto" or self.gbm_tau != "adaptive":
             raise ValueError(
-                f"tokens={self.tokens} chooses by rank, tau={self.tau!r} and gbm_tau={self.gbm_tau!r} by threshold. Give "
-                "up one of them: tokens=None, or tau='auto' and gbm_tau='adaptive'"
+                f"tokens={self.tokens} chooses by rank, tau={self.tau!r} and gbm_tau={self.gbm_tau!r} by threshold. "
+                "Give up one of them: tokens=None, or tau='auto' and gbm_tau='adaptive'"
             )
         local = [] if self.clap_layer is None else [("CLAP", 1 / (self.window[0] * self.window[1]))]
         merges = [*local, *(("GBM", 0.5) for _ in self.gbm_layers)]

@@ -6,7 +6,7 @@
 Two kinds of batches, of --batch images:
 - copies: of one image, which merges as it does alone; averaged over images (the ALGM paper's protocol, supplement §2
   "Throughput evaluation");
-- different images, as in use: all merge the same number of tokens, the smallest count over the batch.
+- different images, as in use.
 
 "faster": images a second against the unpatched model, the median over rounds in which all methods take their turn,
 averaged over batches. GFLOPs of an image, by torch's counter. "memory": the peak of what a forward pass allocates, of

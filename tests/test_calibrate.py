@@ -29,7 +29,7 @@ def windows(model, layer):
 def test_the_rule_over_all_windows_of_all_images(layer, tau, rule):
     model = build("ViT")
     expected = rule(windows(model, layer)).item()
-    apply_algm(model, clap_layer=layer, gbm_layers=[4], tau=tau)
+    apply_algm(model, clap_layer=layer, gbm_layers=[4], tau=tau, batch="min")
     assert calibrate(model, IMAGES) == pytest.approx(expected, abs=1e-6)
     assert model.algm.tau == ("paper" if tau == "paper" else "auto")
     assert model.algm.gbm_layers == (4,)

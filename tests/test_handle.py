@@ -10,12 +10,12 @@ from algm_patch import TokenMap, apply_algm, calibrate, clap, gbm, remove_algm
 
 
 def test_before_and_after_a_forward_pass():
-    model = apply_algm(build("ViT"), clap_layer=2, gbm_layers=[3, 5], tau=0.5)
+    model = apply_algm(build("ViT"), clap_layer=2, gbm_layers=[3, 5], tau=0.5, batch="min")
     assert repr(model.algm).splitlines() == [
         "ALGM on VisionTransformer, 5 blocks",
         "  CLAP  layer 2, window (2, 2), tau 0.5",
         "  GBM   layer 3, 5, tau adaptive",
-        "  proportional attention on, taps auto",
+        "  proportional attention on, taps auto, batch min",
         "  no forward pass yet",
     ]
     with pytest.raises(RuntimeError, match="no forward pass yet: run the model"):

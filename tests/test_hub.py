@@ -136,7 +136,7 @@ def test_dino_proportional_attention_is_attention_to_the_copies(model):
 
 @torch.no_grad()
 def test_dino_hooks_on_attention_are_not_skipped_in_silence():
-    model, image, seen = apply_algm(dino(), **SETTINGS), photo("DINOv2"), []
+    model, image, seen = apply_algm(dino(), **SETTINGS, batch="min"), photo("DINOv2"), []
     model.blocks[3].attn.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[1]))
     with pytest.raises(ValueError, match="this MemEffAttention has hooks"):
         model(image)
@@ -157,7 +157,7 @@ def test_dino_attention_of_another_kind():
     model.blocks[3].attn.__class__ = Listening
     with pytest.raises(ValueError, match=r"proportional_attention=True .* block 4"):
         apply_algm(model)
-    apply_algm(model, **SETTINGS, proportional_attention=False)
+    apply_algm(model, **SETTINGS, proportional_attention=False, batch="min")
     model(photo("DINOv2"))
     assert lengths == [model.algm.tokens_per_layer[2]]
 
@@ -326,7 +326,7 @@ def test_clip_attention_of_another_kind(options, own, method):
     part.__class__ = type("Listening", (type(part),), {method: listening})
     with pytest.raises(ValueError, match=r"proportional_attention=True .* block 4"):
         apply_algm(model)
-    apply_algm(model, **SETTINGS, proportional_attention=False)
+    apply_algm(model, **SETTINGS, proportional_attention=False, batch="min")
     model(photo())
     assert lengths == [model.algm.tokens_per_layer[2]]
 

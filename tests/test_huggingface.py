@@ -223,10 +223,13 @@ def test_hidden_states(family):
 def test_attention_maps_have_the_size_of_their_layer(family):
     model, image = build(family), photo()
     length = model(**inputs(family, image)).last_hidden_state.shape[1]
-    apply_algm(model, **SETTINGS)
+    apply_algm(model, **SETTINGS, batch="min")
     maps = model(**inputs(family, image), output_attentions=True).attentions
     assert [x.shape[-1] for x in maps] == [length, *model.algm.tokens_per_layer[:-1]]
     torch.testing.assert_close(maps[-1].sum(-1), torch.ones(maps[-1].shape[:-1]))
+    model.algm.batch = "image"
+    with pytest.raises(ValueError, match=r"output_attentions=True: .*model.algm.batch = 'min'"):
+        model(**inputs(family, image), output_attentions=True)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def golden(request):
     model.load_state_dict({key[2:]: value for key, value in tensors.items() if key.startswith("w.")})
     (layer,) = eval(recorded["layers"])
     settings = {"clap_layer": layer, "gbm_layers": [], "tau": float(recorded["tau"]), "proportional_attention": False}
-    return model, tensors, settings
+    return model, tensors, {**settings, "batch": "min"}
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def test_attention_maps_of_merged_layers_are_refused():
 
 @torch.no_grad()
 def test_hooks_on_attention_are_not_skipped_in_silence():
-    model, image = apply_algm(build("mask"), **SETTINGS), photo()
+    model, image = apply_algm(build("mask"), **SETTINGS, batch="min"), photo()
     seen = []
     hook = model.encoder.blocks[3].attn.qkv.register_forward_hook(lambda _, inputs, output: seen.append(output.shape))
     model(image)
@@ -139,7 +139,7 @@ def test_attention_of_another_kind_runs_as_it_is():
         block.attn.__class__ = Listening
     with pytest.raises(ValueError, match=r"proportional_attention=True .* block 1 of VisionTransformer \(Block\)"):
         apply_algm(model)
-    apply_algm(model, **SETTINGS, proportional_attention=False)
+    apply_algm(model, **SETTINGS, proportional_attention=False, batch="min")
     model(photo())
     assert lengths == [31, *model.algm.tokens_per_layer[:-1]]
 
@@ -184,7 +184,7 @@ def test_images_of_any_size_are_padded_as_ever(model, settings):
 @torch.no_grad()
 def test_after_the_head_the_decoder_runs_on_merged_tokens(model):
     image, lengths = photo(), []
-    apply_algm(model, **SETTINGS)
+    apply_algm(model, **SETTINGS, batch="min")
     features = model.encoder(image, return_features=True)
     before = model(image)
     token_map, prefix = model.algm.token_map, features.shape[1] - 30
@@ -198,7 +198,7 @@ def test_after_the_head_the_decoder_runs_on_merged_tokens(model):
     with model.decoder.get_submodule(name).register_forward_hook(full_grid):
         expected = torch.nn.functional.interpolate(model.decoder(merged, (96, 80)), (96, 80), mode="bilinear")
 
-    apply_algm(model, **AFTER)
+    apply_algm(model, **AFTER, batch="min")
     model.decoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     found = model(image)
     torch.testing.assert_close(found, expected)

@@ -378,7 +378,7 @@ def test_a_sequence_that_reads_between_its_blocks_sees_full_grids():
 def test_unmerged_layers_keep_their_fast_path(family):
     """No mask reaches attention before anything is merged."""
     model, image = build(family), photo(family)
-    apply_algm(model, clap_layer=3, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=3, gbm_layers=[], tau=0.5, batch="min")
     masks = {layer: [] for layer in range(5)}
     for layer, block in enumerate(model.blocks):
         for part in getattr(block, "attns", [block]):

@@ -45,7 +45,7 @@ class DinoBlock(Adapter):
 
     @staticmethod
     def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
-        return DinoBlock.takes_mask(block)
+        return DinoBlock.takes_mask(block) and not block.attn._forward_hooks
 
     @staticmethod
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:

@@ -132,9 +132,8 @@ class DINOv3ViTLayer(Dinov2Layer):
         **kwargs: Any,
     ) -> Tensor:
         assert position_embeddings is not None
-        unturned = torch.stack(
-            [torch.ones_like(position_embeddings[0][0]), torch.zeros_like(position_embeddings[0][0])]
-        )
+        cosine, sine = (angles[0] for angles in position_embeddings)
+        unturned = torch.stack([torch.ones_like(cosine), torch.zeros_like(sine)])
         angles = tokens.average_patches(  # [..., 2, 1 for all heads, N, D]
             torch.stack(position_embeddings)[:, None], neutral=unturned[:, None]
         )
@@ -346,6 +345,11 @@ def data2vec_layers(
 def attend(block: Any, y: Tensor, tokens: LayerTokens, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
     """The block's attention on normed tokens [B, L, D]."""
     attention, bias = attention_of(block), bias_of(block, tokens, attention_mask)
+    if tokens.image is not None and kwargs.get("output_attentions", gives_maps(attention)):
+        raise ValueError(
+            "output_attentions=True: the images of this batch are left with different numbers of tokens, whose attention "
+            "maps make no batch. Set model.algm.batch = 'min', or give one image at a time"
+        )
     if not is_pair(attention):
         return attention(y, attention_mask=bias, **kwargs)[0]
     return attention(y, **kwargs) if bias is None else attention(y, position_bias=bias, **kwargs)
@@ -376,6 +380,11 @@ def is_pair(attention: Any) -> bool:
 
 def implementation(attention: Any) -> str | None:
     return (attention.attention if is_pair(attention) else attention).config._attn_implementation
+
+
+def gives_maps(attention: Any) -> bool:
+    """Whether its config asks for attention maps."""
+    return getattr((attention.attention if is_pair(attention) else attention).config, "output_attentions", False)
 
 
 def takes_bias(attention: Any) -> bool:
