@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from . import __version__
 from .adapters import readers_of
+from .compiling import in_one_graph, machinery
 from .discovery import Vit, class_name
 from .measured import weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings
 from .tokens import TokenMap
-from .tracking import NOT_IN_BACKWARD, Tracker, backward_pass, known_pass
+from .tracking import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass
 
 # Those that change without patching anew.
 SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", "measured"))
@@ -59,7 +60,7 @@ class Algm:
 
     def _begin(self, settings: Settings) -> None:
         """Newly patched: know no calibration and no forward pass."""
-        self.__dict__.update(settings=settings, _calibrations={}, _tracker=Tracker(), _latest=None)
+        self.__dict__.update(settings=settings, _calibrations={}, _tracker=Tracker(), _tracing=Tracing(), _latest=None)
 
     @property
     def _linked(self) -> bool:
@@ -102,10 +103,10 @@ class Algm:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled handle has the settings, not the tokens of a forward pass nor the models around it."""
-        return {**self.__dict__, "_trunk": None, "_tracker": None, "_latest": None, "_owners": None}
+        return {**self.__dict__, "_trunk": None, "_tracker": None, "_tracing": None, "_latest": None, "_owners": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _tracker=Tracker(), _owners=WeakSet())
+        self.__dict__.update(state, _tracker=Tracker(), _tracing=Tracing(), _owners=WeakSet())
 
     # -- what the last forward pass did
 
@@ -208,18 +209,26 @@ class Algm:
         """CLAP's threshold, or the rule for it."""
         return self._calibrations.get(calibration_key(self.settings), self.tau)
 
+    @property
+    def _passes(self) -> Tracing:
+        """The forward passes of this thread, or the one that is compiled now."""
+        return self._tracing if in_one_graph(self.settings) else self._tracker
+
+    @machinery
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
+        trunk, passes = self._the_trunk(), self._passes
         check_unchanged(self._sequence(), self._vit.blocks, self._model)
-        prefix = getattr(self._the_trunk(), "num_prefix_tokens", 0)
-        opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, self._the_trunk().training)
-        self._tracker.begin(opened)
-        if self._tracker.last is opened:
-            self.__dict__["_latest"] = opened
+        prefix = getattr(trunk, "num_prefix_tokens", 0)
+        opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, trunk.training)
+        passes.begin(opened)
+        if passes.last is opened:
+            object.__setattr__(self, "_latest", opened)
 
+    @machinery
     def _step(self, layer: int, x: Tensor) -> tuple[ForwardPass, Step]:
         """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it."""
-        forward_pass = self._tracker.of(x, layer)
+        forward_pass = self._passes.of(x, layer)
         if forward_pass is None:
             raise RuntimeError(
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
@@ -230,13 +239,25 @@ class Algm:
         recomputed = forward_pass.steps.get(layer)
         return forward_pass, recomputed or forward_pass.begin(layer, x, *self._hooked(layer))
 
+    @machinery
+    def _remember(self, x: Tensor, forward_pass: ForwardPass) -> None:
+        """A block of this pass left these tokens."""
+        self._passes.remember(x, forward_pass)
+
+    @machinery
+    def _leave(self, x: object) -> None:
+        """The method that runs the blocks returns this: tokens still merged remember their pass."""
+        forward_pass = self._passes.current
+        if forward_pass is not None and forward_pass.settings.unmerge == "after_head":
+            self._passes.remember(x, forward_pass)
+
     @property
     def _after_head(self) -> bool:
         return self.settings.unmerge == "after_head"
 
     def _taps(self) -> frozenset[int] | None:
         """Blocks (from 0) that must give back the full grid; None if every one must."""
-        taps = self._tracker.taps if runs_in_order(self._sequence()) else None
+        taps = self._passes.taps if runs_in_order(self._sequence()) else None
         if not self._after_head:
             return taps
         if taps is None:
@@ -246,9 +267,10 @@ class Algm:
             )
         return taps - {self._depth - 1}
 
+    @machinery
     def _decode(self, decoder: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A decoder on merged tokens: on one image after the other, if they have different numbers of them."""
-        forward_pass = known_pass(x)
+        forward_pass = self._passes.known(x)
         if forward_pass is None:
             raise RuntimeError(
                 f"unmerge='after_head': the decoder was given tokens that ALGM cannot trace to a forward pass of "
@@ -257,19 +279,20 @@ class Algm:
             )
         images = forward_pass.images(x)
         if images is None:
-            with self._tracker.decoding(forward_pass):
+            with self._passes.decoding(forward_pass):
                 return decoder(x, *args, **kwargs)
         results = []
         for image, one in enumerate(images):
-            with self._tracker.decoding(forward_pass, image):
+            with self._passes.decoding(forward_pass, image):
                 results.append(decoder(one, *args, **kwargs))
         return torch.cat(results)
 
+    @machinery
     def _decoded(self, x: Tensor) -> Tensor:
         """The output of a decoder's head, one result a token, on the full grid."""
-        if self._tracker.decoded is None:
+        if self._passes.decoded is None:
             return x
-        forward_pass, image = self._tracker.decoded
+        forward_pass, image = self._passes.decoded
         return forward_pass.unmerge(x, image)
 
     def _why_untraced(self, layer: int) -> str:

@@ -220,10 +220,10 @@ def plan_clap(
         threshold, merges = choose(similarity.flatten(1), lambda windows: clap_tau(windows, tau), how_many)
         leaders = clap_leaders(merges.view_as(similarity), grid, window, num_prefix_tokens)
         sizes = similarity.new_ones(x.shape[:2])
-        count = None
-        if isinstance(how_many, int):
-            count = x.shape[1] - how_many * (window[0] * window[1] - 1)
-        step = TokenMap.from_leaders(leaders, sizes, count, ragged(how_many, len(x)))
+        fewer = window[0] * window[1] - 1
+        count = x.shape[1] - how_many * fewer if isinstance(how_many, int) else None
+        least = x.shape[1] - similarity.shape[1] * similarity.shape[2] * fewer
+        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, len(x)))
         return Plan(step, sizes, threshold, similarity)
 
 
@@ -272,7 +272,8 @@ def plan_gbm(
             groups = proposals(padded, tau, layer, num_prefix_tokens, how_many, counts)
         similarity, threshold, leaders = groups
         count = sizes.shape[1] - how_many if isinstance(how_many, int) else None
-        step = TokenMap.from_leaders(leaders, sizes, count, ragged(how_many, len(sizes)))
+        least = sizes.shape[1] - similarity.shape[1]
+        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, len(sizes)))
         return Plan(step, sizes, threshold, similarity, packing)
 
 

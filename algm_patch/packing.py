@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .caching import cached
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Packing:
         """The images of a packed sequence, [1, m, ...] each."""
         return x.split(self.lengths, dim)
 
-    @cached_property
+    @cached
     def index(self) -> Tensor:
         """[T]; where each token of the sequence is among the B*M places of the padded batch."""
         ends = self.counts.cumsum(0)

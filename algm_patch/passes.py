@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .caching import cached
+from .compiling import machinery
 from .matching import num_proposals
 from .merging import HowMany, Plan, plan_clap, plan_gbm, proposals_to_carry_out, warn_of_nothing, windows_to_merge
 from .packing import Packing
@@ -82,7 +83,7 @@ class LayerTokens:
             averages = self.packing.pack(torch.cat([prefix, averages], 1))[:, self.num_prefix_tokens :]
         return averages.movedim(1, -2)
 
-    @cached_property
+    @cached
     def _patches(self) -> TokenMap | None:
         return None if self.token_map is None else self.token_map.without_prefix(self.num_prefix_tokens)
 
@@ -270,6 +271,16 @@ class ForwardPass:
             )
         return step.plans["CLAP"].tau
 
+    @machinery
+    def enter(self, step: Step, x: Tensor) -> tuple[Tensor, LayerTokens]:
+        """One token per group, and what the attention of the block must know of them."""
+        x = step.enter(x)
+        return x, self.tokens(step, x)
+
+    @machinery
+    def leave(self, step: Step, x: Tensor, last: bool) -> Tensor:
+        return step.leave(x, last)
+
     def tokens(self, step: Step, x: Tensor) -> LayerTokens:
         """What the attention of a block must know of its tokens ``x``; the same object while they stay the same."""
         key = (step.before, step.num_prefix_tokens, x.dtype)
@@ -280,6 +291,7 @@ class ForwardPass:
             self._tokens = key, LayerTokens(step.before, bias, step.num_prefix_tokens)
         return self._tokens[1]
 
+    @machinery
     def merge(self, layer: int, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Carry out the stages of a block (counted from 0), planned when its tokens first come by.
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
+from .compiling import in_one_graph
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Measured
 from .settings import Settings
-from .tracking import remember
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -210,17 +211,21 @@ def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, *
         output = original(block, x, *args, **kwargs)
     else:
         settings = forward_pass.settings
-        x = step.enter(x)
+        x, tokens = forward_pass.enter(step, x)
         metric = settings.metric if stages and not step.plans else "token"
-        x, features = attention_half(adapter, metric, block, x, forward_pass.tokens(step, x), *args, **kwargs)
+        x, features = attention_half(adapter, metric, block, x, tokens, *args, **kwargs)
         if settings.place == "after_mlp":
             x = mlp_half(adapter, block, x, step.before)
         x = forward_pass.merge(layer, x, features)
         if settings.place == "before_mlp":
             x = mlp_half(adapter, block, x, step.after)
-        output = adapter.pack(block, step.leave(x, layer + 1 == handle._depth))
-    remember(output[0] if isinstance(output, tuple) else output, forward_pass)
+        output = adapter.pack(block, forward_pass.leave(step, x, layer + 1 == handle._depth))
+    handle._remember(output[0] if isinstance(output, tuple) else output, forward_pass)
     return output
+
+
+# What a compiler that cannot have the merges in its graph leaves alone: this frame. It compiles the halves.
+run_block_by_halves = torch.compiler.disable(run_block, recursive=False)
 
 
 def swap(module: nn.Module, role: str, patch: Patch) -> None:
@@ -263,7 +268,8 @@ def block_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         x, *others = args or (kwargs.pop(first),)
-        return run_block(original.forward, self, x, *others, **kwargs)
+        run = run_block if in_one_graph(self._algm.handle.settings) else run_block_by_halves
+        return run(original.forward, self, x, *others, **kwargs)
 
     return {"forward": forward}
 
@@ -291,13 +297,19 @@ def driver_methods(original: Any) -> dict[str, Any]:
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            tracker = self._algm.handle._tracker
-            with tracker.reading(frozenset(blocks_read(self, *args, **kwargs))):
+            handle = self._algm.handle
+            with handle._passes.reading(frozenset(blocks_read(self, *args, **kwargs))):
                 output = method(self, *args, **kwargs)
-                tracker.leave(output)
+                handle._leave(output)
             return output
 
-        return run
+        outside = torch.compiler.disable(run, recursive=False)
+
+        @wraps(method)
+        def chosen(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return (run if in_one_graph(self._algm.handle.settings) else outside)(self, *args, **kwargs)
+
+        return chosen
 
     return {name: reader(getattr(original, name), blocks_read) for name, blocks_read in readers_of(original).items()}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .caching import cached
 from .packing import Packing
 
 
@@ -56,7 +56,9 @@ class TokenMap:
         return cls(labels, torch.ones(batch, length, device=device))
 
     @classmethod
-    def from_leaders(cls, leaders: Tensor, sizes: Tensor, count: int | None = None, packed: bool = False) -> TokenMap:
+    def from_leaders(
+        cls, leaders: Tensor, sizes: Tensor, count: int | None = None, *, least: int = 0, packed: bool = False
+    ) -> TokenMap:
         """One merge: from the tokens of a sequence to their groups, in order of first members.
 
         Args:
@@ -64,6 +66,7 @@ class TokenMap:
             sizes: [B, L]; how many original tokens each token of the sequence holds already; zero: it is none.
             count: of groups, the same in every row. None: it is read from the device, the only host synchronisation
                 of a merge.
+            least: a count that no row is below, for compilers, which do not know the count.
             packed: the rows have different numbers of groups.
         """
         batch, length = leaders.shape
@@ -73,7 +76,10 @@ class TokenMap:
         if packing is not None:
             count = packing.longest
         elif count is None:
-            count = int(leads.sum()) // max(batch, 1)
+            count = int(leads[:1].sum())
+        if torch.compiler.is_compiling():
+            torch._check(count >= least)
+            torch._check(count <= length)
         return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes), packing)
 
     def then(self, step: TokenMap) -> TokenMap:
@@ -192,7 +198,7 @@ class TokenMap:
         flat = x.transpose(0, 1).flatten(1).index_select(1, pairs.flatten())
         return flat.view(-1, *pairs.shape).transpose(0, 1)
 
-    @cached_property
+    @cached
     def key_bias(self) -> Tensor:
         """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
 
@@ -200,7 +206,7 @@ class TokenMap:
         """
         return self.sizes.log()[:, None, None]
 
-    @cached_property
+    @cached
     def first(self) -> Tensor:
         """[B, P+M]; the position of each group's first member among the original tokens."""
         batch, length = self.labels.shape
@@ -208,7 +214,7 @@ class TokenMap:
         start = position.new_full(self.sizes.shape, length - 1)
         return start.scatter_reduce(1, self.labels, position, "amin")
 
-    @cached_property
+    @cached
     def _flat_labels(self) -> Tensor:
         batch, count = self.sizes.shape
         offset = torch.arange(batch, device=self.labels.device)[:, None] * count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +20,11 @@ def backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
-class Tracker(threading.local):
-    """The forward passes of one patched model; each thread has its own.
-
-    Tokens remember their pass: the storage of every block's input and output holds it. That leads blocks of two
-    passes that run in turns to their own, and gradient checkpointing, which runs blocks again in the backward pass
-    when other passes have begun. Tokens that do not know theirs (the first block's, or what someone computed between
-    blocks) belong to the pass that this thread was last in.
+class Tracing:
+    """The forward pass that a compiler traces, in one graph.
 
     Attributes:
-        last: the last pass that this thread began (outside of backward passes).
+        last: the last pass that began.
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
         decoded: the pass whose merged tokens a decoder runs on now, and which image's (None: all); None if none does.
     """
@@ -37,19 +33,15 @@ class Tracker(threading.local):
         self.last: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
         self.decoded: tuple[ForwardPass, int | None] | None = None
-        self._current: tuple[ForwardPass, int] | None = None
+        self._current: Any = None
 
     @property
     def current(self) -> ForwardPass | None:
-        """The pass that this thread was last in; None if it has ended, as far as that is known."""
-        return self._current[0] if self._current is not None and self._current[1] == backward_pass() else None
+        """The pass under way; None if it has ended, as far as that is known."""
+        return self._current
 
     def begin(self, forward_pass: ForwardPass) -> None:
-        before = self.current
-        forward_pass.doubtful = before is not None and not before.steps and before.grid != forward_pass.grid
-        self._current = forward_pass, backward_pass()
-        if backward_pass() == NOT_IN_BACKWARD:
-            self.last = forward_pass
+        self._current = self.last = forward_pass
 
     @contextmanager
     def reading(self, taps: frozenset[int]) -> Iterator[None]:
@@ -59,12 +51,6 @@ class Tracker(threading.local):
             yield
         finally:
             self.taps, self._current = outer, None
-
-    def leave(self, output: object) -> None:
-        """The method that runs the blocks returns this: tokens still merged remember their pass."""
-        forward_pass = self.current
-        if forward_pass is not None and forward_pass.settings.unmerge == "after_head" and isinstance(output, Tensor):
-            remember(output, forward_pass)
 
     @contextmanager
     def decoding(self, forward_pass: ForwardPass, image: int | None = None) -> Iterator[None]:
@@ -76,14 +62,49 @@ class Tracker(threading.local):
             self.decoded = outer
 
     def of(self, x: Tensor, layer: int) -> ForwardPass | None:
-        """The forward pass that the input of a block (counted from 0) belongs to; None if it cannot be told.
+        """The forward pass that the input of a block (counted from 0) belongs to; None if it cannot be told."""
+        return self.current
+
+    def known(self, x: Tensor) -> ForwardPass | None:
+        """The forward pass that left these tokens; None if it cannot be told."""
+        return self.last
+
+    def remember(self, x: object, forward_pass: ForwardPass) -> None:
+        """These tokens are of this pass."""
+
+
+class Tracker(threading.local, Tracing):
+    """The forward passes of one patched model; each thread has its own.
+
+    Tokens remember their pass: the storage of every block's input and output holds it. That leads blocks of two
+    passes that run in turns to their own, and gradient checkpointing, which runs blocks again in the backward pass
+    when other passes have begun. Tokens that do not know theirs (the first block's, or what someone computed between
+    blocks) belong to the pass that this thread was last in. ``last`` began outside of backward passes.
+    """
+
+    def __init__(self) -> None:
+        Tracing.__init__(self)
+
+    @property
+    def current(self) -> ForwardPass | None:
+        return self._current[0] if self._current is not None and self._current[1] == backward_pass() else None
+
+    def begin(self, forward_pass: ForwardPass) -> None:
+        before = self.current
+        forward_pass.doubtful = before is not None and not before.steps and before.grid != forward_pass.grid
+        self._current = forward_pass, backward_pass()
+        if backward_pass() == NOT_IN_BACKWARD:
+            self.last = forward_pass
+
+    def of(self, x: Tensor, layer: int) -> ForwardPass | None:
+        """See :meth:`Tracing.of`.
 
         A block that has run in it already, and runs again outside of a backward pass, begins a pass of its own from
         there on.
         """
         now = backward_pass()
         found = current = self.current
-        known = known_pass(x)
+        known = self.known(x)
         if known is not None and not (layer == 0 and current is not None and not current.steps):
             found = known
         if found is None:
@@ -94,17 +115,16 @@ class Tracker(threading.local):
             found = found.again_from(layer)
             self.last = found
         self._current = found, now
-        remember(x, found)
+        self.remember(x, found)
         return found
 
+    def known(self, x: Tensor) -> ForwardPass | None:
+        try:
+            return getattr(x.untyped_storage(), "_algm_pass", None)
+        except NotImplementedError:  # the wrappers of torch.func have no storage
+            return None
 
-def known_pass(x: Tensor) -> ForwardPass | None:
-    try:
-        return getattr(x.untyped_storage(), "_algm_pass", None)
-    except NotImplementedError:  # the wrappers of torch.func have no storage
-        return None
-
-
-def remember(x: Tensor, forward_pass: ForwardPass) -> None:
-    with suppress(NotImplementedError):
-        x.untyped_storage()._algm_pass = forward_pass  # type: ignore[attr-defined]
+    def remember(self, x: object, forward_pass: ForwardPass) -> None:
+        if isinstance(x, Tensor):
+            with suppress(NotImplementedError):
+                x.untyped_storage()._algm_pass = forward_pass  # type: ignore[attr-defined]

@@ -347,8 +347,8 @@ def attend(block: Any, y: Tensor, tokens: LayerTokens, attention_mask: Tensor | 
     attention, bias = attention_of(block), bias_of(block, tokens, attention_mask)
     if tokens.image is not None and kwargs.get("output_attentions", gives_maps(attention)):
         raise ValueError(
-            "output_attentions=True: the images of this batch are left with different numbers of tokens, whose attention "
-            "maps make no batch. Set model.algm.batch = 'min', or give one image at a time"
+            "output_attentions=True: the images of this batch are left with different numbers of tokens, whose "
+            "attention maps make no batch. Set model.algm.batch = 'min', or give one image at a time"
         )
     if not is_pair(attention):
         return attention(y, attention_mask=bias, **kwargs)[0]
