@@ -26,7 +26,7 @@ Batch = Literal["image", "min"]
 HowMany = Batch | int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Plan:
     """What one merge does to a sequence, decided without gradients.
 

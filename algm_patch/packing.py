@@ -10,7 +10,7 @@ from torch import Tensor
 from .caching import cached
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Packing:
     """How many tokens each image of a batch has, and where they are in one sequence of all.
 

@@ -22,7 +22,7 @@ from .tokens import TokenMap
 Entry = Literal["as it is", "take", "average"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LayerTokens:
     """What a block's attention must know of the tokens it is given. Adapters receive one.
 
@@ -48,6 +48,14 @@ class LayerTokens:
     def packed(self) -> LayerTokens:
         """The same tokens for attention that is told elsewhere where an image ends, and how much its keys weigh."""
         return replace(self, key_bias=None)
+
+    def padded(self) -> LayerTokens:
+        """The same tokens as a batch [B, M, D], to whose padding no one attends."""
+        assert self.token_map is not None
+        bias = self.key_bias
+        if bias is None:
+            bias = torch.where(self.token_map.sizes > 0, 0.0, -torch.inf)[:, None, None]
+        return replace(self, token_map=TokenMap(self.token_map.labels, self.token_map.sizes), key_bias=bias)
 
     def of_image(self, image: int) -> LayerTokens:
         """Those of one image."""

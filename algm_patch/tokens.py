@@ -11,7 +11,7 @@ from .caching import cached
 from .packing import Packing
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TokenMap:
     """A partition of a sequence's tokens into groups, and the way there and back.
 
@@ -78,6 +78,7 @@ class TokenMap:
         elif count is None:
             count = int(leads[:1].sum())
         if torch.compiler.is_compiling():
+            torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
             torch._check(count <= length)
         return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes), packing)

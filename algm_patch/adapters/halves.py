@@ -31,6 +31,9 @@ def attention_half(
     if runs_packed(block) and adapter.packs(block, *args, **kwargs):
         with PackedAttention(packing, tokens.key_bias):
             return features.attention_half(adapter, metric, block, x, tokens.packed(), *args, **kwargs)
+    if torch.compiler.is_compiling():  # it does not know how many tokens an image has
+        y, seen = features.attention_half(adapter, metric, block, packing.unpack(x), tokens.padded(), *args, **kwargs)
+        return packing.pack(y), None if seen is None else packing.pack(seen)
     each = [
         features.attention_half(adapter, metric, block, one, tokens.of_image(image), *args, **kwargs)
         for image, one in enumerate(packing.split(x))
