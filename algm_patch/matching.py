@@ -86,11 +86,14 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
         proposer = proposer[:0]
         return unit.new_zeros(len(x), 0), proposer, proposer.expand(len(x), 0)
     a, b = unit[:, start::2], unit[:, other::2].mT.contiguous()
+    if torch.compiler.is_compiling():  # which needs to know that neither is a dimension that broadcasts
+        torch._check(a.shape[1] >= 2)
+        torch._check(b.shape[2] >= 2)
     padding = None if counts is None else receiver >= counts[:, None]
 
     def best(a: Tensor) -> tuple[Tensor, Tensor]:
         similarity = a @ b
-        return (similarity if padding is None else similarity.masked_fill(padding[:, None], -torch.inf)).max(-1)
+        return (similarity if padding is None else similarity.masked_fill_(padding[:, None], -torch.inf)).max(-1)
 
     similarity, index = in_chunks(best, a, len(x) * (x.shape[1] // 2) * unit.element_size())
     if counts is not None:

@@ -34,6 +34,8 @@ class Packing:
         """
         if torch.compiler.is_compiling():
             total, longest = torch.stack([counts.sum(), counts.amax()]).tolist()
+            torch._check(longest >= 2)
+            torch._check(total >= longest)
             return cls(counts, longest, total)
         lengths = tuple(counts.tolist())
         return None if min(lengths) == max(lengths) else cls(counts, max(lengths), sum(lengths), lengths)

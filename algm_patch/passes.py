@@ -194,6 +194,8 @@ class ForwardPass:
         self.steps: dict[int, Step] = {}
         self._generator: torch.Generator | None = None
         if settings.reduce == "pick":
+            if torch.compiler.is_compiling():
+                raise ValueError("reduce='pick' draws anew at every forward pass, which no compiled graph does")
             # Of its own: recomputation in the backward pass, which plans nothing, draws dropout's numbers again.
             self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
 

@@ -265,6 +265,7 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
     largest = max(measured, key=lambda found: found.matching_memory / allowed(found, measured))
     memory = largest.matching_memory / allowed(largest, measured)
     return [
+        f"up to {max(found.tokens for found in measured)} tokens",
         f"matching, CLAP and GBM: at most {share:.2%} of the unpatched forward pass ({place(slowest)}); "
         f"less than {BAR:.0%}: {'held' if share < BAR else 'missed'}",
         f"memory of matching: at most {memory:.2f} × (the bytes a token at the fewest tokens × tokens, + one chunk of "

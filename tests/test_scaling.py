@@ -158,12 +158,12 @@ def memory(side, batch, chunk):
         return {name: peak_memory(*call) for name, call in scaling.stages(x, (side, side), 0).items()}
 
 
-@given(st.integers(9, 40), st.integers(1, 2))
-def test_memory_is_linear_in_the_tokens_but_for_one_chunk(side, batch):
-    few, many = memory(8, batch, CHUNK), memory(side, batch, CHUNK)
+@given(st.integers(1, 5), st.integers(1, 3))
+def test_memory_is_linear_in_the_tokens_but_for_one_chunk(times, batch):
+    few, many = memory(8, batch, CHUNK), memory(8 * times, batch, CHUNK)
     for stage in scaling.STAGES:
-        linear = few[stage] * (side / 8) ** 2
-        assert many[stage] <= 1.02 * linear + CHUNK * (stage == "GBM matching")
+        chunk = CHUNK if stage == "GBM matching" else 0
+        assert many[stage] <= 1.05 * few[stage] * times**2 + chunk  # how many merge is rounded
 
 
 def test_without_chunks_memory_is_not_linear():
@@ -179,11 +179,12 @@ def measured(tokens, share, memory, batch=1):
 def test_the_bars_hold_or_are_missed_at_the_worst_combination():
     chunk = scaling.CHUNK_BYTES
     few, many = measured(2**8, 0.02, 100.0), measured(2**14, 0.01, 100 + chunk / 2**14)
-    time, memory = scaling.verdicts([few, many])
+    reach, time, memory = scaling.verdicts([few, many])
+    assert reach == "up to 16384 tokens"
     assert "4.00% of the unpatched forward pass (256 tokens, batch 1); less than 5%: held" in time
     assert "at most 1.00 ×" in memory
     assert memory.endswith("(16384 tokens, batch 1); at most 1: held")
-    time, memory = scaling.verdicts([few, measured(2**14, 0.025, 101 + chunk / 2**14), measured(2**8, 0.0, 1e6, 8)])
+    _, time, memory = scaling.verdicts([few, measured(2**14, 0.025, 101 + chunk / 2**14), measured(2**8, 0.0, 1e6, 8)])
     assert "5.00% of the unpatched forward pass (16384 tokens, batch 1); less than 5%: missed" in time
     assert memory.endswith("(16384 tokens, batch 1); at most 1: missed")
 

@@ -64,6 +64,10 @@ def observed(module: Any, path: str, seen: list[Tensor]) -> Any:
     name, _, rest = path.partition(".")
     if name:
         return altered(module, **{name: observed(getattr(module, name), rest, seen)})
-    observer = altered(module, _forward_hooks=module._forward_hooks.copy())
-    observer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+
+    def observer(*args: Any, **kwargs: Any) -> Any:
+        output = module(*args, **kwargs)
+        seen.append(output.detach())
+        return output
+
     return observer

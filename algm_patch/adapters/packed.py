@@ -129,13 +129,13 @@ def like_gradients(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def keep_inputs(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
+    ctx.scale, ctx.enable_gqa = inputs[5], inputs[6]
 
 
 def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *opaque_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    return *opaque_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.enable_gqa), None, None, None, None
 
 
 opaque.register_autograd(backward, setup_context=keep_inputs)
