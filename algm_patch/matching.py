@@ -166,7 +166,7 @@ def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
 
 def most_similar(similarity: Tensor, count: int) -> Tensor:
     """The so many most similar candidates of each image: [B, K] bool."""
-    best = similarity.topk(count, 1).indices
+    best = similarity.masked_fill(similarity.isnan(), -torch.inf).topk(count, 1).indices
     return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, best, torch.ones_like(best, dtype=torch.bool))
 
 

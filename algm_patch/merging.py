@@ -231,7 +231,8 @@ def choose(similarity: Tensor, rule: Callable[[Tensor], Tensor], how_many: HowMa
     """The threshold, and which candidates [B, K] of these similarities [B, K] merge."""
     if isinstance(how_many, int):
         merges = most_similar(similarity, how_many)
-        return torch.where(merges, similarity, torch.inf).amin(1), merges
+        merged = torch.where(merges, similarity, torch.inf)
+        return merged.amin(1) if merged.shape[1] else merged.sum(1) + torch.inf, merges
     tau = rule(similarity)
     passes = similarity >= tau.reshape(-1, 1)  # NaN never does
     return tau, passes if how_many == "image" else same_number(similarity, passes)

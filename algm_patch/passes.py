@@ -99,15 +99,18 @@ class LayerTokens:
         """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
         if mask is None:
             return self.key_bias
-        if self.image is not None and mask.dim() == 4 and len(mask) > 1:
-            mask = mask[self.image : self.image + 1]
-        if self.token_map is not None:
-            mask = self.token_map.pair(mask)
+        mask = self.pair(mask)
         if self.key_bias is None:
             return mask
         if mask.dtype == torch.bool:
             return torch.where(mask, self.key_bias, -torch.inf)
         return mask + self.key_bias
+
+    def pair(self, mask: Tensor) -> Tensor:
+        """What the caller gives for each pair of tokens [..., P+N, P+N], for those that are left."""
+        if self.image is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = mask[self.image : self.image + 1]
+        return mask if self.token_map is None else self.token_map.pair(mask)
 
     def plus(self, bias: Tensor) -> LayerTokens:
         """The same tokens with a further bias [B, heads, P+M, P+M] for those that are left."""

@@ -3,8 +3,8 @@
     python benchmarks/batches.py [--images FOLDER] [--size 448] [--rounds 9] [--device cpu] [--dtype float32]
 
 DINOv2 ViT-S/14, CLAP in layer 1 at tau 0.9838, GBM in layer 5, proportional attention. On eight photographs of unlike
-content, or on eight images of a folder, evenly spaced. Ratios of times, medians over rounds in which all take their turn in
-one process:
+content, or on eight images of a folder, evenly spaced. Ratios of times, medians over rounds in which all take their
+turn in one process:
 - "image" against "min", and against the unpatched model's batch;
 - a batch against its images one by one, patched and unpatched: what batching costs anyway;
 - peak of what a forward pass allocates, against the unpatched model's batch;

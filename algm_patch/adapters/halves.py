@@ -1,4 +1,4 @@
-"""The halves of a block on a batch, on packed images, or on one image after the other."""
+"""The halves of a block on a batch of images, also where they hold different numbers of tokens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def attention_half(
 ) -> tuple[Tensor, Tensor | None]:
     """The adapter's attention half, and the features of its tokens that the metric names.
 
+    Images of different lengths go through it packed, if it can take them so; else padded in training, for what a block
+    does to some images of a batch and not to others (stochastic depth), and where a compiler traces, which does not
+    know the lengths; else one after the other, which spares the padding.
+
     Args:
         x: [B, L, D]; or [1, T, D], if images of different lengths are packed.
         args, kwargs: of the block's forward, for all images.
@@ -28,10 +32,10 @@ def attention_half(
     packing = tokens.packing
     if packing is None:
         return features.attention_half(adapter, metric, block, x, tokens, *args, **kwargs)
-    if runs_packed(block) and adapter.packs(block, *args, **kwargs):
+    if not block.training and adapter.packs(block, *args, **kwargs):
         with PackedAttention(packing, tokens.key_bias):
             return features.attention_half(adapter, metric, block, x, tokens.packed(), *args, **kwargs)
-    if torch.compiler.is_compiling():  # it does not know how many tokens an image has
+    if (block.training or torch.compiler.is_compiling()) and adapter.takes_mask(block):
         y, seen = features.attention_half(adapter, metric, block, packing.unpack(x), tokens.padded(), *args, **kwargs)
         return packing.pack(y), None if seen is None else packing.pack(seen)
     each = [
@@ -43,13 +47,8 @@ def attention_half(
 
 
 def mlp_half(adapter: type[Adapter], block: Any, x: Tensor, token_map: TokenMap | None) -> Tensor:
-    """The adapter's MLP half of tokens [B, L, D], or [1, T, D] if the images are packed."""
+    """The adapter's MLP half of tokens [B, L, D]; or [1, T, D], if images of different lengths are packed."""
     packing = None if token_map is None else token_map.packing
-    if packing is None or runs_packed(block):
+    if packing is None or not block.training:
         return adapter.mlp_half(block, x)
-    return torch.cat([adapter.mlp_half(block, one) for one in packing.split(x)], 1)
-
-
-def runs_packed(block: Any) -> bool:
-    """Whether images may go through a block as one: not where it drops some (stochastic depth)."""
-    return not block.training
+    return packing.pack(adapter.mlp_half(block, packing.unpack(x)))

@@ -104,7 +104,7 @@ class ResidualAttentionBlock(ClipBlock):
             raise ValueError("k_x, v_x: attention to tokens other than the image's own. Call remove_algm first")
         y, heads = block.ln_1(x), block.attn.num_heads
         if attn_mask is not None and tokens.token_map is not None:
-            attn_mask = tokens.token_map.pair(by_head(attn_mask, heads)).expand(-1, heads, -1, -1).flatten(0, 1)
+            attn_mask = tokens.pair(by_head(attn_mask, heads)).expand(-1, heads, -1, -1).flatten(0, 1)
         if tokens.key_bias is None:
             y = block.attention(q_x=y, attn_mask=attn_mask)
         else:

@@ -99,7 +99,7 @@ def opaque(
 
 
 @opaque.register_fake
-def like_output(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+def like_output(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
     batch, heads, length, _ = query.shape
     return query.new_empty(batch, length, heads, value.shape[3])
 
