@@ -222,7 +222,7 @@ class Algm:
         prefix = getattr(trunk, "num_prefix_tokens", 0)
         opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, trunk.training)
         passes.begin(opened)
-        if passes.last is opened:
+        if passes.last is opened and not torch.compiler.is_exporting():
             object.__setattr__(self, "_latest", opened)
 
     @machinery

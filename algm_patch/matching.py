@@ -84,7 +84,7 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
     proposer, receiver = positions[start::2], positions[other::2]
     if x.shape[1] <= other:
         proposer = proposer[:0]
-        return unit.new_zeros(len(x), 0), proposer, proposer.expand(len(x), 0)
+        return unit.new_zeros(x.shape[0], 0), proposer, proposer.expand(x.shape[0], 0)
     a, b = unit[:, start::2], unit[:, other::2].mT.contiguous()
     if torch.compiler.is_compiling():  # which needs to know that neither is a dimension that broadcasts
         torch._check(a.shape[1] >= 2)
@@ -95,7 +95,7 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
         similarity = a @ b
         return (similarity if padding is None else similarity.masked_fill_(padding[:, None], -torch.inf)).max(-1)
 
-    similarity, index = in_chunks(best, a, len(x) * (x.shape[1] // 2) * unit.element_size())
+    similarity, index = in_chunks(best, a, x.shape[0] * (x.shape[1] // 2) * unit.element_size())
     if counts is not None:
         similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
     return similarity, proposer, receiver[index]
@@ -138,7 +138,7 @@ def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) 
     Returns:
         [B, L] leaders.
     """
-    batch = len(merges)
+    batch = merges.shape[0]
     position = torch.arange(length, device=merges.device).expand(batch, length)
     group = position.scatter(1, proposer.expand(batch, -1), torch.where(merges, partner, proposer))
     first = position.scatter_reduce(1, group, position, "amin")
@@ -157,7 +157,7 @@ def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
     Returns:
         [B, K] bool.
     """
-    if len(passes) == 1:
+    if passes.shape[0] == 1:
         return passes
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)
     chosen = torch.arange(similarity.shape[1], device=similarity.device) < passes.sum(1).amin(0)

@@ -55,7 +55,7 @@ class Plan:
     @property
     def shape(self) -> tuple[int, int]:
         """Of the sequence before the merge, as the blocks take it."""
-        return (len(self.sizes), self.sizes.shape[1]) if self.before is None else (1, self.before.total)
+        return (self.sizes.shape[0], self.sizes.shape[1]) if self.before is None else (1, self.before.total)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, L, D], or [1, T, D] if packed, to the tokens that are left, packed if they need to be."""
@@ -223,7 +223,7 @@ def plan_clap(
         fewer = window[0] * window[1] - 1
         count = x.shape[1] - how_many * fewer if isinstance(how_many, int) else None
         least = x.shape[1] - similarity.shape[1] * similarity.shape[2] * fewer
-        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, len(x)))
+        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, x.shape[0]))
         return Plan(step, sizes, threshold, similarity)
 
 
@@ -264,7 +264,7 @@ def plan_gbm(
 ) -> Plan:
     """A plan for tokens [B, L, D], or [1, T, D] if packed, of these sizes [B, L]."""
     with planning(x):
-        if ragged(how_many, len(sizes)) and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if ragged(how_many, sizes.shape[0]) and x.device.type == "cpu" and not torch.compiler.is_compiling():
             images = x.split(1) if packing is None else packing.split(x)
             groups = one_by_one(images, tau, layer, num_prefix_tokens, sizes.shape[1])
         else:
@@ -274,7 +274,7 @@ def plan_gbm(
         similarity, threshold, leaders = groups
         count = sizes.shape[1] - how_many if isinstance(how_many, int) else None
         least = sizes.shape[1] - similarity.shape[1]
-        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, len(sizes)))
+        step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, sizes.shape[0]))
         return Plan(step, sizes, threshold, similarity, packing)
 
 

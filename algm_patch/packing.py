@@ -45,7 +45,7 @@ class Packing:
         return Packing(
             self.counts + count,
             self.longest + count,
-            self.total + count * len(self.counts),
+            self.total + count * self.counts.shape[0],
             tuple(length + count for length in self.lengths),
         )
 
@@ -55,8 +55,8 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[1, T, ...] to [B, M, ...], zero past an image's own tokens."""
-        rows = x.new_zeros(len(self.counts) * self.longest, *x.shape[2:]).index_copy(0, self.index, x[0])
-        return rows.unflatten(0, (len(self.counts), self.longest))
+        rows = x.new_zeros(self.counts.shape[0] * self.longest, *x.shape[2:]).index_copy(0, self.index, x[0])
+        return rows.unflatten(0, (self.counts.shape[0], self.longest))
 
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """The images of a packed sequence, [1, m, ...] each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -81,9 +82,9 @@ class LayerTokens:
         """
         if self._patches is None:
             return x
-        if batched and self.image is not None and len(x) > 1:
+        if batched and self.image is not None and x.shape[0] > 1:
             x = x[self.image : self.image + 1]
-        x = x if batched else x.expand(len(self._patches.labels), *x.shape)
+        x = x if batched else x.expand(self._patches.labels.shape[0], *x.shape)
         averages = self._patches.merge(x.movedim(-2, 1))
         if self.packing is not None:
             assert neutral is not None
@@ -108,7 +109,7 @@ class LayerTokens:
 
     def pair(self, mask: Tensor) -> Tensor:
         """What the caller gives for each pair of tokens [..., P+N, P+N], for those that are left."""
-        if self.image is not None and mask.dim() == 4 and len(mask) > 1:
+        if self.image is not None and mask.dim() == 4 and mask.shape[0] > 1:
             mask = mask[self.image : self.image + 1]
         return mask if self.token_map is None else self.token_map.pair(mask)
 
@@ -188,7 +189,8 @@ class ForwardPass:
             settings.batch if settings.batch != "auto" else "min" if training else "image"
         )
         self.tau = tau
-        self.grid = grid
+        # Fixed counts are numbers, also where a compiler or an export would have an image's size a variable.
+        self.grid = grid if settings.tokens is None else (operator.index(grid[0]), operator.index(grid[1]))
         self.taps: frozenset[int] | None = None
         self.num_prefix_tokens = num_prefix_tokens
         self.doubtful = False
@@ -243,7 +245,7 @@ class ForwardPass:
             )
         self.num_prefix_tokens += joined
         if merged is None:
-            self.batch, self.device = len(x), x.device
+            self.batch, self.device = x.shape[0], x.device
         return joined
 
     def stages(self, layer: int) -> list[str]:

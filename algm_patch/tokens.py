@@ -41,7 +41,7 @@ class TokenMap:
     packing: Packing | None = None
 
     def __post_init__(self) -> None:
-        if self.labels.dim() != 2 or self.sizes.dim() != 2 or len(self.labels) != len(self.sizes):
+        if self.labels.dim() != 2 or self.sizes.dim() != 2 or self.labels.shape[0] != self.sizes.shape[0]:
             raise ValueError(
                 "TokenMap expects labels [B, P+N] and sizes [B, P+M], got "
                 f"labels {list(self.labels.shape)} and sizes {list(self.sizes.shape)}"
@@ -89,7 +89,7 @@ class TokenMap:
 
     def with_prefix(self, count: int) -> TokenMap:
         """This map with so many more tokens before all others, each its own group."""
-        added = TokenMap.identity(len(self.labels), count, self.labels.device)
+        added = TokenMap.identity(self.labels.shape[0], count, self.labels.device)
         return TokenMap(
             torch.cat([added.labels, self.labels + count], 1),
             torch.cat([added.sizes.to(self.sizes), self.sizes], 1),
@@ -110,7 +110,7 @@ class TokenMap:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, M), or (1, T) of the one sequence in which images of different lengths are packed."""
-        return (len(self.sizes), self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
+        return (self.sizes.shape[0], self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
 
     def pack(self, x: Tensor) -> Tensor:
         """Merged tokens [B, P+M, ...] as the blocks take them: packed, where the images hold different numbers."""
@@ -188,12 +188,12 @@ class TokenMap:
                 f"TokenMap.pair expects [..., {length} or 1, {length}] of at most 4 dimensions, got {list(x.shape)}"
             )
         x = x[(None,) * (4 - x.dim())]
-        batch = len(self.sizes)
-        if len(x) not in (1, batch):
+        batch = self.sizes.shape[0]
+        if x.shape[0] not in (1, batch):
             raise ValueError(f"TokenMap.pair expects a batch of 1 or {batch}, got {list(x.shape)}")
         rows = self.first if x.shape[2] == length else self.first.new_zeros(batch, 1)
         pairs = rows[:, :, None] * length + self.first[:, None]
-        if len(x) > 1:
+        if x.shape[0] > 1:
             pairs = pairs + torch.arange(batch, device=x.device)[:, None, None] * x.shape[2] * length
         # One flat index for all heads: 9 times faster on CPU than a gather along either dimension.
         flat = x.transpose(0, 1).flatten(1).index_select(1, pairs.flatten())
