@@ -202,7 +202,7 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
 
         return run
 
-    run_block = patch.run_block
+    run_block = patch.run_block_by_halves
 
     def run_timed(original: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
         adapter = block._algm.adapter
@@ -213,11 +213,11 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
         finally:
             adapter.attention_half, adapter.mlp_half = map(staticmethod, halves)
 
-    patch.run_block = run_timed
+    patch.run_block_by_halves = run_timed
     try:
         yield
     finally:
-        patch.run_block = run_block
+        patch.run_block_by_halves = run_block
 
 
 def gflops(model: nn.Module, image: Tensor) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +13,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ..packing import Packing
+
+varlen_attn: Any = None
+if find_spec("torch.nn.attention.varlen"):  # torch 2.10; its scale later
+    from torch.nn.attention import varlen
+
+    if "scale" in inspect.signature(varlen.varlen_attn).parameters:
+        varlen_attn = varlen.varlen_attn
 
 
 class PackedAttention(TorchFunctionMode):
@@ -56,23 +65,27 @@ def attention(
         raise ValueError(
             "attention of packed images was given a mask or dropout, which Adapter.packs had said it would not be"
         )
+    options = key_bias, scale, enable_gqa
     if torch.compiler.is_compiling():
-        y = opaque(query, key, value, packing.counts, key_bias, scale, enable_gqa)
+        y = opaque(query, key, value, packing.counts, packing.longest, *options)
     else:
-        y = image_by_image(query, key, value, packing.lengths, key_bias, scale, enable_gqa)
+        y = of_each_image(query, key, value, packing, *options)
     return y.transpose(1, 2)
 
 
-def image_by_image(
+def of_each_image(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    lengths: Sequence[int],
+    packing: Packing,
     key_bias: Tensor | None,
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """[1, T, heads, D]: fused attention of each image, which has so many tokens of the [1, heads, T, D]."""
+    """[1, T, heads, D] of the [1, heads, T, D]: in one call where there is a kernel for it, else image by image."""
+    if has_kernel(query) and not enable_gqa:
+        return in_one_call(query, key, value, packing, key_bias, scale)
+    lengths = packing.lengths or packing.counts.tolist()
     parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
     outputs = []
     for image, (q, k, v) in enumerate(parts):
@@ -80,6 +93,49 @@ def image_by_image(
         y = scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=enable_gqa)
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1)
+
+
+# -- one call for images of any lengths
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether torch has attention of variable lengths for such tensors: flash attention, in half precision on CUDA."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and varlen_attn is not None
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def in_one_call(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor | None, scale: float | None
+) -> Tensor:
+    """As :func:`of_each_image`. The kernel takes no bias, so two further dimensions carry it inside the product."""
+    width = value.shape[3]
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if key_bias is not None:
+        query, key, value = with_bias(query, key, value, packing.pack(key_bias[:, 0, 0]) / scale)
+    ends = torch.nn.functional.pad(packing.counts.cumsum(0), (1, 0)).to(torch.int32)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return varlen_attn(q, k, v, ends, ends, packing.longest, packing.longest, scale=scale)[None, ..., :width]
+
+
+def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [1, heads, T, D'] whose product is larger by ``bias`` [1, T] of each key.
+
+    Twice 1 in the queries; in the keys the bias and what half precision loses of it; zeros to a multiple of eight.
+    """
+    high = bias.to(key.dtype)
+    low = (bias - high).to(key.dtype)
+    more = 2 + -(query.shape[3] + 2) % 8
+    ones, zeros = query.new_ones(*query.shape[:3], 2), query.new_zeros(*query.shape[:3], more - 2)
+    both = torch.stack([high, low], -1)[:, None].expand(*key.shape[:3], 2)
+    return (
+        torch.cat([query, ones, zeros], 3),
+        torch.cat([key, both, zeros], 3),
+        torch.nn.functional.pad(value, (0, more)),
+    )
 
 
 # -- what a compiler calls without looking into it: it does not know how many tokens an image has
@@ -91,11 +147,13 @@ def opaque(
     key: Tensor,
     value: Tensor,
     counts: Tensor,
+    longest: int,
     key_bias: Tensor | None,
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    return image_by_image(query, key, value, counts.tolist(), key_bias, scale, enable_gqa)
+    packing = Packing(counts, longest, query.shape[2])
+    return of_each_image(query, key, value, packing, key_bias, scale, enable_gqa).contiguous()
 
 
 @opaque.register_fake
@@ -112,30 +170,30 @@ def opaque_backward(
     value: Tensor,
     counts: Tensor,
     key_bias: Tensor | None,
+    longest: int,
     scale: float | None,
     enable_gqa: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.detach().requires_grad_() for x in (query, key, value))
     with torch.enable_grad():
-        output = image_by_image(q, k, v, counts.tolist(), key_bias, scale, enable_gqa)
+        output = of_each_image(q, k, v, Packing(counts, longest, q.shape[2]), key_bias, scale, enable_gqa)
     q, k, v = torch.autograd.grad(output, (q, k, v), gradient)
     return q.contiguous(), k.contiguous(), v.contiguous()
 
 
 @opaque_backward.register_fake
-def like_gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def like_gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def keep_inputs(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.scale, ctx.enable_gqa = inputs[5], inputs[6]
+    query, key, value, counts, ctx.longest, key_bias, ctx.scale, ctx.enable_gqa = inputs
+    ctx.save_for_backward(query, key, value, counts, key_bias)
 
 
 def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *opaque_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.enable_gqa), None, None, None, None
+    gradients = opaque_backward(gradient, *ctx.saved_tensors, ctx.longest, ctx.scale, ctx.enable_gqa)
+    return *gradients, None, None, None, None, None
 
 
 opaque.register_autograd(backward, setup_context=keep_inputs)
