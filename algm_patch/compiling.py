@@ -22,6 +22,11 @@ def in_one_graph(settings: Settings) -> bool:
     return torch.compiler.is_compiling() and (settings.tokens is not None or reads_numbers())
 
 
+def traces_python() -> bool:
+    """Whether an export runs the model itself, with tensors that hold nothing."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def reads_numbers() -> bool:
     context = torch._guards.TracingContext.try_get()

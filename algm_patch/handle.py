@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .adapters import readers_of
-from .compiling import in_one_graph, machinery
+from .compiling import in_one_graph, machinery, traces_python
 from .discovery import Vit, class_name
 from .measured import weight_sample
 from .passes import ForwardPass, Step
@@ -222,7 +222,7 @@ class Algm:
         prefix = getattr(trunk, "num_prefix_tokens", 0)
         opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, trunk.training)
         passes.begin(opened)
-        if passes.last is opened and not torch.compiler.is_exporting():
+        if passes.last is opened and not traces_python():
             object.__setattr__(self, "_latest", opened)
 
     @machinery
