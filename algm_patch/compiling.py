@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -34,16 +33,9 @@ def reads_numbers() -> bool:
     return shapes is not None and shapes.allow_scalar_outputs
 
 
-def machinery(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of methods that keep the state of forward passes, of objects that have ``settings``.
+def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    return function(*args, **kwargs)
 
-    Compiled only as part of a whole forward pass: by themselves their Python state would be guarded and recompiled.
-    """
-    disabled: Callable[..., R] = torch.compiler.disable(function)
 
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> R:
-        chosen = function if in_one_graph(args[0].settings) else disabled
-        return chosen(*args, **kwargs)
-
-    return run
+# For what keeps the state of forward passes: compiled by itself, its Python state would be guarded and recompiled.
+outside: Callable[..., Any] = torch.compiler.disable(directly)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .adapters import readers_of
-from .compiling import in_one_graph, machinery, traces_python
+from .compiling import in_one_graph, traces_python
 from .discovery import Vit, class_name
 from .measured import weight_sample
 from .passes import ForwardPass, Step
@@ -214,21 +214,24 @@ class Algm:
         """The forward passes of this thread, or the one that is compiled now."""
         return self._tracing if in_one_graph(self.settings) else self._tracker
 
-    @machinery
+    def _in_graph(self, begun: bool = True) -> bool:
+        """Whether a compiler traces a whole forward pass now, or could from here on (which has not ``begun``)."""
+        return in_one_graph(self.settings) and (not begun or self._tracing.current is not None)
+
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
         trunk, passes = self._the_trunk(), self._passes
         check_unchanged(self._sequence(), self._vit.blocks, self._model)
         prefix = getattr(trunk, "num_prefix_tokens", 0)
         opened = ForwardPass(self.settings, self._resolved_tau(), grid, prefix, trunk.training)
+        self._tracing.end()
         passes.begin(opened)
         if passes.last is opened and not traces_python():
             object.__setattr__(self, "_latest", opened)
 
-    @machinery
     def _step(self, layer: int, x: Tensor) -> tuple[ForwardPass, Step]:
         """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it."""
-        forward_pass = self._passes.of(x, layer)
+        forward_pass = self._passes.of(x, layer) or self._tracing.current
         if forward_pass is None:
             raise RuntimeError(
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
@@ -239,12 +242,10 @@ class Algm:
         recomputed = forward_pass.steps.get(layer)
         return forward_pass, recomputed or forward_pass.begin(layer, x, *self._hooked(layer))
 
-    @machinery
     def _remember(self, x: Tensor, forward_pass: ForwardPass) -> None:
         """A block of this pass left these tokens."""
         self._passes.remember(x, forward_pass)
 
-    @machinery
     def _leave(self, x: object) -> None:
         """The method that runs the blocks returns this: tokens still merged remember their pass."""
         forward_pass = self._passes.current
@@ -267,7 +268,6 @@ class Algm:
             )
         return taps - {self._depth - 1}
 
-    @machinery
     def _decode(self, decoder: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A decoder on merged tokens: on one image after the other, if they have different numbers of them."""
         forward_pass = self._passes.known(x)
@@ -287,7 +287,6 @@ class Algm:
                 results.append(decoder(one, *args, **kwargs))
         return torch.cat(results)
 
-    @machinery
     def _decoded(self, x: Tensor) -> Tensor:
         """The output of a decoder's head, one result a token, on the full grid."""
         if self._passes.decoded is None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .caching import cached
-from .compiling import machinery
 from .matching import num_proposals
 from .merging import HowMany, Plan, plan_clap, plan_gbm, proposals_to_carry_out, warn_of_nothing, windows_to_merge
 from .packing import Packing
@@ -286,13 +285,11 @@ class ForwardPass:
             )
         return step.plans["CLAP"].tau
 
-    @machinery
     def enter(self, step: Step, x: Tensor) -> tuple[Tensor, LayerTokens]:
         """One token per group, and what the attention of the block must know of them."""
         x = step.enter(x)
         return x, self.tokens(step, x)
 
-    @machinery
     def leave(self, step: Step, x: Tensor, last: bool) -> Tensor:
         return step.leave(x, last)
 
@@ -306,7 +303,6 @@ class ForwardPass:
             self._tokens = key, LayerTokens(step.before, bias, step.num_prefix_tokens)
         return self._tokens[1]
 
-    @machinery
     def merge(self, layer: int, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Carry out the stages of a block (counted from 0), planned when its tokens first come by.
 

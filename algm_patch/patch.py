@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
-from .compiling import in_one_graph
+from .compiling import directly, outside
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Measured
@@ -201,26 +201,34 @@ class BlockPatch(Patch):
     adapter: type[Adapter]
 
 
-def run_block(original: Callable[..., Any], block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A patched block's forward: attention half, merge, MLP half; or merge last."""
+def run_block(
+    call: Callable[..., Any], original: Callable[..., Any], block: Any, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """A patched block's forward: attention half, merge, MLP half; or merge last.
+
+    Args:
+        call: calls what no compiler shall look into, unless it traces all of the forward pass.
+        original: the forward of the block's own class.
+    """
     patch: BlockPatch = block._algm
     handle, layer, adapter = patch.handle, patch.layer, patch.adapter
-    forward_pass, step = handle._step(layer, x)
+    forward_pass, step = call(handle._step, layer, x)
     stages = forward_pass.stages(layer)
     if step.before is None and not stages:
         output = original(block, x, *args, **kwargs)
     else:
         settings = forward_pass.settings
-        x, tokens = forward_pass.enter(step, x)
+        x, tokens = call(forward_pass.enter, step, x)
+        run = directly if tokens.packing is None else call
         metric = settings.metric if stages and not step.plans else "token"
-        x, features = attention_half(adapter, metric, block, x, tokens, *args, **kwargs)
+        x, features = run(attention_half, adapter, metric, block, x, tokens, *args, **kwargs)
         if settings.place == "after_mlp":
-            x = mlp_half(adapter, block, x, step.before)
-        x = forward_pass.merge(layer, x, features)
+            x = run(mlp_half, adapter, block, x, step.before)
+        x = call(forward_pass.merge, layer, x, features)
         if settings.place == "before_mlp":
-            x = mlp_half(adapter, block, x, step.after)
-        output = adapter.pack(block, forward_pass.leave(step, x, layer + 1 == handle._depth))
-    handle._remember(output[0] if isinstance(output, tuple) else output, forward_pass)
+            x = run(mlp_half, adapter, block, x, step.after)
+        output = adapter.pack(block, call(forward_pass.leave, step, x, layer + 1 == handle._depth))
+    call(handle._remember, output[0] if isinstance(output, tuple) else output, forward_pass)
     return output
 
 
@@ -268,8 +276,9 @@ def block_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         x, *others = args or (kwargs.pop(first),)
-        run = run_block if in_one_graph(self._algm.handle.settings) else run_block_by_halves
-        return run(original.forward, self, x, *others, **kwargs)
+        if self._algm.handle._in_graph():
+            return run_block(directly, original.forward, self, x, *others, **kwargs)
+        return run_block_by_halves(outside, original.forward, self, x, *others, **kwargs)
 
     return {"forward": forward}
 
@@ -278,7 +287,9 @@ def projection_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
-        self._algm.handle._open(self._algm.adapter.grid(self, output, *args, **kwargs))
+        handle = self._algm.handle
+        call = directly if handle._in_graph(begun=False) else outside
+        call(handle._open, call(self._algm.adapter.grid, self, output, *args, **kwargs))
         return output
 
     return {"forward": forward}
@@ -295,21 +306,22 @@ def trunk_methods(original: Any) -> dict[str, Any]:
 
 def driver_methods(original: Any) -> dict[str, Any]:
     def reader(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
-        @wraps(method)
-        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def read(call: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
             handle = self._algm.handle
             with handle._passes.reading(frozenset(blocks_read(self, *args, **kwargs))):
                 output = method(self, *args, **kwargs)
-                handle._leave(output)
+                call(handle._leave, output)
             return output
 
-        outside = torch.compiler.disable(run, recursive=False)
+        read_outside = torch.compiler.disable(read, recursive=False)
 
         @wraps(method)
-        def chosen(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return (run if in_one_graph(self._algm.handle.settings) else outside)(self, *args, **kwargs)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._algm.handle._in_graph(begun=False):
+                return read(directly, self, *args, **kwargs)
+            return read_outside(outside, self, *args, **kwargs)
 
-        return chosen
+        return run
 
     return {name: reader(getattr(original, name), blocks_read) for name, blocks_read in readers_of(original).items()}
 
@@ -317,7 +329,9 @@ def driver_methods(original: Any) -> dict[str, Any]:
 def decoder_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._algm.handle._decode(partial(original.forward, self), x, *args, **kwargs)
+        handle = self._algm.handle
+        call = directly if handle._in_graph(begun=False) else outside
+        return call(handle._decode, partial(original.forward, self), x, *args, **kwargs)
 
     return {"forward": forward}
 
@@ -325,7 +339,9 @@ def decoder_methods(original: Any) -> dict[str, Any]:
 def head_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._algm.handle._decoded(original.forward(self, *args, **kwargs))
+        handle = self._algm.handle
+        call = directly if handle._in_graph(begun=False) else outside
+        return call(handle._decoded, original.forward(self, *args, **kwargs))
 
     return {"forward": forward}
 

@@ -43,6 +43,10 @@ class Tracing:
     def begin(self, forward_pass: ForwardPass) -> None:
         self._current = self.last = forward_pass
 
+    def end(self) -> None:
+        """No pass is under way."""
+        self._current = None
+
     @contextmanager
     def reading(self, taps: frozenset[int]) -> Iterator[None]:
         """Within, the blocks are run by a method that reads the output of ``taps`` and of no others."""
@@ -50,7 +54,8 @@ class Tracing:
         try:
             yield
         finally:
-            self.taps, self._current = outer, None
+            self.taps = outer
+            self.end()
 
     @contextmanager
     def decoding(self, forward_pass: ForwardPass, image: int | None = None) -> Iterator[None]:

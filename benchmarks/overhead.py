@@ -204,12 +204,12 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
 
     run_block = patch.run_block_by_halves
 
-    def run_timed(original: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
+    def run_timed(call: Any, original: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
         adapter = block._algm.adapter
         halves = adapter.attention_half, adapter.mlp_half
         adapter.attention_half, adapter.mlp_half = (staticmethod(timed(half, "halves")) for half in halves)
         try:
-            return timed(run_block, "blocks")(timed(original, "halves"), block, *args, **kwargs)
+            return timed(run_block, "blocks")(call, timed(original, "halves"), block, *args, **kwargs)
         finally:
             adapter.attention_half, adapter.mlp_half = map(staticmethod, halves)
 
