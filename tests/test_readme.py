@@ -7,7 +7,7 @@ import models
 import timm
 import torch
 
-from algm_patch import adapters
+from algm_patch import adapters, remove_algm
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -20,7 +20,7 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     names = {"model": small(), "images": models.photo(grid=(8, 8))}
-    (one_line, use, find, own_blocks) = blocks
+    (one_line, use, find, own_blocks, compiled, exported) = blocks
     exec(one_line, names)
     assert hasattr(names["model"], "algm")
     use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)\.eval\(\)", "small()", use)
@@ -33,6 +33,12 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     assert replaced == 1
     exec(find, names)
     assert {path.name for path in tmp_path.iterdir()} == {"merged.png", "pareto.png", "settings.json"}
+    remove_algm(names["model"])
+    exec(compiled, {**names, "torch": torch})
+    whole = names["model"]
+    exec(exported, {**names, "torch": torch})
+    assert whole.algm.tokens == 0.6
+    assert (tmp_path / "model.onnx").is_file()
     monkeypatch.setattr(adapters, "ADAPTERS", {})
     exec(own_blocks, names)
     assert list(adapters.ADAPTERS) == ["mypackage.models.Block.forward"]

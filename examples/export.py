@@ -1,0 +1,161 @@
+"""A patched model leaves Python: torch.export, ONNX, any batch size, and faster than the unpatched model exported.
+
+    python examples/export.py [--model NAME] [--size N] [--tokens 0.6] [--out DIR]
+
+Exports DINOv2 ViT-S/14 with a saliency head, offline, to two ONNX files: as it is, and with ALGM. Runs both with
+onnxruntime on the CPU, in turns, and prints for each the file, its opset, how far its output is from torch's and its
+time; and how closely the two predictions agree. With --model, any timm ViT with weights from the hub instead; what is
+compared then is its patch features.
+
+What makes it work is ``tokens``: each merge keeps a fixed share of the patches, the least alike of each image. Shapes
+then depend on nothing but the image size, which the file has fixed; the batch size stays free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dinov2_saliency
+import quickstart
+import timm
+import torch
+from torch import Tensor, nn
+
+from algm_patch import apply_algm
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-4
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = parse(arguments)
+    check_installed()
+    model, image = load_timm(options.model, options.size) if options.model else load_saliency(options.size)
+    models = {"unpatched": model, "algm": copy.deepcopy(model)}
+
+    apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], tokens=options.tokens)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    sessions, outputs, differences = {}, {}, {}
+    for name, each in models.items():
+        path = options.out / f"{name}.onnx"
+        opset = to_onnx(to_program(each, image), path)
+        sessions[name], outputs[name] = open_session(path), predict(each, image)
+        differences[name] = check(sessions[name], image, outputs[name], path)
+        print(f"{path}: opset {opset}, largest difference to torch {differences[name]:.1e}")
+    ms = quickstart.milliseconds([lambda name=name: run(sessions[name], image) for name in models])
+    compare = quickstart.compare_features if options.model else quickstart.compare_saliency
+    agreement, _ = compare(outputs["unpatched"], outputs["algm"])
+
+    print(f"\nonnxruntime, {image.shape[-1]}x{image.shape[-2]} pixels, batch of one:")
+    for name, time in zip(models, ms, strict=True):
+        print(f"{name:10}{time:8.1f} ms")
+    print(f"{ms[0] / ms[1]:.2f} x faster\n{agreement}")
+    return {"differences": differences, "ms": dict(zip(models, ms, strict=True)), "agreement": agreement}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a timm ViT with hub weights, instead of DINOv2 with its head")
+    parser.add_argument("--size", type=int, help="side of the image in pixels (default: 518, or the timm model's own)")
+    parser.add_argument("--tokens", type=float, default=0.6, help="share of the patches that each merge keeps")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
+    return parser.parse_args(arguments)
+
+
+def check_installed() -> None:
+    """Raise ModuleNotFoundError, naming what to install, before any work is done."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"Export to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+# -- models
+
+
+def load_saliency(size: int | None) -> tuple[nn.Module, Tensor]:
+    """Images [B, 3, H, W] to saliency [B, 1, H, W], and an image [1, 3, H, W]."""
+    side = size or quickstart.SIDE
+    if side % quickstart.PATCH:
+        raise SystemExit(f"--size {side} is no multiple of DINOv2's {quickstart.PATCH} pixels a patch")
+    model = dinov2_saliency.load()
+    # Positions are resized now, once: what is left in forward is resized in every run, by an operator ONNX lacks.
+    model.backbone.set_input_size(img_size=(side, side))
+    return model, quickstart.normalise(quickstart.open_image(None), (side, side))
+
+
+class PatchFeatures(nn.Module):
+    """A timm ViT, images [B, 3, H, W] to normalised patch features of the last layer [B, D, h, w]."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        return quickstart.features(self.vit, images)
+
+
+def load_timm(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
+    sized = {} if size is None else {"img_size": size}
+    vit = timm.create_model(name, pretrained=True, **sized).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit, args=sized), is_training=False)
+    return PatchFeatures(vit), transform(quickstart.open_image(None))[None]
+
+
+# -- export
+
+
+def to_program(model: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
+    """The model as a graph without Python, for any number of images [B, 3, H, W] of this size.
+
+    ``torch.export.save(program, "model.pt2")`` is a file that ``torch.export.load`` reads where this library is not
+    installed, and that AOTInductor, TensorRT and ExecuTorch take. Patched or not, the model stays as it is.
+    """
+    images = image.expand(2, -1, -1, -1)  # an example of one would fix the batch size at one
+    return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def to_onnx(program: torch.export.ExportedProgram, path: Path) -> int:
+    """Write one file; beyond 2 GB, which is all that it can hold, with the weights beside it. Returns its opset."""
+    onnx = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert onnx is not None
+    onnx.save(path)
+    return onnx.model.opset_imports[""]
+
+
+# -- use
+
+
+def open_session(path: Path) -> InferenceSession:
+    from onnxruntime import InferenceSession
+
+    return InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run(session: InferenceSession, images: Tensor) -> Tensor:
+    (name,) = [entry.name for entry in session.get_inputs()]
+    (output,) = session.run(None, {name: images.numpy()})
+    return torch.from_numpy(output)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, image: Tensor) -> Tensor:
+    return model(image)
+
+
+def check(session: InferenceSession, image: Tensor, expected: Tensor, path: Path) -> float:
+    """The largest difference of the file's output to torch's; SystemExit if that is more than rounding."""
+    difference = (run(session, image) - expected).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise SystemExit(f"{path} is wrong: its output is {difference:.1e} from torch's, more than {TOLERANCE:.0e}")
+    return difference
+
+
+if __name__ == "__main__":
+    main()
