@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from functools import cache
 from types import SimpleNamespace
 
 import cases_segmenter
@@ -22,8 +23,9 @@ from algm_patch import apply_algm
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-FIXED = {"clap_layer": 1, "gbm_layers": [2], "tokens": 0.6}
-BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
+# Small: an export takes seconds. The second of two blocks has attention on what both merges left.
+FIXED = {"clap_layer": 1, "gbm_layers": [1], "tokens": 0.6}
+BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5}
 NAMES = (
     "timm ViT",
     "timm EVA-02",
@@ -38,6 +40,7 @@ NAMES = (
 TO_ONNX = ("timm ViT", "timm EVA-02", "transformers DINOv2", "timm BEiT")
 CLOSE_IN_ONNX = {"atol": 1e-4, "rtol": 1e-4}
 MODES = pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 class Call(nn.Module):
@@ -52,14 +55,14 @@ class Call(nn.Module):
 
 
 def build(name):
-    """A model of three blocks, from images to final tokens, not yet patched."""
+    """A model of two blocks, from images to final tokens, not yet patched."""
     library, _, family = name.partition(" ")
     if library == "timm":
-        model = models.build(family, depth=3)
+        model = models.build(family, depth=2)
     elif library == "transformers":
-        model = models_huggingface.build(family, num_hidden_layers=3)
+        model = models_huggingface.build(family, num_hidden_layers=2)
     else:
-        model = cases_segmenter.build("mask", depth=3)
+        model = cases_segmenter.build("mask", depth=2)
     return Call(model.requires_grad_(False), CASES[name].tokens)
 
 
@@ -107,29 +110,30 @@ def symbols(program):
     return set().union(*(free_symbols(node.meta["val"]) for node in nodes(program) if node.meta.get("val") is not None))
 
 
-@pytest.fixture(scope="module", params=[(name, strict) for strict in (False, True) for name in NAMES], ids=str)
-def exported(request):
+@cache
+def exported(name, strict=False):
     """A patched model, its export, and what the model was before."""
-    name, strict = request.param
     torch.manual_seed(0)
-    model = apply_algm(build(name), **FIXED)
-    images = five(CASES[name].image())
+    model, images = apply_algm(build(name), **FIXED), five(CASES[name].image())
     state, parts = {key: value.clone() for key, value in model.state_dict().items()}, trace(model)
-    program = export(model, images, strict)
-    return SimpleNamespace(model=model, images=images, program=program, state=state, trace=parts)
+    return SimpleNamespace(model=model, images=images, program=export(model, images, strict), state=state, trace=parts)
 
 
 # -- every kind of model
 
 
-def test_any_number_of_images(exported):
-    assert_equal_to_eager(exported.program.module(), exported.model, exported.images)
-    before, *_, after = exported.model.model.algm.tokens_per_layer
-    assert after < before < exported.model.algm.token_map.labels.shape[1]
+@MODES
+@EVERY
+def test_any_number_of_images(name, strict):
+    found = exported(name, strict)
+    assert_equal_to_eager(found.program.module(), found.model, found.images)
+    assert set(found.model.algm.tokens_per_layer) == {found.model.algm.token_map.labels.shape[1] - 30 + 11}
 
 
-def test_shapes_depend_on_the_number_of_images_alone(exported):
-    program = exported.program
+@MODES
+@EVERY
+def test_shapes_depend_on_the_number_of_images_alone(name, strict):
+    program = exported(name, strict).program
     assert len(symbols(program)) == 1
     assert not read_from_values(program)
     (output,) = [node.meta["val"] for node in program.graph.output_node().args[0]]
@@ -138,34 +142,39 @@ def test_shapes_depend_on_the_number_of_images_alone(exported):
     assert all(isinstance(side, int) for side in others)
 
 
-def test_it_is_made_of_what_others_have(exported):
+@MODES
+@EVERY
+def test_it_is_made_of_what_others_have(name, strict):
     """Operators of torch's own, and no scatter with a mean, which ONNX has not."""
-    for node in nodes(exported.program):
+    for node in nodes(exported(name, strict).program):
         assert "algm" not in str(node.target)
         assert "mean" not in [*node.args, *node.kwargs.values()]
 
 
-def test_the_model_is_what_it_was(exported):
-    assert trace(exported.model) == exported.trace
-    found = exported.model.state_dict()
-    assert list(found) == list(exported.state)
-    assert all(torch.equal(found[key], value) for key, value in exported.state.items())
+@MODES
+@EVERY
+def test_the_model_is_what_it_was(name, strict):
+    found = exported(name, strict)
+    assert trace(found.model) == found.trace
+    state = found.model.state_dict()
+    assert list(state) == list(found.state)
+    assert all(torch.equal(state[key], value) for key, value in found.state.items())
 
 
-def test_saved_and_loaded(exported):
-    file = io.BytesIO()
-    torch.export.save(exported.program, file)
+def test_saved_and_loaded():
+    found, file = exported("timm ViT"), io.BytesIO()
+    torch.export.save(found.program, file)
     file.seek(0)
-    assert_equal_to_eager(torch.export.load(file).module(), exported.model, exported.images)
+    assert_equal_to_eager(torch.export.load(file).module(), found.model, found.images)
 
 
 @pytest.mark.parametrize("name", TO_ONNX)
 def test_onnx(name, tmp_path):
-    model, images = apply_algm(build(name), **FIXED), five(CASES[name].image())
-    program = torch.onnx.export(export(model, images), dynamo=True, verbose=False)
-    assert_equal_to_eager(session(program, tmp_path / "model.onnx"), model, images, CLOSE_IN_ONNX)
-    found = list(program.model.graph.all_nodes())
-    assert not {"NonZero", "Compress", "Unique", "If", "Loop"} & {node.op_type for node in found}
+    found = exported(name)
+    program = torch.onnx.export(found.program, dynamo=True, verbose=False)
+    assert_equal_to_eager(session(program, tmp_path / "model.onnx"), found.model, found.images, CLOSE_IN_ONNX)
+    kinds = {node.op_type for node in program.model.graph.all_nodes()}
+    assert not {"NonZero", "Compress", "Unique", "If", "Loop"} & kinds
     (output,) = program.model.graph.outputs
     assert [isinstance(side, int) for side in output.shape] == [False, True, True]
 
@@ -182,14 +191,19 @@ def straight_to_onnx(model, images):
     [export, lambda model, images: export(model, images, strict=True), straight_to_onnx],
     ids=["not strict", "strict", "ONNX"],
 )
-def test_the_handle_knows_only_what_ran(export):
+def test_an_export_is_no_forward_pass(export):
     model, images = apply_algm(build("timm ViT"), **FIXED), five(photo())
     export(model, images)
     with pytest.raises(RuntimeError, match="no forward pass"):
         _ = model.algm.token_map
     assert "no forward pass yet" in str(model.algm)
+
+
+@MODES
+def test_the_last_forward_pass_stays_known(strict):
+    model, images = apply_algm(build("timm ViT"), **FIXED), five(photo())
     expected, known, described = model(images), model.algm.token_map, str(model.algm)
-    export(model, images)
+    export(model, images, strict)
     assert model.algm.token_map is known
     assert type(known.labels) is type(known.sizes) is torch.Tensor
     assert str(model.algm) == described
@@ -204,15 +218,12 @@ def test_the_handle_knows_only_what_ran(export):
     "settings",
     [
         {"tokens": [21, 0.5]},
-        {"tokens": [0.7, 11]},
         {"proportional_attention": False},
         {"metric": "key"},
         {"place": "after_mlp"},
         {"taps": "all"},
         {"window": (3, 2)},
         {"clap_layer": None, "gbm_layers": [1, 2]},
-        {"gbm_layers": []},
-        {"batch": "min"},
     ],
     ids=str,
 )
@@ -224,10 +235,10 @@ def test_with_other_settings(settings):
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 
-@pytest.mark.parametrize("grid", [(5, 8), (9, 4), (3, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("grid", [(5, 8), (9, 4), (2, 2)], ids=str)
 def test_any_grid(grid):
     images = five(photo(grid=grid))
-    model = apply_algm(models.build("ViT", grid, depth=3).requires_grad_(False), **FIXED)
+    model = apply_algm(models.build("ViT", grid, depth=2).requires_grad_(False), **FIXED)
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 
@@ -237,7 +248,7 @@ def test_half_precision():
 
 
 def test_blocks_in_between():
-    model = Call(models.build("ViT", depth=3).requires_grad_(False), layers_1_and_3)
+    model = Call(models.build("ViT", depth=2).requires_grad_(False), both_layers)
     apply_algm(model, **FIXED)
     images = five(photo())
     found = export(model, images).module()
@@ -247,13 +258,13 @@ def test_blocks_in_between():
             torch.testing.assert_close(one, other, **CLOSE)
 
 
-def layers_1_and_3(model, images):
-    return model.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
+def both_layers(model, images):
+    return model.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
 
 
 @pytest.mark.parametrize("unmerge", ["before_head", "after_head"])
 def test_decoders(unmerge):
-    model, images = cases_segmenter.build("mask", depth=3).requires_grad_(False), five(photo())
+    model, images = cases_segmenter.build("mask", depth=2).requires_grad_(False), five(photo())
     apply_algm(model, **FIXED, unmerge=unmerge)
     assert_equal_to_eager(export(model, images).module(), model, images)
 
@@ -276,8 +287,7 @@ def numbers_of_tokens(model, images):
     return counts
 
 
-@MODES
-@pytest.mark.parametrize("name", ["timm ViT", "transformers BEiT, bias per layer"])
+@pytest.mark.parametrize(("name", "strict"), [("timm ViT", True), ("transformers BEiT, bias per layer", False)])
 def test_thresholds(name, strict):
     model, images = apply_algm(build(name), **BY_THRESHOLD), five(CASES[name].image())
     program = export(model, images, strict)
@@ -287,10 +297,9 @@ def test_thresholds(name, strict):
     assert len(symbols(program)) > 1
 
 
-@MODES
-def test_thresholds_and_one_image(strict):
+def test_thresholds_and_one_image():
     model, images = apply_algm(build("timm ViT"), **BY_THRESHOLD), five(photo())
-    found = torch.export.export(model, (images[:1],), strict=strict).module()
+    found = torch.export.export(model, (images[:1],)).module()
     for image in images.split(1):
         torch.testing.assert_close(found(image), model(image), **CLOSE)
 
