@@ -202,7 +202,9 @@ def test_other_settings_compile_whole(settings):
 
 @torch.no_grad()
 def test_members_picked_at_random_are_refused():
-    compiled = torch.compile(apply_algm(FAMILIES["timm ViT"]().eval(), reduce="pick"), backend="eager", **WHOLE)
+    compiled = torch.compile(
+        apply_algm(FAMILIES["timm ViT"]().eval(), **SETTINGS, reduce="pick"), backend="eager", **WHOLE
+    )
     with pytest.raises(Exception, match="reduce='pick' draws anew"):
         compiled(images(0))
 

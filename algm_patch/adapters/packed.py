@@ -174,11 +174,31 @@ def opaque_backward(
     scale: float | None,
     enable_gqa: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (x.detach().requires_grad_() for x in (query, key, value))
-    with torch.enable_grad():
-        output = of_each_image(q, k, v, Packing(counts, longest, q.shape[2]), key_bias, scale, enable_gqa)
-    q, k, v = torch.autograd.grad(output, (q, k, v), gradient)
-    return q.contiguous(), k.contiguous(), v.contiguous()
+    lengths = counts.tolist()
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    found = []
+    for image, (g, q, k, v) in enumerate(
+        zip(
+            gradient.transpose(1, 2).split(lengths, 2), *(x.split(lengths, 2) for x in (query, key, value)), strict=True
+        )
+    ):
+        bias = 0.0 if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]
+        found.append(gradients_of_one(g, q, k, v, bias, scale))
+    one, two, three = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
+    return one.to(query), two.to(key), three.to(value)
+
+
+def gradients_of_one(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``softmax(q k^T scale + bias) v``, [1, heads, m, D] each, where ``g`` is that of the output."""
+    groups = q.shape[1] // k.shape[1]
+    g, q, k, v = (x.float() for x in (g, q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
+    weights = (q @ k.mT * scale + bias).softmax(-1)
+    through = g @ v.mT
+    logits = weights * (through - (through * weights).sum(-1, keepdim=True)) * scale
+    of_k, of_v = (x.unflatten(1, (-1, groups)).sum(2) for x in (logits.mT @ q, weights.mT @ g))
+    return logits @ k, of_k, of_v
 
 
 @opaque_backward.register_fake
