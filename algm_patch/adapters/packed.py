@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from ..matching import full_precision
 from ..packing import Packing
 
 varlen_attn: Any = None
@@ -170,21 +171,16 @@ def opaque_backward(
     value: Tensor,
     counts: Tensor,
     key_bias: Tensor | None,
-    longest: int,
     scale: float | None,
-    enable_gqa: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     lengths = counts.tolist()
     scale = query.shape[3] ** -0.5 if scale is None else scale
+    parts = (x.split(lengths, 2) for x in (gradient.transpose(1, 2), query, key, value))
     found = []
-    for image, (g, q, k, v) in enumerate(
-        zip(
-            gradient.transpose(1, 2).split(lengths, 2), *(x.split(lengths, 2) for x in (query, key, value)), strict=True
-        )
-    ):
+    for image, (g, q, k, v) in enumerate(zip(*parts, strict=True)):
         bias = 0.0 if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]
         found.append(gradients_of_one(g, q, k, v, bias, scale))
-    one, two, three = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
+    one, two, three = (torch.cat(images, 2) for images in zip(*found, strict=True))
     return one.to(query), two.to(key), three.to(value)
 
 
@@ -193,7 +189,7 @@ def gradients_of_one(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of ``softmax(q k^T scale + bias) v``, [1, heads, m, D] each, where ``g`` is that of the output."""
     groups = q.shape[1] // k.shape[1]
-    g, q, k, v = (x.float() for x in (g, q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
+    g, q, k, v = (full_precision(x) for x in (g, q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
     weights = (q @ k.mT * scale + bias).softmax(-1)
     through = g @ v.mT
     logits = weights * (through - (through * weights).sum(-1, keepdim=True)) * scale
@@ -207,12 +203,12 @@ def like_gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, 
 
 
 def keep_inputs(ctx: Any, inputs: Any, output: Tensor) -> None:
-    query, key, value, counts, ctx.longest, key_bias, ctx.scale, ctx.enable_gqa = inputs
+    query, key, value, counts, _, key_bias, ctx.scale, _ = inputs
     ctx.save_for_backward(query, key, value, counts, key_bias)
 
 
 def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = opaque_backward(gradient, *ctx.saved_tensors, ctx.longest, ctx.scale, ctx.enable_gqa)
+    gradients = opaque_backward(gradient, *ctx.saved_tensors, ctx.scale)
     return *gradients, None, None, None, None, None
 
 
