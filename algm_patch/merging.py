@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .matching import best_matches, clap_leaders, gbm_leaders, most_similar, same_number, window_similarity
+from .matching import (
+    best_matches,
+    clap_leaders,
+    first_receiver,
+    gbm_leaders,
+    most_similar,
+    num_proposals,
+    same_number,
+    window_similarity,
+)
 from .packing import Packing
 from .settings import check_choice, check_layer, check_tau, check_window
 from .thresholds import Share, adaptive_tau, auto_tau, paper_tau
@@ -287,6 +296,10 @@ def proposals(
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Similarities [B, a], threshold and leaders [B, L] of tokens [B, L, D], so many of which are an image's own."""
+    if torch.compiler.is_compiling() and not isinstance(how_many, int):
+        # It does not know how many A and B tokens there are, and must that neither is a dimension that broadcasts.
+        torch._check(num_proposals(x.shape[1], num_prefix_tokens) >= 2)
+        torch._check(x.shape[1] - first_receiver(num_prefix_tokens) >= 3)
     similarity, proposer, partner = best_matches(x, num_prefix_tokens, counts)
 
     def rule(similarity: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class TokenMap:
         if packing is not None:
             count = packing.longest
         elif count is None:
-            count = int(leads[:1].sum())
+            (count,) = leads[:1].sum(1).tolist() or [0]
         if torch.compiler.is_compiling():
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
@@ -164,7 +164,8 @@ class TokenMap:
             [B, P+M, ...]; past an image's own tokens, copies of its last.
         """
         batch, length = self.labels.shape
-        if x.shape[:1] == (length,) and x.shape[:2] not in ((batch, length), (1, length)):
+        given = x.dim() > 1 and x.shape[1] == length and (x.shape[0] == batch or x.shape[0] == 1)
+        if not given and x.shape[:1] == (length,):
             x = x[None]
         if x.shape[:2] == (1, length):
             x = x.expand(batch, *x.shape[1:])
