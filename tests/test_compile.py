@@ -112,9 +112,8 @@ def test_everything_or_nothing_merges_in_the_same_graph(tau):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["timm ViT", "transformers DINOv2"])
-def test_inductor(name):
-    model = apply_algm(FAMILIES[name]().eval(), **SETTINGS)
+def test_inductor():
+    model = apply_algm(FAMILIES["timm ViT"]().eval(), **SETTINGS)
     counter, options = counted("inductor", **WHOLE)
     compiled = torch.compile(model, **options)
     for seed in range(8):
