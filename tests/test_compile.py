@@ -162,7 +162,7 @@ def test_blocks_compiled_by_themselves(settings):
 @pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "tokens": 0.6}], ids=["thresholds", "counts"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compile_first_then_patch_change_and_remove(in_place, settings):
-    model, x = FAMILIES["timm ViT"]().eval(), images(3)
+    model, x = FAMILIES["timm ViT"]().eval(), images(7)
     plain = tokens(model, x)
     reference = copy.deepcopy(model)
     if in_place:

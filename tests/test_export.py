@@ -301,9 +301,3 @@ def test_thresholds_and_one_image():
     found = torch.export.export(model, (images[:1],)).module()
     for image in images.split(1):
         torch.testing.assert_close(found(image), model(image), **CLOSE)
-
-
-def test_thresholds_in_onnx(tmp_path):
-    model, images = apply_algm(build("timm ViT"), **BY_THRESHOLD), five(photo())
-    program = torch.onnx.export(export(model, images), dynamo=True, verbose=False)
-    assert_equal_to_eager(session(program, tmp_path / "model.onnx"), model, images, CLOSE_IN_ONNX)
