@@ -203,9 +203,7 @@ def run_epoch(
     bar = tqdm(loader, title, unit="batch", disable=not accelerator.is_main_process)
     for images, labels in bar:
         with accelerator.accumulate(model):
-            logits = interpolate(model(images).float(), labels.shape[-2:], mode="bilinear")
-            loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-            loss = loss / (labels != IGNORED).sum().clamp(min=1)  # a crop may hold nothing that counts
+            loss = mean_loss(model(images), labels)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -218,6 +216,13 @@ def run_epoch(
             schedule.step()
         bar.set_postfix(loss=f"{value:.3f}")
     return total / len(loader)
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of logits [B, C, h, w], over the pixels of labels [B, H, W] that count; 0 if none does."""
+    logits = interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+    total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def make_accelerator(options: argparse.Namespace) -> Accelerator:
