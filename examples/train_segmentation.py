@@ -366,7 +366,7 @@ class Crops(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             [
                 v2.RandomResizedCrop(model.size, scale=(0.25, 1.0)),
                 v2.RandomHorizontalFlip(),
-                v2.RandomPhotometricDistort(),
+                v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.1),  # Segmenter's
                 v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
                 v2.Normalize(model.mean, model.std),
             ]
