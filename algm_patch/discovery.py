@@ -185,6 +185,8 @@ def why_unknown(block: nn.Module) -> str:
     reason = refusal_of(block)
     if reason is not None:
         return f"in {full_name(block)}, {reason}"
+    if any(map(adapter_of, block.modules())):
+        return f"{full_name(block)} wraps a block. Call apply_algm before the blocks are wrapped"
     forward = path_of(unpatched(type(block)).forward)
     return (
         f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "

@@ -80,7 +80,8 @@ class Algm:
 
     def _identity(self) -> tuple[str, int, tuple[float, ...], str]:
         """What settings that are measured now hold for: the first fields of ``Measured``."""
-        return self._model, self._depth, weight_sample(self._vit.projection), __version__
+        model = self._model.removeprefix("FSDP")  # which fully_shard writes before the name of a class
+        return model, self._depth, weight_sample(self._vit.projection), __version__
 
     def _set(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""
@@ -296,7 +297,10 @@ class Algm:
 
     def _why_untraced(self, layer: int) -> str:
         if backward_pass() != NOT_IN_BACKWARD:
-            return "They were recomputed in the backward pass from a copy of the input (activation offloading?)"
+            return (
+                "They were recomputed in the backward pass from a copy of the input (activation offloading, or a dtype "
+                "that changes before each block, such as fully_shard's output_dtype?)"
+            )
         if self._tracker.current is not None:
             return (
                 "In the forward pass under way it ran already. If several passes take turns, hand the tokens from "
@@ -309,13 +313,18 @@ class Algm:
         blocks = self._vit.blocks
         before, block, after = blocks[max(layer - 1, 0) : layer], blocks[layer], blocks[layer + 1 : layer + 2]
         read = (
-            block._forward_hooks
+            of_tokens(block._forward_hooks)
             or block._backward_hooks
             or block._backward_pre_hooks
-            or any(other._forward_pre_hooks or other._backward_hooks for other in after)
+            or any(of_tokens(other._forward_pre_hooks) or other._backward_hooks for other in after)
         )
-        changed = block._forward_pre_hooks or any(other._forward_hooks for other in before)
+        changed = of_tokens(block._forward_pre_hooks) or any(of_tokens(other._forward_hooks) for other in before)
         return bool(read) and bool(after or not self._after_head), bool(changed)
+
+
+def of_tokens(hooks: dict[int, Callable[..., Any]]) -> bool:
+    """Whether there are hooks other than those of fully_shard, which gather weights and leave the tokens alone."""
+    return any("torch.distributed.fsdp" not in str(getattr(hook, "__module__", "")) for hook in hooks.values())
 
 
 def token_range(sizes: Tensor) -> str:

@@ -111,9 +111,9 @@ class Measured:
 
 
 def weight_sample(projection: nn.Module) -> tuple[float, ...]:
-    """A few weights of a module, evenly spaced; none while they have no values (meta device)."""
+    """A few weights of a module, evenly spaced; none while they have no values here (meta device, shards)."""
     weight = next(projection.parameters()).detach()
-    if weight.is_meta:
+    if weight.is_meta or hasattr(weight, "full_tensor"):
         return ()
     chosen = torch.linspace(0, weight.numel() - 1, SAMPLE, dtype=torch.float64).long()
     return tuple(weight.flatten()[chosen.to(weight.device)].float().tolist())

@@ -248,7 +248,8 @@ def unswap(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         if "_algm_original" not in vars(type(module)):
             raise ValueError(
-                f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first"
+                f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first. "
+                "What cannot be undone, such as fully_shard, goes before apply_algm"
             )
     for module in modules:
         module.__class__ = unpatched(type(module))

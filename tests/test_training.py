@@ -17,9 +17,15 @@ from timm.layers import set_reentrant_ckpt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from algm_patch import TokenMap, apply_algm, gbm, remove_algm
+from algm_patch import TokenMap, apply_algm, clap, gbm, remove_algm
+from algm_patch.adapters import adapter_of
+from algm_patch.adapters.halves import attention_half
+from algm_patch.matching import best_matches, window_similarity
+from algm_patch.passes import LayerTokens
 
 SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+NOTHING = {**SETTINGS, "tau": 2.0, "gbm_tau": 2.0}
+EVERYTHING = {**SETTINGS, "tau": -1.0, "gbm_tau": -1.0}
 
 
 def gradients(model, loss):
@@ -80,6 +86,101 @@ def test_gradcheck_of_a_merge_and_its_way_back():
     assert torch.autograd.gradcheck(lambda x: gbm(x, TokenMap.identity(1, 5), layer=1, tau=0.0)[0], x)
 
 
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_gradcheck_of_both_merges_and_their_way_back(batch):
+    alike = torch.tensor([[13], [6]]) > torch.arange(13)  # both windows of the first image, one of the second
+    x = (torch.randn(2, 13, 3, dtype=torch.float64) + 5 * alike[..., None]).requires_grad_()
+
+    def merged(x):
+        once, windows = clap(x, (4, 3), 0.8, batch=batch)
+        return once, windows, *gbm(once, windows, layer=2, tau=0.5, batch=batch)
+
+    _, windows, _, token_map = merged(x)
+    assert (windows.packing is not None) == (token_map.packing is not None) == (batch == "image")
+    assert token_map.sizes.shape[1] < windows.sizes.shape[1] < 13
+    assert torch.autograd.gradcheck(lambda x: merged(x)[::2], x)
+    assert torch.autograd.gradcheck(lambda x: token_map.unmerge(merged(x)[2]), x)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode, fused):
+    """Padded, packed, or one after the other."""
+    block = getattr(timm.models.vision_transformer.Block(8, 2, qkv_bias=True).double(), mode)()
+    block.attn.fused_attn = fused
+    token_map = TokenMap.from_leaders(
+        torch.tensor([[0, 1, 1, 3, 3], [0, 1, 1, 1, 1]]), torch.ones(2, 5, dtype=torch.float64), packed=True
+    )
+    tokens = LayerTokens(token_map, token_map.key_bias, num_prefix_tokens=1)
+    assert token_map.packing.lengths == (3, 2)
+    x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
+
+
+@pytest.mark.parametrize("taps", ["auto", "all"])
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_gradcheck_of_a_whole_model(batch, taps):
+    model, image = build("ViT").double().train(), photo(batch=3).double().requires_grad_()
+    apply_algm(model, **SETTINGS, batch=batch, taps=taps)
+    assert torch.autograd.gradcheck(model.forward_features, image, fast_mode=True)
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[1] < 31
+
+
+TIES = {
+    "identical": lambda: torch.ones(2, 13, 4),
+    "zero": lambda: torch.zeros(2, 13, 4),
+    "one image identical, one not": lambda: torch.cat([torch.ones(1, 13, 4), torch.randn(1, 13, 4)]),
+    "no two alike": lambda: torch.randn(2, 13, 4),
+}
+
+
+@pytest.mark.parametrize("tokens", TIES.values(), ids=TIES)
+@pytest.mark.parametrize("tau", [-1.0, "auto", 1.0, 2.0])
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_merged_and_unmerged_every_token_counts_once(tokens, tau, batch):
+    """A group's copies sum to its members: the gradient of the sum is one, also at ties."""
+    x = tokens().requires_grad_()
+    once, windows = clap(x, (4, 3), tau, batch=batch)
+    twice, token_map = gbm(once, windows, layer=2, tau="adaptive" if tau == "auto" else tau, batch=batch)
+    (gradient,) = torch.autograd.grad(token_map.unmerge(twice).sum(), x)
+    torch.testing.assert_close(gradient, torch.ones_like(x))
+    assert windows.sizes.shape[1] < 13 or tau not in (-1.0, "auto")
+    assert token_map.sizes.shape[1] == 13 or tau != 2.0
+
+
+def test_what_is_just_as_similar_as_the_threshold_merges():
+    x = torch.randn(1, 13, 4, requires_grad=True)
+    windows = window_similarity(x.detach()[:, 1:], (4, 3), (2, 2)).flatten()
+    merged, token_map = clap(x, (4, 3), windows.sort().values[1].item())
+    assert merged.shape[1] == 10
+    (gradient,) = torch.autograd.grad(token_map.unmerge(merged).sum(), x)
+    torch.testing.assert_close(gradient, torch.ones_like(x))
+    proposals = best_matches(x.detach(), 1)[0].flatten().sort(descending=True).values
+    merged, token_map = gbm(x, TokenMap.identity(1, 13), layer=1, tau=proposals[2].item())
+    assert merged.shape[1] == 10
+    (gradient,) = torch.autograd.grad(token_map.unmerge(merged).sum(), x)
+    torch.testing.assert_close(gradient, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["identical", "zero"])
+@pytest.mark.parametrize("settings", [NOTHING, EVERYTHING, {**SETTINGS, "tau": "auto"}, {**SETTINGS, "taps": "all"}])
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_merging_patches_that_are_the_same_changes_no_gradient(zero, settings, batch):
+    model, image = build("ViT").train(), torch.zeros(2, 3, 96, 80)
+    with torch.no_grad():
+        model.pos_embed[:, 1:] = 0
+        model.patch_embed.proj.bias.mul_(not zero)
+
+    def loss():
+        return model.forward_features(image).mul(torch.linspace(-1, 1, 64)).sum()
+
+    expected = gradients(model, loss())
+    apply_algm(model, **settings, batch=batch)
+    found = gradients(model, loss())
+    assert (model.algm.tokens_per_layer[-1] < 31) == (settings is not NOTHING)
+    assert_same(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def checkpointed(model, how):
     """A forward that recomputes in the backward pass."""
     if how == "whole model":
@@ -129,15 +230,154 @@ def test_recomputation_replays_each_forwards_own_merges(how, mode):
     assert_same(found, expected, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["blocks", "whole model"])
-def test_gradients_under_autocast(how):
+def test_gradients_under_autocast(how, dtype):
     model, image = build("ViT").train(), photo()
     apply_algm(model, **SETTINGS)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         expected = gradients(model, model.forward_features(image).float().square().mean())
         found = gradients(model, checkpointed(model, how)(image).float().square().mean())
     assert_same(found, expected, atol=0, rtol=0)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_gradients_under_autocast_are_near_those_in_full_precision(batch, dtype):
+    """Scaled, as float16 needs it; and what overflows is left out, without a trace."""
+    model, image = apply_algm(build("ViT").train(), **SETTINGS, batch=batch), photo()
+    expected = gradients(model, model.forward_features(image).square().mean())
+    counts, weights = model.algm.tokens_per_layer, copy.deepcopy(model.state_dict())
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3), torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    def step(overflow=1.0):
+        with torch.autocast("cpu", dtype):
+            loss = model.forward_features(image).float().square().mean() * overflow
+        model.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(overflow=torch.inf)
+    assert scaler.get_scale() == 2.0**11
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    step()
+    assert scaler.get_scale() == 2.0**11
+    assert model.algm.tokens_per_layer == counts
+    for name, gradient in expected.items():
+        found = model.get_parameter(name).grad
+        assert torch.nn.functional.cosine_similarity(found.flatten(), gradient.flatten(), dim=0) > 0.99, name
+        assert 0.97 < found.norm() / gradient.norm() < 1.03, name
+    assert not torch.equal(model.cls_token, weights["cls_token"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch": "image"}, {"tau": "auto", "tokens": 0.6}], ids=["min", "image", "fixed"]
+)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_gradients_of_micro_batches_add_up(settings, recompute):
+    """To those of one model for each; and, where images do not share a count, to those of the whole batch."""
+    settings, images = {**SETTINGS, "gbm_layers": [3], **settings}, photo(batch=6)
+
+    def built():
+        model = apply_algm(build("ViT").train(), **settings)
+        model.set_grad_checkpointing(recompute)
+        return model
+
+    def loss(model, images):
+        return model.forward_features(images).square().sum()
+
+    alone = [gradients(model, loss(model, part)) for model, part in ((built(), part) for part in images.split(2))]
+    model, expected = built(), {name: sum(each[name] for each in alone) for name in alone[0]}
+    for part in images.split(2):
+        loss(model, part).backward()
+    assert_same({name: model.get_parameter(name).grad for name in expected}, expected, atol=1e-3, rtol=1e-5)
+    if settings.get("batch") or settings.get("tokens"):
+        assert_same(gradients(model, loss(model, images)), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", ["min", "image"])
+def test_random_depth_and_dropout_draw_as_ever(batch):
+    drops = {f"{part}_drop_rate": 0.2 for part in ("pos", "proj", "attn")}
+    model, image = build("ViT", drop_path_rate=0.4, **drops).train(), photo(batch=3)
+
+    def drawn():
+        torch.manual_seed(0)
+        return gradients(model, model(image).square().sum()), torch.rand(())
+
+    expected, after = drawn()
+    apply_algm(model, **{**SETTINGS, "tau": 1.0, "gbm_tau": 1.0}, batch=batch)  # which no two tokens reach
+    found, still = drawn()
+    assert model.algm.tokens_per_layer[-1] == 31
+    assert_same(found, expected, atol=0, rtol=0)
+    assert torch.equal(after, still)
+    model.algm.tau, model.algm.gbm_tau = 0.5, "adaptive"
+    merged, again = drawn()[0], drawn()[0]
+    assert model.algm.tokens_per_layer[-1] < 31
+    assert_same(again, merged, atol=0, rtol=0)
+    assert merged.keys() == expected.keys()
+
+
+class Segmentor(torch.nn.Module):
+    """A trunk and a head with batch norm."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+        self.head = torch.nn.Sequential(torch.nn.Conv2d(64, 8, 1), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 3, 1))
+
+    def forward(self, image):
+        x = self.trunk.forward_features(image)
+        return self.head(x[:, 1:].mT.unflatten(2, (6, 5)))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_head_trains_on_a_frozen_trunk(mode):
+    model, image = apply_algm(Segmentor(build("ViT").requires_grad_(False)).train(), **SETTINGS), photo(batch=3)
+    getattr(model.trunk, mode)()
+    for _ in range(3):
+        found = gradients(model, model(image).square().mean())
+        assert {name.partition(".")[0] for name in found} == {"head"}
+        assert len(found) == 6
+    assert model.algm.token_map.sizes.shape[1] < 31
+    assert (model.algm.token_map.packing is None) == (mode == "train")
+    model.trunk.set_grad_checkpointing()
+    again = gradients(model, model(image).square().mean())
+    with torch.no_grad():
+        features = model.trunk.forward_features(image)
+    model.trunk.forward_features = lambda image: features
+    expected = gradients(model, model(image).square().mean())
+    assert_same(found, expected, atol=0, rtol=0)
+    assert_same(again, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 4], ids="the first {} blocks".format)
+def test_what_is_frozen_changes_no_other_gradient(frozen):
+    """Before the first merge, at it, and behind them all."""
+    model, image = apply_algm(build("ViT").train(), **SETTINGS), photo()
+    expected = gradients(model, model(image).square().sum())
+    for parameter in (model.cls_token, model.pos_embed, *model.patch_embed.parameters()):
+        parameter.requires_grad = False
+    model.blocks[:frozen].requires_grad_(False)
+    found = gradients(model, model(image).square().sum())
+    blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks")}
+    assert blocks == set(range(frozen, 5))
+    assert_same(found, {name: expected[name] for name in found}, atol=0, rtol=0)
+
+
+def test_frozen_batch_norms_of_a_head_stay_as_they_are():
+    model, image = apply_algm(Segmentor(build("ViT")).train(), **SETTINGS), photo(batch=3)
+    norm = model.head[1].eval()
+    before = copy.deepcopy(norm.state_dict())
+    whole = gradients(model, model(image).square().sum())
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert model.algm.token_map.packing is None
+    norm.requires_grad_(False)
+    part = gradients(model, model(image).square().sum())
+    assert whole.keys() - part.keys() == {"head.1.weight", "head.1.bias"}
+    assert_same(part, {name: whole[name] for name in part}, atol=0, rtol=0)
 
 
 def test_a_backward_pass_in_another_thread_leaves_the_handle_its_forward():
