@@ -4,24 +4,28 @@ __version__ = "0.1.0"
 
 from .adapters import Adapter, register
 from .calibrate import calibrate
+from .drawing import contact_sheet, visualize
+from .films import animate
 from .merging import clap, gbm
 from .pareto import pareto
 from .passes import LayerTokens
 from .patch import apply_algm, remove_algm
 from .presets import presets
 from .settings import Settings, load_settings
+from .showing import panels
 from .tokens import TokenMap
 from .tune import tune
-from .visualize import panels, visualize
 
 __all__ = [
     "Adapter",
     "LayerTokens",
     "Settings",
     "TokenMap",
+    "animate",
     "apply_algm",
     "calibrate",
     "clap",
+    "contact_sheet",
     "gbm",
     "load_settings",
     "panels",

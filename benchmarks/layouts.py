@@ -20,7 +20,6 @@ from typing import TypeVar, overload
 
 import numpy as np
 import torch
-from matplotlib import color_sequences
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,6 +28,8 @@ from torchvision.datasets import Cityscapes
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from algm_patch.pictures import distinct_colours
+
 Result = TypeVar("Result")
 
 IGNORED = 255  # in the published sets
@@ -36,8 +37,6 @@ INVALID = -1  # in a table of labels: a value that must not occur
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 CLASSES = Path(__file__).parent / "classes.json"  # names and colours as mmsegmentation's datasets have them
-HUES = color_sequences["petroff10"]
-SHADES = ((0.0, 0.0), (0.45, 0.0), (0.55, 1.0), (0.7, 0.0))  # so much of black (0) or white (1)
 SHOWN = 10  # files that an error names
 
 
@@ -442,16 +441,3 @@ def allowed(table: NDArray[np.int64]) -> str:
 
 def hex_colour(text: str) -> tuple[int, ...]:
     return tuple(round(255 * part) for part in to_rgb(text))
-
-
-def distinct_colours(count: int) -> list[tuple[int, ...]]:
-    """For so many classes: ten hues that colour-blind people can tell apart (Petroff 2021), then their shades.
-
-    First as they are, then darker, lighter, and darkest. From some thirty classes on a legend must name them.
-    """
-    colours = []
-    for i in range(count):
-        turn, hue = divmod(i, len(HUES))
-        share, towards = SHADES[turn % len(SHADES)]
-        colours.append(tuple(round(255 * ((1 - share) * part + share * towards)) for part in HUES[hue]))
-    return colours

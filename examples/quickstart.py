@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2 import functional as transforms
 
 from algm_patch import apply_algm, panels
-from algm_patch.visualize import draw
+from algm_patch.drawing import draw
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, PATCH = 518, 14

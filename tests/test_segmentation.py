@@ -193,9 +193,9 @@ def test_classes_by_name(folder):
 
 
 def test_generated_colours_differ():
-    colours = layouts.distinct_colours(40)
+    colours = layouts.distinct_colours(40).tolist()
     assert len(set(colours)) == 40
-    assert colours[:7] == layouts.distinct_colours(7)
+    assert colours[:7] == layouts.distinct_colours(7).tolist()
 
 
 def test_a_camera_on_its_side(folder):

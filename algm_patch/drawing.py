@@ -1,0 +1,151 @@
+"""Panels on paper: with matplotlib, in a figure of one's own or on axes that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .handle import Algm, handle_of
+from .pictures import Array, distinct_colours
+from .showing import panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 11.0  # of a sheet in inches: what a notebook shows without shrinking the text much
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def visualize(
+    image: Any,
+    model: nn.Module,
+    predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    *,
+    classes: Sequence[str] = (),
+    palette: Any = None,
+) -> Figure:
+    """One sheet: the panels of :func:`panels` (as the supplement's Fig. 4 to 9), and the tokens of each layer.
+
+    Args:
+        image, model, predict, palette: as for :func:`panels`.
+        classes: names, for a legend.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError, TypeError: as :func:`panels`.
+    """
+    colours = distinct_colours(len(classes)) if palette is None and classes else palette
+    shown = panels(image, model, predict, colours)
+    figure, axes = grid_of_axes(len(shown) + 1, next(iter(shown.values())).shape)
+    for axis, (title, panel) in zip(axes, shown.items(), strict=False):
+        draw_panel(axis, panel, title)
+    draw_tokens(axes[len(shown)], handle_of(model))
+    high, wide, _ = shown["image"].shape
+    axes[len(shown)].set_box_aspect(high / wide)
+    if classes:
+        draw_legend(figure, classes, np.asarray(colours))
+    return figure
+
+
+def draw(shown: Mapping[str, Array], columns: int = 3) -> Figure:
+    """Panels by title, so many in a row.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    figure, axes = grid_of_axes(len(shown), next(iter(shown.values())).shape, columns)
+    for axis, (title, panel) in zip(axes, shown.items(), strict=False):
+        draw_panel(axis, panel, title)
+    return figure
+
+
+def draw_panel(axes: Axes, panel: Array, title: str = "") -> None:
+    """Colours [H, W, 3] as they are; values [H, W] as a map with its scale."""
+    axes.set_axis_off()
+    axes.set_title(title, fontsize="medium")
+    drawn = axes.imshow(panel, interpolation="nearest", cmap="viridis")
+    if panel.ndim == 2:
+        axes.figure.colorbar(drawn, ax=axes, location="right", fraction=0.05, pad=0.02)
+
+
+def draw_tokens(axes: Axes, handle: Algm) -> None:
+    """How many tokens each layer of the last forward pass left, before the backdrop of how many there would be."""
+    counts = handle.tokens_per_layer
+    height, width = handle._past().grid
+    layers = range(1, len(counts) + 1)
+    whole = handle._past().num_prefix_tokens + height * width
+    axes.bar(layers, [whole] * len(counts), width=0.9, color="0.88")
+    axes.bar(layers, counts, width=0.9, color="#3f90da")
+    axes.set_title("tokens after each layer", fontsize="medium")
+    axes.set_xlabel("layer")
+    axes.set_ylim(0, whole * 1.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    for layer, count in zip(layers, counts, strict=True):
+        if layer == 1 or count != counts[layer - 2]:
+            axes.text(layer, count, f"{count}", ha="center", va="bottom", fontsize="small")
+
+
+def draw_legend(figure: Figure, classes: Sequence[str], palette: Array) -> None:
+    """Below a figure, the name and colour of each class."""
+    from matplotlib.patches import Patch
+
+    if len(classes) > len(palette):
+        raise ValueError(f"{len(classes)} classes, but the palette has {len(palette)} colours")
+    handles = [Patch(color=colour / 255, label=name) for name, colour in zip(classes, palette, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), 7), frameon=False)
+
+
+def contact_sheet(images: Any, model: nn.Module, columns: int = 4) -> Figure:
+    """The groups of many images after the last merge, each with its name and how many tokens are left.
+
+    Args:
+        images: a folder, or images as for :func:`panels`, or paths of images.
+        model: patched.
+
+    Raises:
+        ValueError: if there is no image.
+        OSError: if a file cannot be read as an image.
+    """
+    cells = {}
+    for name, image in named_images(images):
+        *_, (title, panel) = panels(image, model).items()
+        merged = title.rpartition(": ")[2] if ": " in title else "nothing merged"
+        cells[f"{name}\n{merged}"] = panel
+    if not cells:
+        raise ValueError("contact_sheet got no images")
+    return draw(cells, columns)
+
+
+def named_images(images: Any) -> Iterator[tuple[str, Any]]:
+    """Names and images: of a folder its image files, by name."""
+    from PIL import Image
+
+    if isinstance(images, (str, Path)):
+        folder = Path(images)
+        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    for number, image in enumerate(images, 1):
+        if isinstance(image, (str, Path)):
+            with Image.open(image) as opened:
+                yield Path(image).name, opened.convert("RGB")
+        else:
+            yield f"{number}", image
+
+
+def grid_of_axes(count: int, shape: tuple[int, ...], columns: int = 3) -> tuple[Figure, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'") from error
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    side = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * (side * shape[0] / shape[1] + 0.4)), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes
