@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .calibrate import similarities
 from .discovery import class_name
+from .flops import width_of
 from .handle import handle_of
 from .judges import Judge, judge_of
 from .measured import SEARCHED, Measured, Trial
@@ -131,7 +132,7 @@ class Bench:
     def _judge_of(self, answer: Any) -> Judge:
         if self.handle._latest is None:
             raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
-        width = len(next(self.handle._vit.projection.parameters()))
+        width = width_of(self.handle._vit.blocks[0])
         return judge_of(answer, self.handle.token_map.labels.shape[1], width)
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from . import __version__
 from .adapters import readers_of
+from .card import card
 from .compiling import in_one_graph, traces_python
 from .discovery import Vit, class_name
+from .flops import block_cost, gflops
 from .measured import weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings
@@ -179,6 +181,38 @@ class Algm:
         except RuntimeError:
             lines.append("no forward pass yet")
         return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A card for notebooks: settings, tokens of each layer, GFLOPs and grid of the last forward pass."""
+        _, clap, gbm, others, *_ = repr(self).split("\n  ")
+        stages = [(line[:4].strip(), line[6:]) for line in (clap, gbm)]
+        title = f"ALGM on {self._model}, {self._depth} blocks"
+        settings = [*stages, ("", others)]
+        try:
+            past = self._past()
+        except RuntimeError:
+            return card(title, settings, ["no forward pass yet"], [], 0)
+        height, width = past.grid
+        without, merging = self._gflops()
+        facts = [
+            f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix",
+            f"about {merging:.3g} of {without:.3g} GFLOPs an image in the blocks: {without / merging:.2f} × fewer",
+        ]
+        return card(title, settings, facts, self.tokens_per_layer, past.num_prefix_tokens + height * width)
+
+    def _gflops(self) -> tuple[float, float]:
+        """Of the blocks, for an image of the last forward pass: without merging, and as it was."""
+        past = self._past()
+        steps = [past.steps[layer] for layer in sorted(past.steps)]
+        blocks = [block_cost(block) for block in self._vit.blocks]
+        tokens = [step.num_prefix_tokens + past.grid[0] * past.grid[1] for step in steps]
+        left = [
+            [whole] * past.batch if step.after is None else (step.after.sizes > 0).sum(1).tolist()
+            for whole, step in zip(tokens, steps, strict=True)
+        ]
+        unmerged = [[whole] * past.batch for whole in tokens]
+        merge_first = past.settings.place == "before_mlp"
+        return gflops(blocks, tokens[0], unmerged, merge_first), gflops(blocks, tokens[0], left, merge_first)
 
     def _ablations(self) -> Iterator[str]:
         for name in ("metric", "reduce", "place", "batch", "tokens"):
