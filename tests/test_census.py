@@ -5,7 +5,6 @@ refused or of a kind that the contract covers: it stands in the table as new.
 """
 
 import re
-import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import cases_huggingface
 import cases_timm
 import pytest
 import timm
-import torch
 
-from algm_patch import apply_algm
+from algm_patch.census import PATCHED, timm_models, transformers_models
 from algm_patch.discovery import find_vit, full_name
 
 TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "coverage.md"
@@ -32,21 +30,13 @@ def covered():
     return {kind(case.build()) for case in (*cases_timm.CASES.values(), *cases_huggingface.CASES.values())}
 
 
-def outcome(model, covered):
-    """ "patched", or the reason of the refusal without the model's own name and numbers."""
-    try:
-        apply_algm(model, clap_layer=1, gbm_layers=[])
-    except ValueError as error:
-        return re.sub(r"^\S+ cannot be patched: ", "", str(error))
-    assert kind(model) in covered, f"patched, but in no contract case: {kind(model)}"
-    return "patched"
-
-
-def build(make, *arguments):
-    """On the meta device: only the structure matters."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(*arguments)
+def surveyed(outcomes, covered):
+    results = []
+    for found in outcomes:
+        if found.found == PATCHED:
+            assert kind(found.model) in covered, f"patched, but in no contract case: {kind(found.model)}"
+        results.append((found.name, found.cls, found.found))
+    return results
 
 
 def write(library, version, results):
@@ -78,42 +68,17 @@ def write(library, version, results):
 
 
 def test_timm(covered):
-    results = []
-    for name in timm.list_models():
-        model = build(timm.create_model, name)
-        results.append((name, type(model).__name__, outcome(model, covered)))
+    results = surveyed(timm_models(), covered)
+    assert len(results) == len(timm.list_models())
     write("timm", timm.__version__, results)
     patched = {cls for _, cls, found in results if found == "patched"}
     assert {"VisionTransformer", "Eva", "Beit", "NaFlexVit", "VisionTransformerRelPos"} <= patched
     assert not patched & {"SwinTransformer", "Hiera", "VisionTransformerSAM", "MultiScaleVit", "ResNet"}
 
 
-def vision_models():
-    """Every model of transformers' auto-mapping that takes pixels, with its configuration."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
-
-    for name in MODEL_MAPPING_NAMES:
-        try:
-            found = MODEL_MAPPING[CONFIG_MAPPING[name]]
-            cls = found[0] if isinstance(found, (tuple, list)) else found
-            takes_pixels = cls.main_input_name == "pixel_values"
-        except (ImportError, ValueError):  # needs a library for audio or text
-            continue
-        if takes_pixels:
-            yield name, cls, CONFIG_MAPPING[name]
-
-
 def test_transformers(covered):
     transformers = pytest.importorskip("transformers")
-    results = []
-    for name, cls, config in vision_models():
-        try:
-            model = build(lambda cls=cls, config=config: cls(config()))
-        except (ImportError, TypeError, ValueError) as error:  # needs a library, or has no default configuration
-            results.append((name, cls.__name__, f"not built: {str(error).strip().splitlines()[0]}"))
-            continue
-        results.append((name, cls.__name__, outcome(model, covered)))
+    results = surveyed(transformers_models(), covered)
     write("transformers", transformers.__version__, results)
     patched = {cls for _, cls, found in results if found == "patched"}
     assert {"ViTModel", "DeiTModel", "Dinov2Model", "DINOv3ViTModel", "BeitModel", "Data2VecVisionModel"} <= patched

@@ -1,0 +1,77 @@
+"""Which models of timm and transformers are patched, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .patch import apply_algm
+
+PATCHED = "patched"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of patching one model.
+
+    Attributes:
+        name: of timm's model, or of transformers' model type.
+        cls: the name of its class.
+        found: "patched"; or why not, without the model's own name.
+        model: patched or not; on the meta device. None if it could not be built.
+    """
+
+    name: str
+    cls: str
+    found: str
+    model: nn.Module | None
+
+
+def timm_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
+    """Of every model of timm, or of those named."""
+    import timm
+
+    for name in timm.list_models() if names is None else names:
+        yield outcome(name, name, partial(timm.create_model, name))
+
+
+def transformers_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
+    """Of every type of transformers' models that takes pixels, or of those named; in its default configuration."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
+
+    for name in MODEL_MAPPING_NAMES if names is None else names:
+        config = CONFIG_MAPPING[name]
+        try:
+            found = MODEL_MAPPING[config]
+            cls: Any = found[0] if isinstance(found, (tuple, list)) else found
+            takes_pixels = cls.main_input_name == "pixel_values"
+        except (ImportError, ValueError):  # needs a library for audio or text
+            continue
+        if takes_pixels:
+            yield outcome(name, cls.__name__, partial(build, cls, config))
+
+
+def build(cls: Any, config: Any) -> Any:
+    return cls(config())
+
+
+def outcome(name: str, cls: str, make: Callable[[], Any]) -> Outcome:
+    try:
+        with torch.device("meta"), warnings.catch_warnings():  # only the structure, without memory for weights
+            warnings.simplefilter("ignore")
+            model = make()
+    except (ImportError, TypeError, ValueError) as error:  # needs a library, or has no default configuration
+        return Outcome(name, cls, f"not built: {str(error).strip().splitlines()[0]}", None)
+    try:
+        apply_algm(model, clap_layer=1, gbm_layers=[])
+    except ValueError as error:
+        return Outcome(name, type(model).__name__, re.sub(r"^\S+ cannot be patched: ", "", str(error)), model)
+    return Outcome(name, type(model).__name__, PATCHED, model)

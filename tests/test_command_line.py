@@ -1,0 +1,121 @@
+"""python -m algm_patch, as users call it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.data import astronaut
+
+from algm_patch import load_settings
+from algm_patch.__main__ import main
+
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model(NAME).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to be in, with images in it."""
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.fromarray(astronaut()[64 * i : 64 * i + 300]).save(tmp_path / "images" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(weights):
+    return ["--model", NAME, "--weights", str(weights), "--size", "96", "96"]
+
+
+def files(place):
+    return {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} - {
+        "images/0.png",
+        "images/1.png",
+    }
+
+
+def test_show(place, model, capsys):
+    assert main(["show", "images/0.png", *model, "--tau", "0.5", "--out", "new/folder"]) == 0
+    assert files(place) == {"new/folder/0.png"}
+    assert Image.open("new/folder/0.png").width > 800
+    printed = capsys.readouterr().out
+    assert "CLAP 37 ->" in printed
+    assert "tau 0.5" in printed
+
+
+def test_tune_then_bench_with_what_was_found(place, model, capsys):
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "20s"]) == 0
+    assert files(place) == {"algm_out/settings.json", "algm_out/pareto.png"}
+    settings = load_settings("algm_out/settings.json")
+    assert settings.measured.kept >= 0.5
+    before = files(place)
+    assert main(["bench", "images/0.png", *model, "--settings", "algm_out/settings.json", "--rounds", "2"]) == 0
+    assert "GFLOPs an image" in capsys.readouterr().out
+    assert files(place) == before
+
+
+def test_bench_merges_as_it_is_told(place, model, capsys):
+    assert main(["bench", "images/0.png", *model, "--tokens", "0.5", "--batch", "2", "--rounds", "1"]) == 0
+    assert "tokens 0.5" in capsys.readouterr().out
+    assert main(["bench", "images/0.png", *model, "--tau", "2", "--gbm-layers", "--rounds", "1"]) == 0
+    assert "1.00 x fewer" in capsys.readouterr().out
+    assert files(place) == set()
+
+
+def test_models(capsys):
+    assert main(["models", "vit_base_patch16_dinov3"]) == 0
+    assert main(["models", NAME, "swin_tiny_patch4_window7_224"]) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "vit_base_patch16_dinov3 (Eva): patched"
+    assert last.startswith("swin_tiny_patch4_window7_224 (SwinTransformer): ")
+    assert "patched" not in last.split(": ")[1][:8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nowhere.png", "--model", NAME], "nowhere.png"),
+        (["show", "text.png", "--model", NAME], "text.png is not an image"),
+        (["show", "images/0.png", "--model", "vit_huge"], "has no model 'vit_huge'"),
+        (["show", "images/0.png", "--model", NAME, "--weights", "nowhere.pth"], "nowhere.pth is not there"),
+        (["show", "images/0.png", "--model", NAME, "--settings", "text.png"], "text.png is not JSON"),
+        (["tune", "images/0.png", "--model", NAME], "images/0.png is not a folder"),
+        (["tune", "empty", "--model", NAME], "tune got no images"),
+        (["models", "vit_huge"], "has no model vit_huge"),
+    ],
+)
+def test_what_is_wrong_is_said(place, weights, capsys, arguments, message):
+    (place / "text.png").write_text("no image")
+    (place / "empty").mkdir()
+    if "--weights" not in arguments and "models" not in arguments:
+        arguments = [*arguments, "--weights", str(weights)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert files(place) == {"text.png"}
+
+
+def test_help_and_usage():
+    for arguments, code, words in ((["--help"], 0, "tune"), (["show", "--help"], 0, "--tau"), (["draw"], 2, "invalid")):
+        done = subprocess.run(
+            [sys.executable, "-m", "algm_patch", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        assert done.returncode == code
+        assert words in done.stdout + done.stderr
