@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -58,23 +59,38 @@ def draw(shown: Mapping[str, Array], columns: int = 3) -> Figure:
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    figure, axes = grid_of_axes(len(shown), next(iter(shown.values())).shape, columns)
+    lines = 1 + max(title.count("\n") for title in shown)
+    figure, axes = grid_of_axes(len(shown), next(iter(shown.values())).shape, columns, lines)
     for axis, (title, panel) in zip(axes, shown.items(), strict=False):
         draw_panel(axis, panel, title)
     return figure
 
 
 def draw_panel(axes: Axes, panel: Array, title: str = "") -> None:
-    """Colours [H, W, 3] as they are; values [H, W] as a map with its scale."""
+    """Colours [H, W, 3] as they are; values [H, W] as a map with its scale in a corner."""
     axes.set_axis_off()
     axes.set_title(title, fontsize="medium")
     drawn = axes.imshow(panel, interpolation="nearest", cmap="viridis")
     if panel.ndim == 2:
-        axes.figure.colorbar(drawn, ax=axes, location="right", fraction=0.05, pad=0.02)
+        draw_scale(axes, drawn)
+
+
+def draw_scale(axes: Axes, drawn: Any) -> None:
+    """In white on black edges, which is read on every colour."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
+    scale = axes.inset_axes((0.04, 0.1, 0.42, 0.035))
+    axes.figure.colorbar(drawn, cax=scale, orientation="horizontal", ticks=MaxNLocator(3))
+    scale.tick_params(colors="white", labelsize="small", length=2)
+    for label in scale.get_xticklabels():
+        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def draw_tokens(axes: Axes, handle: Algm) -> None:
     """How many tokens each layer of the last forward pass left, before the backdrop of how many there would be."""
+    from matplotlib.ticker import MaxNLocator
+
     counts = handle.tokens_per_layer
     height, width = handle._past().grid
     layers = range(1, len(counts) + 1)
@@ -83,6 +99,7 @@ def draw_tokens(axes: Axes, handle: Algm) -> None:
     axes.bar(layers, counts, width=0.9, color="#3f90da")
     axes.set_title("tokens after each layer", fontsize="medium")
     axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, whole * 1.12)
     axes.spines[["top", "right"]].set_visible(False)
     for layer, count in zip(layers, counts, strict=True):
@@ -136,16 +153,33 @@ def named_images(images: Any) -> Iterator[tuple[str, Any]]:
             yield f"{number}", image
 
 
-def grid_of_axes(count: int, shape: tuple[int, ...], columns: int = 3) -> tuple[Figure, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'") from error
+def grid_of_axes(count: int, shape: tuple[int, ...], columns: int = 3, lines: int = 1) -> tuple[Figure, Any]:
+    """For so many panels of this shape, with titles of so many lines."""
     columns = min(columns, count)
     rows = -(-count // columns)
     side = WIDTH / columns
-    figure = Figure(figsize=(WIDTH, rows * (side * shape[0] / shape[1] + 0.4)), layout="compressed")
+    figure = new_figure((WIDTH, rows * (side * shape[0] / shape[1] + 0.15 + 0.2 * lines)), "constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure, axes
+
+
+def new_figure(size: tuple[float, float], layout: Literal["compressed", "constrained"]) -> Figure:
+    """Of this width and height in inches; notebooks show it without pyplot.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'") from error
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = BytesIO()
+            self.savefig(buffer, dpi=80)
+            return buffer.getvalue()
+
+    return Shown(figsize=size, layout=layout)

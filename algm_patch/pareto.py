@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .drawing import new_figure
 from .measured import front
 from .settings import Settings
 
@@ -34,9 +35,7 @@ def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
     if measured is None:
         raise ValueError("pareto: these settings were not measured. Give those that tune returned, or saved")
     if axes is None:
-        from matplotlib.figure import Figure
-
-        axes = Figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+        axes = new_figure((6.4, 4.2), "constrained").add_subplot()
     trials, best = measured.trials, front(measured.trials)
     axes.scatter([t.cost for t in trials], [t.kept for t in trials], s=14, color="0.7", label="tried")
     axes.plot(

@@ -6,6 +6,8 @@ from pathlib import Path
 import models
 import timm
 import torch
+from PIL import Image
+from skimage.data import astronaut
 
 from algm_patch import adapters, remove_algm
 
@@ -20,7 +22,7 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     names = {"model": small(), "images": models.photo(grid=(8, 8))}
-    (one_line, use, find, own_blocks, compiled, exported) = blocks
+    (one_line, use, see, find, own_blocks, compiled, exported) = blocks
     exec(one_line, names)
     assert hasattr(names["model"], "algm")
     use, replaced = re.subn(r"timm\.create_model\(\"(.*?)\", pretrained=True, img_size=512\)\.eval\(\)", "small()", use)
@@ -29,10 +31,22 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     with torch.no_grad():
         exec(use, {**names, "small": small})
     assert (tmp_path / "merged.png").is_file()
+    picture = Image.fromarray(astronaut()[:128, :128])
+    for folder in ("photos", "frames"):
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "1.png")
+
+    def predict(model, images):
+        return model.forward_features(images)[:, 1:, :3].mT.unflatten(2, (8, 8))
+
+    exec(see, {**names, "picture": picture, "predict": predict, "names": ["sky", "road", "tree"]})
+    with Image.open(tmp_path / "merging.gif") as film:
+        assert film.format == "GIF"
     find, replaced = re.subn("10min", "5s", find)
     assert replaced == 1
     exec(find, names)
-    assert {path.name for path in tmp_path.iterdir()} == {"merged.png", "pareto.png", "settings.json"}
+    written = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert written == {"merged.png", "merging.gif", "pareto.png", "settings.json"}
     remove_algm(names["model"])
     exec(compiled, {**names, "torch": torch})
     whole = names["model"]
