@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> Path:
     agreement, maps = compare(before, after)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "quickstart.png"
-    draw({**panels(image, model), **maps}).savefig(path, dpi=90, bbox_inches="tight")
+    draw({**panels(image, model), **maps}, columns=4).savefig(path, dpi=90, bbox_inches="tight")
 
     print(model.algm)
     print(f"\n{'':8}{'before':>8}{'after':>8}")

@@ -282,7 +282,7 @@ def hugging_face_loss(family):
 CASES = {
     **{
         family: (lambda family=family: build(family, EVEN if family in ENCODERS else GRID), timm_loss(family))
-        for family in ALL.keys() - SAME_BLOCKS
+        for family in sorted(ALL.keys() - SAME_BLOCKS)
     },
     **{
         f"transformers, {family}": (

@@ -1,0 +1,238 @@
+"""The app: its uploads and runs as functions, and the page in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+
+import app
+import dinov2_saliency
+
+from algm_patch import apply_algm
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DEFAULT = {"clap_layer": 1, "gbm_layers": (5,), "tau": "auto", "window": (2, 2), "proportional_attention": True}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dinov2_saliency.load()
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
+    Image.fromarray(astronaut()).save(path)
+    return str(path)
+
+
+# -- uploads
+
+
+def saved(picture: Image.Image, path: Path, **options) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+HANDLED = {
+    "grey": ("L", "x.png"),
+    "palette": ("P", "x.gif"),
+    "print colours": ("CMYK", "x.jpg"),
+    "alpha": ("RGBA", "x.png"),
+    "bilevel": ("1", "x.png"),
+    "16 bit": ("I;16", "x.png"),
+    "float": ("F", "x.tif"),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLED)
+def test_uploads_of_every_kind_become_rgb(tmp_path, kind):
+    mode, name = HANDLED[kind]
+    picture = app.read(saved(Image.new(mode, (80, 60)), tmp_path / name))
+    assert (picture.mode, picture.size) == ("RGB", (80, 60))
+
+
+def test_what_is_seen_is_kept(tmp_path):
+    steps = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(40, 0)
+    deep = np.asarray(app.read(saved(Image.fromarray(steps), tmp_path / "deep.png")))
+    assert (np.diff(deep[0, :, 0].astype(int)) >= 0).all()
+    assert (deep[0, 0, 0], deep[0, -1, 0]) == (0, 255)
+    clear = app.read(saved(Image.new("RGBA", (40, 40), (255, 0, 0, 0)), tmp_path / "clear.png"))
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    first = app.read(saved(frames[0], tmp_path / "two.gif", save_all=True, append_images=frames[1:]))
+    assert first.getpixel((5, 5)) == (255, 0, 0)
+    turned = Image.new("RGB", (80, 40))
+    exif = turned.getexif()
+    exif[274] = 6
+    assert app.read(saved(turned, tmp_path / "turned.jpg", exif=exif)).size == (40, 80)
+
+
+def test_large_images_are_made_smaller(tmp_path):
+    assert app.read(saved(Image.new("L", (20_000, 400)), tmp_path / "wide.png")).width == app.SHOWN
+
+
+REFUSED = {
+    "one pixel": (lambda path: saved(Image.new("RGB", (1, 1)), path / "x.png"), "1×1 pixels. It needs at least 32"),
+    "very large": (lambda path: saved(Image.new("1", (20_000, 20_000)), path / "x.png"), "At most 64 megapixels"),
+    "large": (lambda path: saved(Image.new("1", (9_000, 9_000)), path / "x.png"), "9000×9000 pixels. At most 64"),
+    "text": (lambda path: text(path / "x.png", b"no image"), "not an image that can be read"),
+    "empty": (lambda path: text(path / "x.jpg", b""), "not an image that can be read"),
+    "cut off": (lambda path: cut(path / "x.png"), "not an image that can be read"),
+}
+
+
+def text(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def cut(path: Path) -> Path:
+    saved(Image.fromarray(astronaut()), path)
+    return text(path, path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_used_is_said(tmp_path, kind):
+    make, message = REFUSED[kind]
+    with pytest.raises(app.RefusedError, match=message):
+        app.read(make(tmp_path))
+
+
+# -- runs
+
+
+def test_a_run_shows_groups_predictions_and_costs(model, photograph):
+    found = app.run(model, photograph, DEFAULT)
+    titles = [title.split(":")[0] for _, title in found.pictures]
+    assert titles[2:] == [
+        "CLAP in layer 1",
+        "GBM in layer 5",
+        "prediction, unpatched",
+        "prediction, merging",
+        "difference",
+    ]
+    assert all(picture.shape == (518, 518, 3) and picture.dtype == np.uint8 for picture, _ in found.pictures)
+    assert "| tokens after the last layer | 1370 | 936 |" in found.numbers
+    assert "| GFLOPs | 109.2 | 81.4 |" in found.numbers
+    assert re.search(r"ms, measured \| \d+ \| \d+ \|", found.numbers)
+    assert not hasattr(model, "algm")
+
+
+def test_settings_found_by_measurement_hold_until_a_control_is_moved():
+    found = {**DEFAULT, "tau": 0.95123, "metric": "key", "gbm_tau": (0.8,)}
+    controls = app.controls_of(found)
+    assert app.settings_of(found, *controls) == found
+    auto, tau, clap_layer, *others = controls
+    assert app.settings_of(found, auto, round(tau, 3), clap_layer, *others) == found
+    moved = app.settings_of(found, auto, 0.9, clap_layer, *others)
+    assert moved == {**DEFAULT, "tau": 0.9}
+    assert app.settings_of({}, True, 0.9, 0, [9, 5], 3, False) == {
+        "clap_layer": None,
+        "gbm_layers": (5, 9),
+        "tau": "auto",
+        "window": (3, 3),
+        "proportional_attention": False,
+    }
+
+
+# -- the page
+
+
+@pytest.fixture
+def browser():
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=90_000)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def address(model):
+    blocks = app.page(model)
+    yield blocks.launch(prevent_thread_lock=True, quiet=True)[1]
+    blocks.close()
+
+
+def visit(browser, address):
+    visitor = browser.new_page(viewport={"width": 1280, "height": 1000})
+    visitor.set_default_timeout(90_000)
+    visitor.goto(address)
+    return visitor
+
+
+def upload(visitor, path):
+    visitor.locator("#upload input[type=file]").set_input_files(str(path))
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+@needs_chromium
+def test_a_visit(browser, address, photograph, tmp_path):
+    """Load, upload, move a slider, see the numbers change; a bad upload gets a plain message."""
+    from playwright.sync_api import expect
+
+    visitor = visit(browser, address)
+    numbers = visitor.locator("#numbers")
+    expect(numbers).to_contain_text(app.HINT)
+    upload(visitor, photograph)
+    expect(numbers).to_contain_text("936")
+    expect(visitor.locator("#pictures img").first).to_be_visible()
+    visitor.screenshot(path=tmp_path / "app.png")
+    visitor.get_by_label("threshold by the image itself").uncheck()
+    tau = visitor.locator("#tau input[type=number]")
+    tau.fill("0.8")
+    tau.press("Enter")
+    expect(numbers).to_contain_text("645")
+    visitor.locator("#upload").get_by_label("Clear").first.click()
+    upload(visitor, text(tmp_path / "bad.png", b"no image"))
+    expect(visitor.get_by_text("not an image that can be read")).to_be_visible()
+    assert Image.open(tmp_path / "app.png").size == (1280, 1000)
+
+
+@needs_chromium
+def test_visitors_do_not_mix(browser, address, model, photograph):
+    from playwright.sync_api import expect
+
+    paths = [photograph, app.photographs()[1]]
+    left = [app.run(model, path, DEFAULT).numbers.splitlines()[2].split("|")[3].strip() for path in paths]
+    assert left[0] != left[1]
+    visitors = [visit(browser, address) for _ in paths]
+    for visitor, path in zip(visitors, paths, strict=True):
+        upload(visitor, path)
+    for visitor, count in zip(visitors, left, strict=True):
+        expect(visitor.locator("#numbers")).to_contain_text(count)
+
+
+@needs_chromium
+def test_the_button_applies_what_tune_finds(browser, address, photograph, monkeypatch):
+    from playwright.sync_api import expect
+
+    def tune(model, images, keep, *, predict, budget):
+        assert (len(images), keep, budget) == (5, 0.98, app.BUDGET)
+        assert predict(model, images[:1]).shape == (1, 1, 448, 448)
+        return apply_algm(model, clap_layer=2, gbm_layers=[3, 7], tau=0.9).algm.settings
+
+    monkeypatch.setattr(app, "tune", tune)
+    visitor = visit(browser, address)
+    upload(visitor, photograph)
+    numbers = visitor.locator("#numbers")
+    expect(numbers).to_contain_text("936")
+    visitor.locator("#tune").click()
+    expect(visitor.locator("#tau input[type=number]")).to_have_value("0.9")
+    for layer in (3, 7):
+        expect(visitor.get_by_role("checkbox", name=str(layer), exact=True)).to_be_checked()
+    expect(numbers).not_to_contain_text("936")
