@@ -49,5 +49,5 @@ def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
     axes.set_ylabel(WHAT_IS_KEPT[measured.judge])
     axes.set_title(f"{measured.model}, {measured.blocks} blocks, {measured.images} images")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return axes.figure  # type: ignore[return-value]
