@@ -140,7 +140,7 @@ def contact_sheet(images: Any, model: nn.Module, columns: int = 4) -> Figure:
 
 def named_images(images: Any) -> Iterator[tuple[str, Any]]:
     """Names and images: of a folder its image files, by name."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(images, (str, Path)):
         folder = Path(images)
@@ -148,7 +148,7 @@ def named_images(images: Any) -> Iterator[tuple[str, Any]]:
     for number, image in enumerate(images, 1):
         if isinstance(image, (str, Path)):
             with Image.open(image) as opened:
-                yield Path(image).name, opened.convert("RGB")
+                yield Path(image).name, ImageOps.exif_transpose(opened).convert("RGB")
         else:
             yield f"{number}", image
 

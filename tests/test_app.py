@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.data import astronaut
 
@@ -17,7 +18,7 @@ sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import app
 import dinov2_saliency
 
-from algm_patch import apply_algm
+from algm_patch import apply_algm, remove_algm
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DEFAULT = {"clap_layer": 1, "gbm_layers": (5,), "tau": "auto", "window": (2, 2), "proportional_attention": True}
@@ -26,6 +27,13 @@ DEFAULT = {"clap_layer": 1, "gbm_layers": (5,), "tau": "auto", "window": (2, 2),
 @pytest.fixture(scope="module")
 def model():
     return dinov2_saliency.load()
+
+
+@pytest.fixture(autouse=True)
+def _small_and_once(monkeypatch):
+    """What the page does is the same at 252 pixels a side, and quicker."""
+    monkeypatch.setattr(app.quickstart, "SIDE", 252)
+    monkeypatch.setattr(app, "ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +129,14 @@ def test_a_run_shows_groups_predictions_and_costs(model, photograph):
         "prediction, merging",
         "difference",
     ]
-    assert all(picture.shape == (518, 518, 3) and picture.dtype == np.uint8 for picture, _ in found.pictures)
-    assert "| tokens after the last layer | 1370 | 936 |" in found.numbers
-    assert "| GFLOPs | 109.2 | 81.4 |" in found.numbers
+    assert all(picture.shape == (252, 252, 3) and picture.dtype == np.uint8 for picture, _ in found.pictures)
+    apply_algm(model, **DEFAULT)
+    with torch.no_grad():
+        model(app.quickstart.to_input(app.read(photograph)))
+    assert f"| tokens after the last layer | 325 | {model.algm.tokens_per_layer[-1]} |" in found.numbers
+    remove_algm(model)
+    work = re.search(r"GFLOPs \| ([\d.]+) \| ([\d.]+) \|", found.numbers)
+    assert 0.5 < float(work[2]) / float(work[1]) < 0.95
     assert re.search(r"ms, measured \| \d+ \| \d+ \|", found.numbers)
     assert not hasattr(model, "algm")
 
@@ -177,26 +190,34 @@ def upload(visitor, path):
     visitor.locator("#upload input[type=file]").set_input_files(str(path))
 
 
+def tokens_left(model, path, tau):
+    """As the page shows them."""
+    return app.run(model, path, {**DEFAULT, "tau": tau}).numbers.splitlines()[2].split("|")[3].strip()
+
+
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 
 @needs_chromium
-def test_a_visit(browser, address, photograph, tmp_path):
+def test_a_visit(browser, address, model, photograph, tmp_path):
     """Load, upload, move a slider, see the numbers change; a bad upload gets a plain message."""
     from playwright.sync_api import expect
+
+    first, then = (tokens_left(model, photograph, tau) for tau in ("auto", 0.8))
+    assert first != then
 
     visitor = visit(browser, address)
     numbers = visitor.locator("#numbers")
     expect(numbers).to_contain_text(app.HINT)
     upload(visitor, photograph)
-    expect(numbers).to_contain_text("936")
+    expect(numbers).to_contain_text(first)
     expect(visitor.locator("#pictures img").first).to_be_visible()
     visitor.screenshot(path=tmp_path / "app.png")
     visitor.get_by_label("threshold by the image itself").uncheck()
     tau = visitor.locator("#tau input[type=number]")
     tau.fill("0.8")
     tau.press("Enter")
-    expect(numbers).to_contain_text("645")
+    expect(numbers).to_contain_text(then)
     visitor.locator("#upload").get_by_label("Clear").first.click()
     upload(visitor, text(tmp_path / "bad.png", b"no image"))
     expect(visitor.get_by_text("not an image that can be read")).to_be_visible()
@@ -208,7 +229,7 @@ def test_visitors_do_not_mix(browser, address, model, photograph):
     from playwright.sync_api import expect
 
     paths = [photograph, app.photographs()[1]]
-    left = [app.run(model, path, DEFAULT).numbers.splitlines()[2].split("|")[3].strip() for path in paths]
+    left = [tokens_left(model, path, "auto") for path in paths]
     assert left[0] != left[1]
     visitors = [visit(browser, address) for _ in paths]
     for visitor, path in zip(visitors, paths, strict=True):
@@ -218,7 +239,7 @@ def test_visitors_do_not_mix(browser, address, model, photograph):
 
 
 @needs_chromium
-def test_the_button_applies_what_tune_finds(browser, address, photograph, monkeypatch):
+def test_the_button_applies_what_tune_finds(browser, address, model, photograph, monkeypatch):
     from playwright.sync_api import expect
 
     def tune(model, images, keep, *, predict, budget):
@@ -228,11 +249,11 @@ def test_the_button_applies_what_tune_finds(browser, address, photograph, monkey
 
     monkeypatch.setattr(app, "tune", tune)
     visitor = visit(browser, address)
+    numbers, before = visitor.locator("#numbers"), tokens_left(model, photograph, "auto")
     upload(visitor, photograph)
-    numbers = visitor.locator("#numbers")
-    expect(numbers).to_contain_text("936")
+    expect(numbers).to_contain_text(before)
     visitor.locator("#tune").click()
     expect(visitor.locator("#tau input[type=number]")).to_have_value("0.9")
     for layer in (3, 7):
         expect(visitor.get_by_role("checkbox", name=str(layer), exact=True)).to_be_checked()
-    expect(numbers).not_to_contain_text("936")
+    expect(numbers).not_to_contain_text(before)

@@ -57,7 +57,7 @@ def test_show(place, model, capsys):
 
 
 def test_tune_then_bench_with_what_was_found(place, model, capsys):
-    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "20s"]) == 0
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "8s"]) == 0
     assert files(place) == {"algm_out/settings.json", "algm_out/pareto.png"}
     settings = load_settings("algm_out/settings.json")
     assert settings.measured.kept >= 0.5

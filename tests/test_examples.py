@@ -46,7 +46,11 @@ def test_the_checkpoint_is_the_real_one(model):
 
 def test_the_main_job(tmp_path, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(quickstart, "draw", lambda panels, real=quickstart.draw: drawn.append(panels) or real(panels))
+    monkeypatch.setattr(
+        quickstart,
+        "draw",
+        lambda panels, real=quickstart.draw, **options: drawn.append(panels) or real(panels, **options),
+    )
     path = quickstart.main(["--out", str(tmp_path / "new" / "folder")])
     printed = capsys.readouterr().out
     assert "tokens after each layer: 1184" in printed

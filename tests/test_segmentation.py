@@ -194,7 +194,7 @@ def test_classes_by_name(folder):
 
 def test_generated_colours_differ():
     colours = layouts.distinct_colours(40).tolist()
-    assert len(set(colours)) == 40
+    assert len(set(map(tuple, colours))) == 40
     assert colours[:7] == layouts.distinct_colours(7).tolist()
 
 

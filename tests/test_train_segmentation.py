@@ -68,17 +68,17 @@ def weights(tmp_path_factory):
     return path
 
 
+def arguments(data, weights, out, *more: object, epochs: int = 2) -> list[str]:
+    """Of a run; later ones replace earlier ones."""
+    given = ["--layout", "folder", "--data", data, "--ignore", IGNORED, "--model", f"timm:{NAME}"]
+    given += ["--weights", weights, "--size", SIDE, SIDE, "--batch", 4, "--workers", 0, "--gbm-layers", 3]
+    given += ["--tau", 0.9, "--epochs", epochs, "--out", out, "--device", "cpu"]
+    return [*map(str, given), *map(str, more)]
+
+
 @pytest.fixture
 def command(data, weights, tmp_path):
-    """Arguments of a run; later ones replace earlier ones."""
-
-    def arguments(*more: object, out: str = "out", epochs: int = 2) -> list[str]:
-        given = ["--layout", "folder", "--data", data, "--ignore", IGNORED, "--model", f"timm:{NAME}"]
-        given += ["--weights", weights, "--size", SIDE, SIDE, "--batch", 4, "--workers", 0, "--gbm-layers", 3]
-        given += ["--tau", 0.9, "--epochs", epochs, "--out", tmp_path / out, "--device", "cpu"]
-        return [*map(str, given), *map(str, more)]
-
-    return arguments
+    return lambda *more, out="out", epochs=2: arguments(data, weights, tmp_path / out, *more, epochs=epochs)
 
 
 @pytest.fixture(autouse=True)
@@ -171,12 +171,15 @@ def test_what_does_not_count_is_not_learned(data, command):
 # -- interrupted and resumed
 
 
-@pytest.fixture
-def straight(command):
+LONG = ("--head", "mask", "--accumulate", 2, "--batch", 2)
+
+
+@pytest.fixture(scope="module")
+def straight(data, weights, tmp_path_factory):
     """Of a run that nothing interrupts: its history and weights."""
-    arguments = command("--head", "mask", "--accumulate", 2, "--batch", 2, out="straight", epochs=3)
-    history = run(arguments)
-    return history, load_file(Path(arguments[arguments.index("--out") + 1]) / "last.safetensors")
+    out = tmp_path_factory.mktemp("straight") / "out"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return run(arguments(data, weights, out, *LONG, epochs=3)), load_file(out / "last.safetensors")
 
 
 def failing(call, count, error):
@@ -206,17 +209,17 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_interrupted_at_any_moment_it_comes_to_the_same_end(command, tmp_path, straight, moment, monkeypatch, capsys):
     where, count = MOMENTS[moment]
-    arguments = command("--head", "mask", "--accumulate", 2, "--batch", 2, epochs=3)
+    given = command(*LONG, epochs=3)
     place, name = where.rsplit(".", 1)
     target = {"accelerate.Accelerator": train_segmentation.Accelerator}.get(place) or sys.modules[place]
     with monkeypatch.context() as patch:
         patch.setattr(target, name, failing(getattr(target, name), count, KeyboardInterrupt()))
         with pytest.raises(SystemExit, match="with --resume goes on"):
-            run(arguments)
+            run(given)
     for file in (tmp_path / "out").glob("*.safetensors"):
         load_file(file)
     history, tensors = straight
-    assert run([*arguments, "--resume"]) == history
+    assert run([*given, "--resume"]) == history
     found = load_file(tmp_path / "out" / "last.safetensors")
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
