@@ -42,12 +42,12 @@ def timm_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
         yield outcome(name, name, partial(timm.create_model, name))
 
 
-def transformers_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
-    """Of every type of transformers' models that takes pixels, or of those named; in its default configuration."""
+def transformers_models() -> Iterator[Outcome]:
+    """Of every type of transformers' models that takes pixels, in its default configuration."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
-    for name in MODEL_MAPPING_NAMES if names is None else names:
+    for name in MODEL_MAPPING_NAMES:
         config = CONFIG_MAPPING[name]
         try:
             found = MODEL_MAPPING[config]

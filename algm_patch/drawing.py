@@ -43,8 +43,7 @@ def visualize(
     colours = distinct_colours(len(classes)) if palette is None and classes else palette
     shown = panels(image, model, predict, colours)
     figure, axes = grid_of_axes(len(shown) + 1, next(iter(shown.values())).shape)
-    for axis, (title, panel) in zip(axes, shown.items(), strict=False):
-        draw_panel(axis, panel, title)
+    draw_panels(axes, shown)
     draw_tokens(axes[len(shown)], handle_of(model))
     high, wide, _ = shown["image"].shape
     axes[len(shown)].set_box_aspect(high / wide)
@@ -61,9 +60,14 @@ def draw(shown: Mapping[str, Array], columns: int = 3) -> Figure:
     """
     lines = 1 + max(title.count("\n") for title in shown)
     figure, axes = grid_of_axes(len(shown), next(iter(shown.values())).shape, columns, lines)
+    draw_panels(axes, shown)
+    return figure
+
+
+def draw_panels(axes: Sequence[Axes], shown: Mapping[str, Array]) -> None:
+    """Panels by title, each on axes of its own."""
     for axis, (title, panel) in zip(axes, shown.items(), strict=False):
         draw_panel(axis, panel, title)
-    return figure
 
 
 def draw_panel(axes: Axes, panel: Array, title: str = "") -> None:

@@ -160,22 +160,8 @@ class Algm:
         return past
 
     def __repr__(self) -> str:
-        stages = []
-        if self.clap_layer is None:
-            stages.append("CLAP  off")
-        else:
-            tau = self._resolved_tau()
-            calibrated = f", calibrated: {tau:.4f}" if tau != self.tau else ""
-            stages.append(f"CLAP  layer {self.clap_layer}, window {self.window}, tau {self.tau}{calibrated}")
-        layers = ", ".join(map(str, self.gbm_layers))
-        stages.append(f"GBM   layer {layers}, tau {self.gbm_tau}" if layers else "GBM   off")
-        lines = [
-            f"ALGM on {self._model}, {self._depth} blocks",
-            *stages,
-            f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}"
-            f"{', unmerged after the head' if self._after_head else ''}"
-            f"{''.join(self._ablations())}",
-        ]
+        *stages, (_, others) = self._summary()
+        lines = [self._title, *(f"{stage:4}  {text}" for stage, text in stages), others]
         try:
             lines += self._describe(self._past())
         except RuntimeError:
@@ -184,21 +170,38 @@ class Algm:
 
     def _repr_html_(self) -> str:
         """A card for notebooks: settings, tokens of each layer, GFLOPs and grid of the last forward pass."""
-        _, clap, gbm, others, *_ = repr(self).split("\n  ")
-        stages = [(line[:4].strip(), line[6:]) for line in (clap, gbm)]
-        title = f"ALGM on {self._model}, {self._depth} blocks"
-        settings = [*stages, ("", others)]
         try:
             past = self._past()
         except RuntimeError:
-            return card(title, settings, ["no forward pass yet"], [], 0)
+            return card(self._title, self._summary(), ["no forward pass yet"], [], 0)
         height, width = past.grid
         without, merging = self._gflops()
         facts = [
             f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix",
             f"about {merging:.3g} of {without:.3g} GFLOPs an image in the blocks: {without / merging:.2f} × fewer",
         ]
-        return card(title, settings, facts, self.tokens_per_layer, past.num_prefix_tokens + height * width)
+        whole = past.num_prefix_tokens + height * width
+        return card(self._title, self._summary(), facts, self.tokens_per_layer, whole)
+
+    @property
+    def _title(self) -> str:
+        return f"ALGM on {self._model}, {self._depth} blocks"
+
+    def _summary(self) -> list[tuple[str, str]]:
+        """The settings: of each stage, and then, under no name, of both."""
+        clap, gbm = "off", "off"
+        if self.clap_layer is not None:
+            tau = self._resolved_tau()
+            calibrated = f", calibrated: {tau:.4f}" if tau != self.tau else ""
+            clap = f"layer {self.clap_layer}, window {self.window}, tau {self.tau}{calibrated}"
+        if self.gbm_layers:
+            gbm = f"layer {', '.join(map(str, self.gbm_layers))}, tau {self.gbm_tau}"
+        others = (
+            f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}"
+            f"{', unmerged after the head' if self._after_head else ''}"
+            f"{''.join(self._ablations())}"
+        )
+        return [("CLAP", clap), ("GBM", gbm), ("", others)]
 
     def _gflops(self) -> tuple[float, float]:
         """Of the blocks, for an image of the last forward pass: without merging, and as it was."""

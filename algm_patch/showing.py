@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from .bench import NOTHING
-from .handle import Algm, eval_mode, handle_of
+from .calibrate import measuring
+from .handle import eval_mode, handle_of
 from .judges import AGREEMENT, CLASS_MAPS, judge_of
 from .pictures import Array, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups, paint_similarity
 
-BICUBIC = 3  # PIL's
 # A picture's longer side in pixels: larger ones are shown smaller.
 LARGEST = 2048
 
@@ -58,7 +57,7 @@ def panels(
         if predict is None:
             model(tensor)
         else:
-            with merging_nothing(handle):
+            with measuring(handle, replace(handle.settings, **NOTHING, tokens=None)):
                 before = predict(model, tensor)
             after = predict(model, tensor)
     past = handle._past()
@@ -78,16 +77,6 @@ def panels(
     if predict is not None:
         shown |= predictions(before, after, picture, palette)
     return shown
-
-
-@contextmanager
-def merging_nothing(handle: Algm) -> Iterator[None]:
-    settings = handle.settings
-    handle._set(replace(settings, **NOTHING, tokens=None))
-    try:
-        yield
-    finally:
-        handle._set(settings)
 
 
 def predictions(before: Any, after: Any, picture: Array, palette: Any) -> dict[str, Array]:
@@ -128,7 +117,7 @@ def prepare(image: Any, trunk: Any) -> tuple[Tensor, Array]:
         picture = image.convert("RGB")
         picture.thumbnail((LARGEST, LARGEST))
         wide, high = input_size(trunk, config)[::-1]
-        pixels = torch.from_numpy(np.array(picture.resize((wide, high), BICUBIC))).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(picture.resize((wide, high)))).permute(2, 0, 1)
         return ((pixels / 255 - mean) / std)[None], np.array(picture)
     if not isinstance(image, Tensor):
         raise TypeError(f"image is a tensor, a PIL image or a uint8 array [H, W, 3]; got {type(image)}")

@@ -27,7 +27,6 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from algm_patch import apply_algm, panels, remove_algm, tune
 
@@ -78,11 +77,11 @@ def read(path: str | Path) -> Image.Image:
             picture = ImageOps.exif_transpose(opened)
             picture.thumbnail((SHOWN, SHOWN))
             return opaque(picture)
+    except RefusedError:
+        raise
     except Image.DecompressionBombError:
         raise RefusedError(f"The image is too large. At most {MOST // 1_000_000} megapixels, please.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, RefusedError):
-            raise
+    except (OSError, SyntaxError, ValueError):
         raise RefusedError("This is not an image that can be read. JPEG, PNG and WebP work.") from None
 
 
@@ -112,11 +111,11 @@ def run(model: nn.Module, path: str, settings: dict[str, Any]) -> Run:
     apply_algm(model, **settings)
     shown = panels(image, model, predict)
     with torch.inference_mode():
-        merging, left = gflops(model, image), model.algm.tokens_per_layer[-1]
+        merging, left = quickstart.gflops(lambda: model(image)), model.algm.tokens_per_layer[-1]
         whole = model.algm.token_map.labels.shape[1]
         spent = in_turns(model, image, settings)
         remove_algm(model)
-        unpatched = gflops(model, image)
+        unpatched = quickstart.gflops(lambda: model(image))
     lines = [
         "| | unpatched | merging | |",
         "|---|---|---|---|",
@@ -133,12 +132,6 @@ def coloured(panel: NDArray[Any]) -> NDArray[Any]:
     values = np.nan_to_num(panel, nan=float(np.nanmin(panel)))
     span = max(float(np.ptp(values)), 1e-9)
     return (colormaps["viridis"]((values - values.min()) / span)[..., :3] * 255).astype(np.uint8)
-
-
-def gflops(model: nn.Module, image: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() / 1e9
 
 
 def in_turns(model: nn.Module, image: Tensor, settings: dict[str, Any]) -> tuple[float, float]:
