@@ -11,7 +11,8 @@ from .pareto import pareto
 from .passes import LayerTokens
 from .patch import apply_algm, remove_algm
 from .presets import presets
-from .settings import Settings, load_settings
+from .saved import load_settings
+from .settings import Settings
 from .showing import panels
 from .tokens import TokenMap
 from .tune import tune

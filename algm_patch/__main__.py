@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return options.command(options)
-    except (CommandError, OSError, RuntimeError, ValueError, TypeError) as error:
+    except (CommandError, ImportError, OSError, RuntimeError, ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -75,8 +75,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     measuring.add_argument("image", type=Path)
     add_model(measuring)
     add_settings(measuring)
-    measuring.add_argument("--batch", type=int, default=1, help="copies of the image at once (default: 1)")
-    measuring.add_argument("--rounds", type=int, default=9, help="(default: 9)")
+    measuring.add_argument("--batch", type=positive, default=1, help="copies of the image at once (default: 1)")
+    measuring.add_argument("--rounds", type=positive, default=9, help="(default: 9)")
 
     census = commands.add_parser("models", help="which models of timm and transformers are patched, and why not")
     census.set_defaults(command=models)
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="a ViT of timm")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="instead of the hub's")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input, in pixels")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="of the model's input, in pixels")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +100,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("algm_out"), metavar="DIR", help="(default: algm_out)")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 def number_or_rule(text: str) -> float | str:
@@ -126,12 +132,12 @@ def find(options: Any) -> int:
         raise CommandError(f"{options.images} is not a folder")
     model = load(options)
     images = [prepare(image, model)[0] for _, image in named_images(options.images)]
+    path = new_file(options.out, "settings.json")  # before minutes are spent
     settings = tune(model, images, options.keep, budget=options.budget)
-    print(settings)
-    path = new_file(options.out, "settings.json")
     settings.save(path)
+    print(f"{settings}\n\n{path}")
     pareto(settings).savefig(options.out / "pareto.png", dpi=100)
-    print(f"\n{path}\n{options.out / 'pareto.png'}")
+    print(options.out / "pareto.png")
     return 0
 
 
@@ -188,7 +194,10 @@ def load(options: Any) -> Any:
         raise CommandError(f"{options.weights} is not there")
     model = timm.create_model(options.model, pretrained=options.weights is None)
     if options.weights is not None:
-        timm.models.load_checkpoint(model, str(options.weights))
+        try:
+            timm.models.load_checkpoint(model, str(options.weights))
+        except Exception as error:  # each format of a file has errors of its own
+            raise CommandError(f"{options.weights} has no weights for {options.model}: {error}") from error
     if options.size:
         if not hasattr(model, "set_input_size"):
             raise CommandError(f"{options.model} has one input size only. Leave --size out")

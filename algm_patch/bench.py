@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from .discovery import class_name
 from .flops import width_of
 from .handle import handle_of
 from .judges import Judge, judge_of
-from .measured import SEARCHED, Measured, Trial
+from .measured import RECORDS, SEARCHED, Measured, Trial
 from .patch import apply_algm
 from .settings import Metric, Settings
 from .thresholds import Share, reached_by
@@ -100,9 +99,10 @@ class Bench:
         """Patch the model so that it merges nothing, and take its answers.
 
         Args:
-            before: settings of a model that is patched already; what is not searched stays.
+            before: settings of a model that is patched already; what is not searched stays, but for fixed counts and a
+                calibrated threshold, which the thresholds that are searched replace.
         """
-        self.base = replace(before or Settings(), measured=None)
+        self.base = replace(before or Settings(), tokens=None, measured=None, calibrated=None)
         self.nothing = replace(self.base, **NOTHING)
         apply_algm(self.model, **self.nothing)
         self.handle = handle_of(self.model)
@@ -161,8 +161,9 @@ class Bench:
 
     @property
     def best(self) -> Trial | None:
-        """The cheapest that keeps enough."""
-        return min((trial for trial in self.trials if trial.kept >= self.keep), key=attrgetter("cost"), default=None)
+        """The cheapest that keeps enough; of several, the one that keeps most."""
+        enough = (trial for trial in self.trials if trial.kept >= self.keep)
+        return min(enough, key=lambda trial: (trial.cost, -trial.kept), default=None)
 
     def measured(self, best: Trial) -> Measured:
         """How the best was found."""
@@ -176,6 +177,7 @@ class Bench:
             cost=best.cost,
             unpatched_cost=fmean(self.unpatched_costs),
             trials=tuple(self.trials),
+            others=tuple(item for item in dict(**self.base).items() if item[0] not in (*SEARCHED, *RECORDS)),
         )
 
     def _hopeless(self, scores: list[float], costs: list[float], best: Outcome | None) -> bool:

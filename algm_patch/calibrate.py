@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .handle import Algm, calibration_key, eval_mode, handle_of
+from .handle import Algm, eval_mode, handle_of
+from .measured import Calibrated
 from .merging import clap_tau
 from .settings import Settings
 
@@ -21,11 +22,13 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
     """Set the threshold from the windows of a whole data set instead of each image's own.
 
     The rule is the one that ``model.algm.tau`` names ("auto" if it is a number so far), applied to all windows of
-    all images together. From then on the rule's name stands for this value wherever ``clap_layer`` and ``window``
-    are those of now, until apply_algm is called anew. Do not run the model in another thread meanwhile.
+    all images together. From then on the rule's name stands for this value, ``model.algm.calibrated_tau``, wherever
+    ``clap_layer``, ``window``, ``metric`` and ``place`` are those of now. ``model.algm.settings`` carries it: saved,
+    loaded and applied again, they use it; calling apply_algm without them forgets it. A compiled model is measured
+    eagerly, and stays compiled. Do not run the model in another thread meanwhile.
 
     Args:
-        model: patched, with a CLAP layer.
+        model: patched, with a CLAP layer and thresholds: with ``tokens``, which keeps fixed counts, none is used.
         images: as the model takes them, on any device and in any floating point dtype: a tensor [B, 3, H, W] or
             [3, H, W], or an iterable of these, such as a list of images of any sizes or a DataLoader. Of a tuple,
             list or dict (images with labels) the first tensor counts.
@@ -34,13 +37,19 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
         The threshold.
 
     Raises:
-        ValueError: if the model is not patched, CLAP is off, there is nothing to measure, or it is not finite.
+        ValueError: if the model is not patched, CLAP is off, ``tokens`` is set, there is nothing to measure, or it is
+            not finite.
         TypeError: if an item holds no tensor.
     """
     handle = handle_of(model)
     layer = handle.clap_layer
     if layer is None:
         raise ValueError("calibrate: clap_layer is None. Set model.algm.clap_layer to the layer to measure in")
+    if handle.tokens is not None:
+        raise ValueError(
+            f"calibrate: {handle.settings.named('tokens')} keeps fixed counts, which use no threshold. "
+            "Set model.algm.tokens = None to merge by threshold"
+        )
     rule = handle.tau if isinstance(handle.tau, str) else "auto"
     with measuring(handle, replace(handle.settings, tau="auto", gbm_layers=(), gbm_tau="adaptive")):
         found = [
@@ -51,8 +60,8 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
     value = float(clap_tau(torch.cat(found)[None], rule))
     if not math.isfinite(value):
         raise ValueError(f"calibrate: the windows' similarities give tau {value}. Are there NaN in the images?")
-    handle.tau = rule
-    handle._calibrations[calibration_key(handle.settings)] = value
+    calibrated = Calibrated(value, rule, layer, handle.window, handle.metric, handle.place)
+    handle._set(replace(handle.settings, tau=rule, calibrated=calibrated, measured=None))
     return value
 
 
@@ -80,6 +89,11 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Calla
     finally:
         hook.remove()
     steps = handle._past().steps
+    if missing := [layer for layer in layers if layer - 1 not in steps]:
+        raise ValueError(
+            f"{stage} cannot be measured in block {missing[0]}, which did not run: {len(steps)} of "
+            f"{len(handle._vit.blocks)} blocks did. Run the whole ViT"
+        )
     found = [steps[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
     handle._forget()
     return [similarity[similarity != -torch.inf] for similarity in found]  # which stands for none, in packed images

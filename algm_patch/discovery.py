@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 from torch import nn
@@ -137,12 +138,20 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
 
 def check_version(path: str, block: nn.Module) -> None:
     library = unpatched(type(block)).__module__.partition(".")[0]
-    floor = FLOORS.get(library)
-    if floor is not None and numbers(version(library)) < numbers(floor):
+    floor, found = FLOORS.get(library), version_of(library)
+    if floor is not None and found is not None and numbers(found) < numbers(floor):
         raise ValueError(
-            f"{as_code(path)} cannot be patched: it comes from {library} {version(library)}, and ALGM knows the blocks "
+            f"{as_code(path)} cannot be patched: it comes from {library} {found}, and ALGM knows the blocks "
             f"of {library} {floor} and later. Install {library}>={floor}"
         )
+
+
+def version_of(library: str) -> str | None:
+    """Return the version of a library that is loaded; None if it has none, as a copy inside another project may."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return getattr(sys.modules.get(library), "__version__", None)
 
 
 def check_projection(path: str, projection: nn.Module) -> None:

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from . import __version__
 from .adapters import readers_of
 from .card import card
-from .compiling import in_one_graph, traces_python
+from .compiling import eagerly, in_one_graph, traces_python
 from .discovery import Vit, class_name
 from .flops import block_cost, gflops
-from .measured import weight_sample
+from .measured import RECORDS, weight_sample
 from .passes import ForwardPass, Step
-from .settings import Settings
+from .settings import Settings, no_such
 from .tokens import TokenMap
 from .tracking import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass
 
 # Those that change without patching anew.
-SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", "measured"))
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", *RECORDS))
 
 
 class Algm:
@@ -61,8 +61,8 @@ class Algm:
         self.__dict__.update(_depth=len(self._vit.blocks))
 
     def _begin(self, settings: Settings) -> None:
-        """Newly patched: know no calibration and no forward pass."""
-        self.__dict__.update(settings=settings, _calibrations={}, _tracker=Tracker(), _tracing=Tracing(), _latest=None)
+        """Be newly patched: know no forward pass."""
+        self.__dict__.update(settings=settings, _tracker=Tracker(), _tracing=Tracing(), _latest=None)
 
     @property
     def _linked(self) -> bool:
@@ -93,11 +93,11 @@ class Algm:
     def __getattr__(self, name: str) -> Any:
         if name in SETTINGS and "settings" in self.__dict__:
             return getattr(self.settings, name)
-        raise AttributeError(f"model.algm has no attribute {name!r}. Settings: {', '.join(SETTINGS)}")
+        raise AttributeError(f"model.algm has no attribute {no_such(name, SETTINGS)}")
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in SETTINGS:
-            raise AttributeError(f"model.algm has no setting {name!r}. Settings: {', '.join(SETTINGS)}")
+            raise AttributeError(f"model.algm has no setting {no_such(name, SETTINGS)}")
         # What was measured, was measured with the old settings.
         self._set(replace(self.settings, measured=None, **{name: value}))
 
@@ -110,6 +110,11 @@ class Algm:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _tracker=Tracker(), _tracing=Tracing(), _owners=WeakSet())
+
+    @property
+    def calibrated_tau(self) -> float | None:
+        """The threshold that :func:`algm_patch.calibrate` found and CLAP uses; None if it uses another."""
+        return self.settings.calibrated_tau
 
     # -- what the last forward pass did
 
@@ -191,8 +196,7 @@ class Algm:
         """The settings: of each stage, and then, under no name, of both."""
         clap, gbm = "off", "off"
         if self.clap_layer is not None:
-            tau = self._resolved_tau()
-            calibrated = f", calibrated: {tau:.4f}" if tau != self.tau else ""
+            calibrated = "" if self.calibrated_tau is None else f", calibrated: {self.calibrated_tau:.4f}"
             clap = f"layer {self.clap_layer}, window {self.window}, tau {self.tau}{calibrated}"
         if self.gbm_layers:
             gbm = f"layer {', '.join(map(str, self.gbm_layers))}, tau {self.gbm_tau}"
@@ -244,8 +248,9 @@ class Algm:
     # -- what the patched modules call during a forward pass
 
     def _resolved_tau(self) -> float | str:
-        """CLAP's threshold, or the rule for it."""
-        return self._calibrations.get(calibration_key(self.settings), self.tau)
+        """Return CLAP's threshold, or the rule for it."""
+        calibrated = self.settings.calibrated_tau
+        return self.settings.tau if calibrated is None else calibrated
 
     @property
     def _passes(self) -> Tracing:
@@ -377,7 +382,8 @@ def check_fit(settings: Settings, vit: Vit, model: str) -> None:
         if layer is None:
             continue
         if layer > len(vit.blocks):
-            raise ValueError(f"{name} names layer {layer}, but {model} has {len(vit.blocks)} blocks")
+            default = " (by default)" if settings[name] == getattr(Settings, name) else ""  # which nobody gave
+            raise ValueError(f"{name}{default} names layer {layer}, but {model} has {len(vit.blocks)} blocks")
         block, adapter = vit.blocks[layer - 1], vit.adapters[layer - 1]
         if settings.metric != "token" and adapter.features(block, settings.metric) is None:
             raise ValueError(
@@ -389,9 +395,9 @@ def check_fit(settings: Settings, vit: Vit, model: str) -> None:
         for number, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True), 1):
             if not adapter.takes_mask(block):
                 raise ValueError(
-                    "proportional_attention=True weighs merged keys through the mask argument of attention, which "
-                    f"block {number} of {model} ({class_name(block)}) has not. Pass proportional_attention=False"
-                    f"{adapter.mask_remedy(block)}"
+                    "proportional_attention=True (the default) weighs merged keys through the mask argument of "
+                    f"attention, which block {number} of {model} ({class_name(block)}) has not. Pass "
+                    f"proportional_attention=False{adapter.mask_remedy(block)}"
                 )
 
 
@@ -416,11 +422,6 @@ def runs_in_order(sequence: nn.Module) -> bool:
     )
 
 
-def calibration_key(settings: Settings) -> tuple[object, ...]:
-    """What a calibrated threshold was measured with, and holds for."""
-    return settings.tau, settings.clap_layer, settings.window, settings.metric, settings.place
-
-
 def handle_of(model: nn.Module) -> Algm:
     """The handle of a patched model, or of the one patched model in it.
 
@@ -437,11 +438,12 @@ def handle_of(model: nn.Module) -> Algm:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within, every module is in eval mode; afterwards each is in the mode it had."""
+    """Run every module in eval mode and eagerly; afterwards each is in the mode it had, and compiled as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with eagerly(model):
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

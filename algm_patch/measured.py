@@ -14,6 +14,8 @@ SAMPLE = 8
 ROUNDING = 2**-7
 # The settings that tune searches.
 SEARCHED = ("clap_layer", "tau", "gbm_layers", "gbm_tau", "metric")
+# Those that are no settings, but records of how settings came about.
+RECORDS = ("measured", "calibrated")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Trial:
         return {name: getattr(self, name) for name in SEARCHED}
 
     def __str__(self) -> str:
-        clap = f"CLAP {self.clap_layer}, tau {self.tau:.4f}" if self.clap_layer is not None else "no CLAP"
-        taus = self.gbm_tau if isinstance(self.gbm_tau, tuple) else (self.gbm_tau,)
-        gbm = f"GBM {' '.join(map(str, self.gbm_layers))}, tau {' '.join(f'{tau:.4g}' for tau in taus)}"
-        return (
-            f"{clap}; {gbm if self.gbm_layers else 'no GBM'}{f'; by {self.metric}' if self.metric != 'token' else ''}"
-        )
+        clap, gbm = "no CLAP", "no GBM"
+        if self.clap_layer is not None:
+            clap = f"CLAP {self.clap_layer}, tau {self.tau:.4f}"
+        if self.gbm_layers:  # without, its threshold is the name of a rule
+            taus = self.gbm_tau if isinstance(self.gbm_tau, tuple) else (self.gbm_tau,)
+            numbers = (tau if isinstance(tau, str) else f"{tau:.4g}" for tau in taus)
+            gbm = f"GBM {' '.join(map(str, self.gbm_layers))}, tau {' '.join(numbers)}"
+        return f"{clap}; {gbm}{f'; by {self.metric}' if self.metric != 'token' else ''}"
 
 
 def front(trials: Iterable[Trial]) -> list[Trial]:
@@ -49,6 +53,34 @@ def front(trials: Iterable[Trial]) -> list[Trial]:
         if not best or trial.kept > best[-1].kept:
             best.append(trial)
     return best
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The threshold of a data set, as :func:`algm_patch.calibrate` found it. Stays with the settings, saved and loaded.
+
+    Attributes:
+        value: the threshold.
+        tau: the rule that gave it: "auto" or "paper".
+        clap_layer, window, metric, place: the settings that it was measured with.
+    """
+
+    value: float
+    tau: str
+    clap_layer: int
+    window: tuple[int, int]
+    metric: str
+    place: str
+
+    def holds_for(self, settings: Any) -> bool:
+        """Return whether ``settings`` are those that it was measured with, and name its rule."""
+        return (self.tau, self.clap_layer, self.window, self.metric, self.place) == (
+            settings.tau,
+            settings.clap_layer,
+            settings.window,
+            settings.metric,
+            settings.place,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,7 @@ class Measured:
         cost: of these settings.
         unpatched_cost: of the model without them.
         trials: all settings that were measured to the end.
+        others: names and values of the settings that were not searched.
     """
 
     model: str
@@ -82,6 +115,13 @@ class Measured:
     cost: float
     unpatched_cost: float
     trials: tuple[Trial, ...]
+    others: tuple[tuple[str, Any], ...] = ()
+
+    def holds_for(self, settings: Any) -> bool:
+        """Return whether ``settings`` are those that were chosen, also in what was not searched."""
+        searched = {name: settings[name] for name in SEARCHED}
+        chosen = (trial.settings for trial in self.trials if (trial.cost, trial.kept) == (self.cost, self.kept))
+        return searched in chosen and all(settings[name] == value for name, value in self.others)
 
     def __str__(self) -> str:
         """A table: the trials of the Pareto front, the chosen one marked."""

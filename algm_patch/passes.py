@@ -253,7 +253,7 @@ class ForwardPass:
         fixed = settings.tokens is not None
         if layer + 1 == settings.clap_layer and (fixed or not above_all(settings.tau)):
             stages.append("CLAP")
-        if layer + 1 in settings.gbm_layers and (fixed or not above_all(self._gbm_tau(layer))):
+        if layer + 1 in settings.gbm_layers and (fixed or not above_all(self._gbm_setting(layer))):
             stages.append("GBM")
         return stages
 
@@ -268,19 +268,25 @@ class ForwardPass:
         prefix = self.steps[layer].num_prefix_tokens
         return proposals_to_carry_out(settings.kept(merge), length - prefix, num_proposals(length, prefix))
 
-    def _gbm_tau(self, layer: int) -> float | str | Share | Tensor:
-        """The threshold of GBM in a block (counted from 0), or the rule for it."""
+    def _gbm_setting(self, layer: int) -> float | str | Share:
+        """Return GBM's threshold in a block (counted from 0) or the rule for it, as far as the settings tell it.
+
+        "tau" stands for a threshold that CLAP computes during the pass.
+        """
         tau = self.settings.gbm_tau
         if isinstance(tau, tuple):
             return tau[self.settings.gbm_layers.index(layer + 1)]
+        return self.tau if tau == "tau" and not isinstance(self.tau, str) else tau
+
+    def _gbm_tau(self, layer: int) -> float | str | Share | Tensor:
+        """Return GBM's threshold in a block (counted from 0), or the rule for it, when CLAP has run."""
+        tau, clap_layer = self._gbm_setting(layer), self.settings.clap_layer
         if tau != "tau":
             return tau
-        if not isinstance(self.tau, str) or self.settings.clap_layer is None:
-            return self.tau
-        step = self.steps.get(self.settings.clap_layer - 1)
+        step = None if clap_layer is None else self.steps.get(clap_layer - 1)
         if step is None:
             raise RuntimeError(
-                f"gbm_tau='tau' takes CLAP's threshold, but block {self.settings.clap_layer}, where CLAP computes it, "
+                f"gbm_tau='tau' takes CLAP's threshold, but block {clap_layer}, where CLAP computes it, "
                 "did not run in this forward pass. Set model.algm.gbm_tau to 'adaptive' or a number"
             )
         return step.plans["CLAP"].tau

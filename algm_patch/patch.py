@@ -17,7 +17,7 @@ from .adapters.halves import attention_half, mlp_half
 from .compiling import directly, outside
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
-from .measured import Measured
+from .measured import Calibrated, Measured
 from .settings import Settings
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,6 +40,8 @@ def apply_algm(
     batch: str = "auto",
     tokens: float | Iterable[float | int] | None = None,
     measured: Measured | None = None,
+    calibrated: Calibrated | None = None,
+    **unknown: Any,
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
 
@@ -78,13 +80,16 @@ def apply_algm(
             share or a whole number for each merge, CLAP's first. The most similar of each image merge. Shapes then
             depend on nothing but the image size: for CUDA graphs, export and TensorRT.
         measured: comes with settings that :func:`tune` found: on another model than theirs they warn.
+        calibrated: comes with settings that :func:`calibrate` set, such as ``model.algm.settings`` or a file of them.
+            Without it, what an earlier calibration found is forgotten.
+        unknown: refused, with the nearest of the names above.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError, TypeError: if a setting is out of its range or the model cannot be patched; the model is then
-            as it was.
+        ValueError, TypeError: if a setting is unknown or out of its range, or the model cannot be patched; the model is
+            then as it was.
 
     >>> import timm, torch
     >>> model = timm.create_model("vit_tiny_patch16_224").eval()
@@ -107,6 +112,8 @@ def apply_algm(
         batch=batch,  # type: ignore[arg-type]
         tokens=tokens,  # type: ignore[arg-type]
         measured=measured,
+        calibrated=calibrated,
+        **unknown,
     )
     trunk, vit = find_vit(model)
     check_fit(settings, vit, class_name(trunk))
@@ -139,8 +146,8 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
-    if measured is not None:
-        warn_of_mismatch(measured, handle)
+    if settings.measured is not None:
+        warn_of_mismatch(settings.measured, handle)
     return model
 
 

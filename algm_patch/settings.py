@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import operator
 import os
@@ -11,9 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import safe_open
-
-from .measured import Measured, Trial
+from .measured import Calibrated, Measured
 from .thresholds import Share
 
 Tau = float | Literal["auto", "paper"]
@@ -34,7 +33,8 @@ KEY = "algm_patch"
 class Settings:
     """See :func:`algm_patch.apply_algm`. Frozen: a forward pass keeps the settings it began with.
 
-    A mapping of its fields, so that ``apply_algm(model, **settings)`` applies them.
+    A mapping of its fields, so that ``apply_algm(model, **settings)`` applies them. What was measured stays only with
+    the settings that it was measured with: ``Settings(**{**tuned, "tau": 0.9}).measured`` is None.
 
     Raises:
         ValueError, TypeError: naming the setting, what was given and what is expected.
@@ -54,6 +54,13 @@ class Settings:
     batch: Batch = "auto"
     tokens: Tokens = None
     measured: Measured | None = None
+    calibrated: Calibrated | None = None
+
+    def __new__(cls, *_: Any, **given: Any) -> Settings:
+        names = [field.name for field in fields(cls)]
+        if unknown := next((name for name in given if name not in names), None):
+            raise TypeError(f"there is no setting {no_such(unknown, names)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.clap_layer is not None:
@@ -80,22 +87,32 @@ class Settings:
             )
         if self.clap_layer is not None and self.gbm_layers and self.clap_layer > self.gbm_layers[0]:
             raise ValueError(
-                f"clap_layer={self.clap_layer} comes after gbm_layers={list(self.gbm_layers)}: CLAP needs the grid "
+                f"{self.named('clap_layer')} comes after {self.named('gbm_layers')}: CLAP needs the grid "
                 "that global matching dissolves. Put CLAP first, or switch a stage off (clap_layer=None, gbm_layers=[])"
             )
         if self.tokens is not None:
-            self._check_tokens()
+            self._check_tokens(layers)
         if self.gbm_tau == "tau" and self.clap_layer is None and isinstance(self.tau, str):
             raise ValueError(
-                f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and tau={self.tau!r} is computed there. "
-                "Give tau as a number, or set gbm_tau"
+                f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and {self.named('tau')} is computed "
+                "there. Give tau as a number, or set gbm_tau"
             )
+        check_record("measured", self.measured, Measured)
+        check_record("calibrated", self.calibrated, Calibrated)
+        if self.measured is not None and not self.measured.holds_for(self):
+            self._set("measured", None)
 
-    def _check_tokens(self) -> None:
-        if self.tau != "auto" or self.gbm_tau != "adaptive":
+    def _check_tokens(self, layers: tuple[int, ...]) -> None:
+        thresholds = [name for name in ("tau", "gbm_tau") if self[name] != getattr(Settings, name)]
+        if thresholds:
             raise ValueError(
-                f"tokens={self.tokens} chooses by rank, tau={self.tau!r} and gbm_tau={self.gbm_tau!r} by threshold. "
-                "Give up one of them: tokens=None, or tau='auto' and gbm_tau='adaptive'"
+                f"tokens={self.tokens} chooses by rank, {' and '.join(map(self.named, thresholds))} by threshold. "
+                f"Give up one of them: tokens=None, or leave out {' and '.join(thresholds)}"
+            )
+        if isinstance(self.tokens, (list, tuple)) and list(layers) != sorted(layers):
+            raise ValueError(
+                f"tokens={list(self.tokens)} for gbm_layers={list(layers)}: give the layers in rising order, so that "
+                "each merge has its own share or number; or one share for all"
             )
         local = [] if self.clap_layer is None else [("CLAP", 1 / (self.window[0] * self.window[1]))]
         merges = [*local, *(("GBM", 0.5) for _ in self.gbm_layers)]
@@ -105,6 +122,18 @@ class Settings:
         """The setting ``tokens`` for one merge (counted from 0): a share of its patches, or a number."""
         assert self.tokens is not None
         return self.tokens[merge] if isinstance(self.tokens, tuple) else self.tokens
+
+    @property
+    def calibrated_tau(self) -> float | None:
+        """The threshold of a data set that ``tau`` stands for; None where CLAP takes each image's own, or a number."""
+        calibrated = self.calibrated
+        return calibrated.value if calibrated and self.tokens is None and calibrated.holds_for(self) else None
+
+    def named(self, name: str) -> str:
+        """Return ``name=value`` for an error, which says so if the value is the default and nobody gave it."""
+        value = self[name]
+        shown = list(value) if isinstance(value, tuple) else value
+        return f"{name}={shown!r}{' (the default)' if value == getattr(Settings, name) else ''}"
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -123,63 +152,22 @@ class Settings:
         return {KEY: json.dumps(asdict(self))}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, for :func:`load_settings`. Whole or not at all."""
+        """Write a JSON file, whole or not at all, for :func:`algm_patch.load_settings`."""
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
         partial.replace(path)
 
 
-def load_settings(path: str | os.PathLike[str]) -> Settings:
-    """Settings from a JSON file that :meth:`Settings.save` wrote, or a safetensors file with their metadata.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it holds no settings, or one that this version does not know.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-        saved = None if text is None else json.loads(text)
-    else:
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}). Give a file that Settings.save wrote") from None
-        saved = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(saved, dict):
-        raise ValueError(
-            f"{path} holds no settings: no entry {KEY!r}. Give a file that Settings.save wrote, or a safetensors file "
-            "saved with metadata=settings.metadata()"
-        )
-    return Settings(**{**known(saved, Settings, path), "measured": load_measured(saved.get("measured"), path)})
-
-
-def load_measured(saved: Any, path: Path) -> Measured | None:
-    if saved is None:
-        return None
-    trials = (Trial(**immutable(known(trial, Trial, path))) for trial in known(saved, Measured, path)["trials"])
-    return Measured(**{**immutable(saved), "trials": tuple(trials)})
-
-
-def immutable(saved: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-
-
-def known(saved: dict[str, Any], cls: Any, path: Path) -> dict[str, Any]:
-    """``saved``, if it has the fields of a dataclass and no others."""
-    names = {field.name for field in fields(cls)}
-    if extra := sorted(saved.keys() - names):
-        raise ValueError(f"{path} was saved by another version: this one does not know {', '.join(map(repr, extra))}")
-    if cls is not Settings and (missing := sorted(names - saved.keys())):
-        raise ValueError(f"{path} was saved by another version: it says nothing of {', '.join(map(repr, missing))}")
-    return saved
+def no_such(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error for a name that there is not: the name, the nearest of ``names``, and all of them."""
+    names = list(names)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"{name!r}.{f' Did you mean {nearest[0]!r}?' if nearest else ''} Settings: {', '.join(names)}"
 
 
 def above_all(tau: object) -> bool:
-    """Whether ``tau`` is the documented way to merge nothing: a number above every cosine."""
+    """Return whether ``tau`` is the documented way to merge nothing: a number above every cosine."""
     return isinstance(tau, float) and tau > 1
 
 
@@ -268,6 +256,11 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         *others, last = map(repr, choices)
         raise ValueError(f"{name} is {', '.join(others)} or {last}, got {value!r}")
+
+
+def check_record(name: str, record: Any, cls: type) -> None:
+    if record is not None and not isinstance(record, cls):
+        raise TypeError(f"{name} is what the library recorded (a {cls.__name__}) or None; got {record!r}")
 
 
 def check_window(window: Any) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -37,7 +39,8 @@ def tune(
     tokens are compared themselves or by their keys. From a few common arrangements on, one thing at a time is changed
     and the thresholds are bracketed anew, until nothing is cheaper or the time is up. A candidate is given up as soon
     as a few images show that it keeps too little or saves too little. If the model is patched already, its other
-    settings (window, proportional attention, ...) stay.
+    settings (window, proportional attention, ...) stay, but for ``tokens`` and what :func:`calibrate` set, in whose
+    place come the thresholds that are found. A compiled model is measured eagerly, also its time, and stays compiled.
 
     Args:
         model: with one ViT, patched or not.
@@ -67,9 +70,9 @@ def tune(
     >>> settings.measured.kept >= 0.9
     True
     """
-    if cost not in UNITS:
+    if cost not in list(UNITS):
         raise ValueError(f"cost is one of {', '.join(map(repr, UNITS))}; got {cost!r}")
-    if not 0 < keep <= 1:
+    if not isinstance(keep, Real) or not 0 < keep <= 1:
         raise ValueError(f"keep is the part of the answer to keep, above 0 and at most 1; got {keep!r}")
     pictures = shuffled(single_images(images, model), seed)
     before = settings_before(model)
@@ -113,10 +116,10 @@ def shuffled(pictures: list[Tensor], seed: int) -> list[Tensor]:
 
 
 def seconds(budget: str | float) -> float:
-    """Of "90s", "10min", "1h" or a number of seconds."""
-    match = re.fullmatch(r"\s*([\d.]+)\s*(s|min|h)\s*", budget) if isinstance(budget, str) else None
+    """Return the seconds of "90s", "10min", "1h", or a number of seconds as it is."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|min|h)\s*", budget) if isinstance(budget, str) else None
     value = float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]] if match else budget
-    if isinstance(value, str) or not value > 0:
+    if not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(f"budget is a number of seconds, or such as '90s', '10min' or '1h'; got {budget!r}")
     return float(value)
 
