@@ -102,7 +102,7 @@ class Bench:
             before: settings of a model that is patched already; what is not searched stays, but for fixed counts and a
                 calibrated threshold, which the thresholds that are searched replace.
         """
-        self.base = replace(before or Settings(), tokens=None, measured=None, calibrated=None)
+        self.base = replace(before or Settings(), tokens=None, measured=None, calibrated=())
         self.nothing = replace(self.base, **NOTHING)
         apply_algm(self.model, **self.nothing)
         self.handle = handle_of(self.model)

@@ -60,8 +60,10 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
     value = float(clap_tau(torch.cat(found)[None], rule))
     if not math.isfinite(value):
         raise ValueError(f"calibrate: the windows' similarities give tau {value}. Are there NaN in the images?")
-    calibrated = Calibrated(value, rule, layer, handle.window, handle.metric, handle.place)
-    handle._set(replace(handle.settings, tau=rule, calibrated=calibrated, measured=None))
+    settings = replace(handle.settings, tau=rule, measured=None)
+    found_before = (calibrated for calibrated in settings.calibrated if not calibrated.holds_for(settings))
+    calibrated = Calibrated(value, rule, layer, settings.window, settings.metric, settings.place)
+    handle._set(replace(settings, calibrated=(*found_before, calibrated)))
     return value
 
 

@@ -40,7 +40,7 @@ def apply_algm(
     batch: str = "auto",
     tokens: float | Iterable[float | int] | None = None,
     measured: Measured | None = None,
-    calibrated: Calibrated | None = None,
+    calibrated: Iterable[Calibrated] = (),
     **unknown: Any,
 ) -> Model:
     """Merge similar tokens inside a Vision Transformer, between attention and MLP of some of its blocks.
@@ -112,7 +112,7 @@ def apply_algm(
         batch=batch,  # type: ignore[arg-type]
         tokens=tokens,  # type: ignore[arg-type]
         measured=measured,
-        calibrated=calibrated,
+        calibrated=calibrated,  # type: ignore[arg-type]
         **unknown,
     )
     trunk, vit = find_vit(model)

@@ -29,8 +29,9 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
             "saved with metadata=settings.metadata()"
         )
     values = known(saved, Settings, path)
-    for name, cls in (("measured", Measured), ("calibrated", Calibrated)):
-        values[name] = record(saved.get(name), cls, path)
+    if values.get("measured") is not None:
+        values["measured"] = record(values["measured"], Measured, path)
+    values["calibrated"] = records(values.get("calibrated", []), Calibrated, path)
     try:
         return Settings(**values)
     except (TypeError, ValueError) as error:
@@ -55,13 +56,17 @@ def content_of(path: Path) -> Any:
 
 
 def record(saved: Any, cls: Any, path: Path) -> Any:
-    """Return what was saved of a dataclass as its instance; None of nothing."""
-    if saved is None:
-        return None
-    values = {name: immutable(value) for name, value in known(saved, cls, path).items() if name != "trials"}
-    if "trials" in saved:
-        values["trials"] = tuple(record(trial, Trial, path) for trial in saved["trials"])
-    return cls(**values)
+    """Return what was saved of a dataclass as its instance."""
+    values = known(saved, cls, path)
+    if cls is Measured:
+        values["trials"] = records(values["trials"], Trial, path)
+    return cls(**{name: immutable(value) for name, value in values.items()})
+
+
+def records(saved: Any, cls: Any, path: Path) -> tuple[Any, ...]:
+    if not isinstance(saved, list):
+        raise ValueError(f"{path} is damaged: where a list of {cls.__name__} should be there is {saved!r:.40}")
+    return tuple(record(one, cls, path) for one in saved)
 
 
 def immutable(value: Any) -> Any:

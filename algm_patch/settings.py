@@ -54,7 +54,7 @@ class Settings:
     batch: Batch = "auto"
     tokens: Tokens = None
     measured: Measured | None = None
-    calibrated: Calibrated | None = None
+    calibrated: tuple[Calibrated, ...] = ()
 
     def __new__(cls, *_: Any, **given: Any) -> Settings:
         names = [field.name for field in fields(cls)]
@@ -97,8 +97,8 @@ class Settings:
                 f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and {self.named('tau')} is computed "
                 "there. Give tau as a number, or set gbm_tau"
             )
-        check_record("measured", self.measured, Measured)
-        check_record("calibrated", self.calibrated, Calibrated)
+        check_records("measured", [] if self.measured is None else [self.measured], Measured)
+        self._set("calibrated", check_records("calibrated", self.calibrated, Calibrated))
         if self.measured is not None and not self.measured.holds_for(self):
             self._set("measured", None)
 
@@ -126,8 +126,11 @@ class Settings:
     @property
     def calibrated_tau(self) -> float | None:
         """The threshold of a data set that ``tau`` stands for; None where CLAP takes each image's own, or a number."""
-        calibrated = self.calibrated
-        return calibrated.value if calibrated and self.tokens is None and calibrated.holds_for(self) else None
+        if self.tokens is None:
+            for calibrated in self.calibrated:
+                if calibrated.holds_for(self):
+                    return calibrated.value
+        return None
 
     def named(self, name: str) -> str:
         """Return ``name=value`` for an error, which says so if the value is the default and nobody gave it."""
@@ -258,9 +261,10 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {', '.join(others)} or {last}, got {value!r}")
 
 
-def check_record(name: str, record: Any, cls: type) -> None:
-    if record is not None and not isinstance(record, cls):
-        raise TypeError(f"{name} is what the library recorded (a {cls.__name__}) or None; got {record!r}")
+def check_records(name: str, records: Any, cls: type) -> tuple[Any, ...]:
+    if isinstance(records, (list, tuple)) and all(isinstance(record, cls) for record in records):
+        return tuple(records)
+    raise TypeError(f"{name} comes with settings that the library found ({cls.__name__}); got {records!r:.80}")
 
 
 def check_window(window: Any) -> tuple[int, int]:

@@ -118,11 +118,11 @@ def main(arguments: list[str] | None = None) -> tuple[list[Measured], list[LeftO
         for found in scaling(model, combinations, options.rounds, options.budget):
             (measured if isinstance(found, Measured) else left_out).append(found)
             print(line(found), flush=True)
-    print("\n" + "\n".join(verdicts(measured) if measured else ["Nothing fits the budget: give more"]))
     out = options.out or Path(__file__).parent / "results" / f"scaling_{torch.device(options.device).type}"
     out.parent.mkdir(parents=True, exist_ok=True)
     tables, picture = out.with_suffix(".csv"), out.with_suffix(".png")
     write(tables, measured, left_out)
+    print("\n" + "\n".join(verdicts(measured) if measured else ["Nothing fits the budget: give more"]))
     print(f"\n{tables}")
     if measured:
         draw(measured, left_out, title).savefig(picture, dpi=120)

@@ -308,9 +308,9 @@ def run(options: argparse.Namespace, state: PartialState) -> dict[str, Result]:
         unpatched = predictions(model, dataset, records=options.records, progress=False)
         results["ALGM"] = evaluate(patched, dataset, reference=unpatched, **common, title="ALGM")
     if state.is_main_process:
-        print(report(model, dataset, results, patched))
         if options.out:
             write_json(options.out, summary(options, dataset, results, patched))
+        print(report(model, dataset, results, patched))
     return results
 
 

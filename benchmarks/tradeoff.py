@@ -64,17 +64,17 @@ def main(arguments: list[str] | None = None) -> list[Point]:
     options = parse(arguments)
     try:
         methods = peers.chosen(options)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         model, dataset = segmentation.opened(options, "cuda" if torch.cuda.is_available() else "cpu", progress=True)
         points = compare(model, dataset, methods, options.timed, options.rounds)
     except (OSError, ValueError) as error:  # of data, model or settings that do not fit; says which
         raise SystemExit(f"error: {error}") from error
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     tables, picture = options.out.with_suffix(".csv"), options.out.with_suffix(".png")
     write(tables, points)
     title = f"{options.title or f'{model.name} on {dataset.name}'}, {len(dataset)} images"
-    draw(points, title, machine(model)).savefig(picture, dpi=120)
     print(table(points))
     print(f"\n{against_peers(points)}".rstrip())
+    draw(points, title, machine(model)).savefig(picture, dpi=120)
     print(f"\n{tables}\n{picture}")
     return points
 

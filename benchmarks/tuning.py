@@ -28,10 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         model, dataset = segmentation.opened(options, "cuda" if torch.cuda.is_available() else "cpu", progress=True)
         images = [model.preprocess(sample.image) for sample in tqdm(dataset[: options.count], "images")]
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         for keep in options.keep:
             settings = tune(model, images, keep, predict=predict, cost=options.cost, budget=options.budget)
-            print(f"{settings}\n")
             settings.save(f"{options.out}_{keep:g}.json")
+            print(f"{settings}\n")
             pareto(settings).savefig(f"{options.out}_{keep:g}.png", dpi=100)
             remove_algm(model)
     except (OSError, ValueError, RuntimeError) as error:  # of data, model or options that do not fit; says which

@@ -180,16 +180,16 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
             {"epoch": epoch, "loss": loss, "mIoU": result.miou, "accuracy": result.accuracy, "GFLOPs": result.gflops}
         )
         accelerator.log({"mIoU": result.miou, "pixel accuracy": result.accuracy}, step=epoch * steps)
-        accelerator.print(
-            f"epoch {epoch} of {options.epochs}: loss {loss:.3f}, mIoU {100 * result.miou:.1f}, "
-            f"pixel accuracy {100 * result.accuracy:.1f} %, {result.gflops:.1f} GFLOPs an image"
-        )
         weights = accelerator.get_state_dict(wrapped)
         if accelerator.is_main_process:
             for name in ("last", "best")[: 1 + is_best]:
                 path = options.out / f"{name}.safetensors"
                 dense_network.save(path, weights, model, progress.history[-1], settings)
         save_state(accelerator, options.out, epoch)  # last: until it is there, the epoch is done again
+        accelerator.print(
+            f"epoch {epoch} of {options.epochs}: loss {loss:.3f}, mIoU {100 * result.miou:.1f}, "
+            f"pixel accuracy {100 * result.accuracy:.1f} %, {result.gflops:.1f} GFLOPs an image"
+        )
     accelerator.end_training()
     return progress.history
 

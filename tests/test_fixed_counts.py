@@ -123,7 +123,7 @@ def test_shares_and_numbers_for_each_merge(tokens, kept):
         ({"clap_layer": 2, "gbm_layers": [], "tokens": [0.3]}, [30, 12, 12, 12]),
         ({"clap_layer": 2, "gbm_layers": [], "tokens": 0.3}, [30, 12, 12, 12]),
         ({"clap_layer": 2, "gbm_layers": [2, 4], "tokens": 0.8}, [30, 19, 19, 15]),  # 24 after CLAP
-        ({"clap_layer": 1, "gbm_layers": [4, 2], "tokens": [27, 20, 10]}, [27, 20, 20, 10]),
+        ({"clap_layer": 1, "gbm_layers": [2, 4], "tokens": [27, 20, 10]}, [27, 20, 20, 10]),
         ({"clap_layer": 1, "gbm_layers": [3], "window": (3, 2), "tokens": 0.6}, [20, 20, 12, 12]),
         ({"clap_layer": None, "gbm_layers": [], "tokens": 0.6}, [30] * 4),
     ],
@@ -258,10 +258,11 @@ def test_a_decoder_on_so_many_tokens():
         ({"tokens": [0.6, None]}, TypeError, "got None"),
         ({"tokens": [0, 0.5]}, ValueError, "tokens names 0 tokens to keep: at least 1"),
         ({"tokens": [0.5, -3]}, ValueError, "tokens names -3 tokens"),
-        ({"tokens": 0.6, "tau": 0.9}, ValueError, "by rank, tau=0.9 .* by threshold. Give up one of them: tokens=None"),
+        ({"tokens": 0.6, "tau": 0.9}, ValueError, "by rank, tau=0.9 by threshold. Give up one of them: tokens=None"),
         ({"tokens": 0.6, "gbm_tau": 0.5}, ValueError, "gbm_tau=0.5 by threshold. Give up one of them"),
         ({"tokens": 0.6, "tau": "paper"}, ValueError, "Give up one of them"),
         ({"tokens": 0.6, "gbm_tau": "tau"}, ValueError, "Give up one of them"),
+        ({"gbm_layers": [4, 2], "tokens": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
     ],
     ids=str,
 )
