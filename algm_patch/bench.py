@@ -130,7 +130,7 @@ class Bench:
                 )
 
     def _judge_of(self, answer: Any) -> Judge:
-        if self.handle._latest is None:
+        if self.handle._newest is None:
             raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
         width = width_of(self.handle._vit.blocks[0])
         return judge_of(answer, self.handle.token_map.labels.shape[1], width)
@@ -230,7 +230,7 @@ class Bench:
             (windows,) = self._similarities(settings, "CLAP", (candidate.clap_layer,))
             settings = replace(settings, tau=threshold(windows, candidate.clap))
         if candidate.gbm_layers:
-            share = Share(candidate.gbm / TWENTIETHS)
+            share = Share(candidate.gbm, TWENTIETHS)
             settings = replace(settings, gbm_layers=candidate.gbm_layers, gbm_tau=share)
             proposals = self._similarities(settings, "GBM", candidate.gbm_layers)
             settings = replace(settings, gbm_tau=tuple(threshold(layer, candidate.gbm) for layer in proposals))
@@ -257,7 +257,7 @@ class Bench:
 
 def threshold(similarity: Tensor, twentieths: int) -> float:
     """What so much of [K] similarities reaches: at most 1, where only equal tokens merge."""
-    return min(reached_by(similarity[None], twentieths / TWENTIETHS).item(), 1.0) if len(similarity) else 1.0
+    return min(reached_by(similarity[None], twentieths, TWENTIETHS).item(), 1.0) if len(similarity) else 1.0
 
 
 def negative(margins: Sequence[float], count: int) -> bool:

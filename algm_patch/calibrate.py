@@ -113,9 +113,11 @@ def measuring(handle: Algm, settings: Settings) -> Iterator[None]:
 
 
 def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-    """[B, 3, H, W] each, where the model is and in its dtype."""
+    """Yield [B, 3, H, W] each, where the model is and in its dtype; nothing for an empty batch."""
     for item in [images] if isinstance(images, Tensor) else images:
         batch = first_tensor(item)
+        if batch.shape[0] == 0:
+            continue
         parameter = next(model.parameters(), batch)
         yield (batch if batch.dim() == 4 else batch[None]).to(parameter.device, parameter.dtype)
 

@@ -28,6 +28,29 @@ def traces_python() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
+def tracing_context() -> object | None:
+    """Return what lives as long as an export that runs the model itself; None if torch has nothing of the kind."""
+    return torch._guards.TracingContext.try_get()
+
+
+def refuse_jit_trace() -> None:
+    """Raise RuntimeError within ``torch.jit.trace``, which keeps the merges of the one image that it is given."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace (which torch.onnx.export(dynamo=False), coremltools and others call) would keep the "
+            "merges of the one image that it traces with. Use torch.export.export(model, (images,)) or "
+            "torch.onnx.export(model, (images,), dynamo=True); or call remove_algm(model) first"
+        )
+
+
+def refuse_jit_script(module: object) -> None:
+    """Raise RuntimeError: ``torch.jit.script`` reads the source of the forward, and would leave the merges out."""
+    raise RuntimeError(
+        f"torch.jit.script compiles the source of the unpatched {type(module).__name__}, which merges nothing. Use "
+        "torch.export.export(model, (images,)) or torch.compile(model); or call remove_algm(model) first"
+    )
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def reads_numbers() -> bool:
     context = torch._guards.TracingContext.try_get()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,21 @@ from torch import Tensor, nn
 from . import __version__
 from .adapters import readers_of
 from .card import card
-from .compiling import eagerly, in_one_graph, traces_python
+from .compiling import eagerly, in_one_graph, traces_python, tracing_context
 from .discovery import Vit, class_name
 from .flops import block_cost, gflops
 from .measured import RECORDS, weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings, no_such
 from .tokens import TokenMap
-from .tracking import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass
+from .tracking import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass, is_remembered
 
 # Those that change without patching anew.
 SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", *RECORDS))
+# Modules of torch whose hooks leave the tokens alone: one gathers weights, the other notes which module runs.
+NOT_OF_TOKENS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp", "torch.utils.module_tracker")
+# So many patch embeddings in a row without a block are no crops or frames that go through the blocks together.
+MANY_IDLE = 32
 
 
 class Algm:
@@ -35,7 +40,8 @@ class Algm:
     next forward pass on: ``model.algm.tau = 0.9`` is the paper's ALGM*. Printing it shows the settings and, of the
     last forward pass, the grid, the tokens after each layer and the thresholds used.
 
-    Two threads may run one patched model at a time; each has its own forward pass.
+    Two threads may run one patched model at a time; each has its own forward pass. Of whole compiled graphs the last
+    pass is known, whichever thread ran it. An export is no forward pass.
     """
 
     clap_layer: int | None
@@ -62,7 +68,15 @@ class Algm:
 
     def _begin(self, settings: Settings) -> None:
         """Be newly patched: know no forward pass."""
-        self.__dict__.update(settings=settings, _tracker=Tracker(), _tracing=Tracing(), _latest=None)
+        self.__dict__.update(settings=settings)
+        self._know_no_pass()
+
+    def _know_no_pass(self) -> None:
+        """Make what knows the forward passes: run by Python, compiled, and exported."""
+        tracing = Tracing()
+        self.__dict__.update(
+            _tracker=Tracker(tracing, object()), _tracing=tracing, _exports=WeakKeyDictionary(), _latest=None, _told=False
+        )
 
     @property
     def _linked(self) -> bool:
@@ -106,10 +120,12 @@ class Algm:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled handle has the settings, not the tokens of a forward pass nor the models around it."""
-        return {**self.__dict__, "_trunk": None, "_tracker": None, "_tracing": None, "_latest": None, "_owners": None}
+        gone = ("_trunk", "_tracker", "_tracing", "_exports", "_latest", "_owners")
+        return {**self.__dict__, **dict.fromkeys(gone)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _tracker=Tracker(), _tracing=Tracing(), _owners=WeakSet())
+        self.__dict__.update(state, _owners=WeakSet())
+        self._know_no_pass()
 
     @property
     def calibrated_tau(self) -> float | None:
@@ -156,35 +172,43 @@ class Algm:
 
     def _forget(self) -> None:
         """Know no forward pass."""
-        self._tracker.last = self.__dict__["_latest"] = None
+        self._tracker.forget()
+        self.__dict__["_latest"] = None
 
     def _past(self) -> ForwardPass:
-        past: ForwardPass | None = self._tracker.last or self._latest
-        if past is None or not past.steps:
+        """Return the newest forward pass, or raise RuntimeError if there is none or no block ran in it."""
+        past = self._newest
+        if past is None:
             raise RuntimeError("model.algm knows no forward pass yet: run the model on an image first")
+        if not past.steps:
+            raise RuntimeError(no_merge_in(self._model, past, []))
         return past
+
+    @property
+    def _newest(self) -> ForwardPass | None:
+        """The newest forward pass: of this thread, or of all if it has run none itself."""
+        newest: ForwardPass | None = self._latest if self._tracker.last is None else self._tracker.newest
+        return newest
 
     def __repr__(self) -> str:
         *stages, (_, others) = self._summary()
         lines = [self._title, *(f"{stage:4}  {text}" for stage, text in stages), others]
-        try:
-            lines += self._describe(self._past())
-        except RuntimeError:
-            lines.append("no forward pass yet")
+        past = self._newest
+        lines += self._describe(past) if past and past.steps else [no_pass(past)]
         return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         """A card for notebooks: settings, tokens of each layer, GFLOPs and grid of the last forward pass."""
-        try:
-            past = self._past()
-        except RuntimeError:
-            return card(self._title, self._summary(), ["no forward pass yet"], [], 0)
+        past = self._newest
+        if past is None or not past.steps:
+            return card(self._title, self._summary(), [no_pass(past)], [], 0)
         height, width = past.grid
-        without, merging = self._gflops()
-        facts = [
-            f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix",
-            f"about {merging:.3g} of {without:.3g} GFLOPs an image in the blocks: {without / merging:.2f} × fewer",
-        ]
+        facts = [f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix"]
+        if past.batch:
+            without, merging = self._gflops()
+            facts.append(
+                f"about {merging:.3g} of {without:.3g} GFLOPs an image in the blocks: {without / merging:.2f} × fewer"
+            )
         whole = past.num_prefix_tokens + height * width
         return card(self._title, self._summary(), facts, self.tokens_per_layer, whole)
 
@@ -254,12 +278,16 @@ class Algm:
 
     @property
     def _passes(self) -> Tracing:
-        """The forward passes of this thread, or the one that is compiled now."""
-        return self._tracing if in_one_graph(self.settings) else self._tracker
+        """The forward passes of this thread, or the one that is compiled or exported now."""
+        if not in_one_graph(self.settings):
+            return self._tracker
+        if traces_python() and (context := tracing_context()) is not None:
+            return self._exports.setdefault(context, Tracing())  # and gone with it
+        return self._tracing
 
     def _in_graph(self, begun: bool = True) -> bool:
         """Whether a compiler traces a whole forward pass now, or could from here on (which has not ``begun``)."""
-        return in_one_graph(self.settings) and (not begun or self._tracing.current is not None)
+        return in_one_graph(self.settings) and (not begun or self._passes.current is not None)
 
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
@@ -271,14 +299,16 @@ class Algm:
         passes.begin(opened)
         if passes.last is opened and not traces_python():
             object.__setattr__(self, "_latest", opened)
+        if not torch.compiler.is_compiling() and self._tracker.idle >= MANY_IDLE:
+            self._warn_once(opened, [])
 
     def _step(self, layer: int, x: Tensor) -> tuple[ForwardPass, Step]:
         """The forward pass that the input of a block (counted from 0) belongs to, and the block's step in it."""
-        forward_pass = self._passes.of(x, layer) or self._tracing.current
+        forward_pass = self._passes.of(x, layer)
         if forward_pass is None:
             raise RuntimeError(
                 f"block {layer + 1} of {self._model} was given tokens that ALGM cannot trace to a forward pass, so it "
-                f"does not know their grid. {self._why_untraced(layer)}"
+                f"does not know their grid. {self._why_untraced(x)}"
             )
         if not forward_pass.steps:
             forward_pass.taps = self._taps()
@@ -294,6 +324,20 @@ class Algm:
         forward_pass = self._passes.current
         if forward_pass is not None and forward_pass.settings.unmerge == "after_head":
             self._passes.remember(x, forward_pass)
+        self._over()
+
+    def _over(self) -> None:
+        """Warn, once, if the forward pass that is over now passed by blocks that were to merge."""
+        if torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
+            return
+        past = self._tracker.newest
+        if past is not None and (missing := past.passed_by()):
+            self._warn_once(past, missing)
+
+    def _warn_once(self, past: ForwardPass, missing: list[int]) -> None:
+        if not self._told:
+            self.__dict__["_told"] = True
+            warnings.warn(no_merge_in(self._model, past, missing), stacklevel=2)
 
     @property
     def _after_head(self) -> bool:
@@ -337,11 +381,16 @@ class Algm:
         forward_pass, image = self._passes.decoded
         return forward_pass.unmerge(x, image)
 
-    def _why_untraced(self, layer: int) -> str:
+    def _why_untraced(self, x: Tensor) -> str:
         if backward_pass() != NOT_IN_BACKWARD:
             return (
                 "They were recomputed in the backward pass from a copy of the input (activation offloading, or a dtype "
                 "that changes before each block, such as fully_shard's output_dtype?)"
+            )
+        if is_remembered(x) and self._tracker.known(x) is None:
+            return (
+                "Another patched model took or left them. Give each model the image, or run the patch embedding of this "
+                "one before its blocks"
             )
         if self._tracker.current is not None:
             return (
@@ -352,21 +401,49 @@ class Algm:
 
     def _hooked(self, layer: int) -> tuple[bool, bool]:
         """Whether hooks read the output of a block (counted from 0), and whether they may have written its input."""
-        blocks = self._vit.blocks
+        blocks, every = self._vit.blocks, nn.modules.module  # which holds the hooks on every module
         before, block, after = blocks[max(layer - 1, 0) : layer], blocks[layer], blocks[layer + 1 : layer + 2]
+        everywhere = of_tokens(every._global_forward_hooks) or of_tokens(every._global_forward_pre_hooks)
         read = (
-            of_tokens(block._forward_hooks)
+            everywhere
+            or of_tokens(block._forward_hooks)
             or block._backward_hooks
             or block._backward_pre_hooks
             or any(of_tokens(other._forward_pre_hooks) or other._backward_hooks for other in after)
+            or every._global_backward_hooks
+            or every._global_backward_pre_hooks
         )
-        changed = of_tokens(block._forward_pre_hooks) or any(of_tokens(other._forward_hooks) for other in before)
+        changed = (
+            everywhere
+            or of_tokens(block._forward_pre_hooks)
+            or any(of_tokens(other._forward_hooks) for other in before)
+        )
         return bool(read) and bool(after or not self._after_head), bool(changed)
 
 
-def of_tokens(hooks: dict[int, Callable[..., Any]]) -> bool:
-    """Whether there are hooks other than those of fully_shard, which gather weights and leave the tokens alone."""
-    return any("torch.distributed.fsdp" not in str(getattr(hook, "__module__", "")) for hook in hooks.values())
+def no_pass(past: ForwardPass | None) -> str:
+    """Return a line that says why there is nothing to tell of the last forward pass."""
+    return "no forward pass yet" if past is None else "last forward: the patch embedding ran, but none of the blocks"
+
+
+def no_merge_in(model: str, past: ForwardPass, missing: list[int]) -> str:
+    """Return what to do about a forward pass that passed by these blocks (from 0), or by all if it has no step."""
+    if past.steps:
+        numbers = ", ".join(str(layer + 1) for layer in missing)
+        what = f"{model} ended a forward pass without block {numbers}, so nothing merged there"
+        remedy = "set model.algm.clap_layer and gbm_layers to blocks that run"
+    else:
+        what = f"the patch embedding of {model} ran, but none of its blocks did, so nothing merged"
+        remedy = "call remove_algm(model)"
+    return (
+        f"{what}. Code that calls the parts of a block itself (its norms, attention, MLP) goes past the patch: let it "
+        f"call the block, as block(x). If the model is to run like this, {remedy}"
+    )
+
+
+def of_tokens(hooks: Mapping[int, Callable[..., Any]]) -> bool:
+    """Return whether there are hooks other than those of torch that leave the tokens alone."""
+    return any(not str(getattr(hook, "__module__", "")).startswith(NOT_OF_TOKENS) for hook in hooks.values())
 
 
 def token_range(sizes: Tensor) -> str:

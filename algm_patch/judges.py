@@ -30,20 +30,27 @@ class Judge:
 
 
 def agreement(classes: Tensor, others: Tensor) -> float:
-    """The share of pixels of the same class."""
-    return (classes == others).double().mean().item()
+    """Return the share of pixels of the same class."""
+    same = classes == others
+    return int(same.sum()) / same.numel()
 
 
 def correlation(values: Tensor, others: Tensor) -> float:
-    """Pearson's, over all pixels. Of a constant map: whether the other is the same."""
-    one, other = (map_.double().flatten() - map_.double().mean() for map_ in (values, others))
+    """Return Pearson's, over all pixels. Of a constant map: whether the other is the same."""
+    one, other = (in_float64(map_).flatten() for map_ in (values, others))
+    one, other = one - one.mean(), other - other.mean()
     scale = one.norm() * other.norm()
     return (one @ other / scale).item() if scale > 0 else float(torch.equal(values, others))
 
 
 def token_cosine(tokens: Tensor, others: Tensor) -> float:
-    """Mean over the tokens."""
-    return cosine_similarity(tokens.double(), others.double(), dim=-1).mean().item()
+    """Return the mean cosine over the tokens."""
+    return cosine_similarity(in_float64(tokens), in_float64(others), dim=-1).mean().item()
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Return a copy on the CPU: Apple GPUs have no float64."""
+    return x.cpu().double()
 
 
 def keep_all(output: Tensor) -> Tensor:

@@ -138,8 +138,20 @@ def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) 
     batch = merges.shape[0]
     position = torch.arange(length, device=merges.device).expand(batch, length)
     group = position.scatter(1, proposer.expand(batch, -1), torch.where(merges, partner, proposer))
-    first = position.scatter_reduce(1, group, position, "amin")
-    return first.gather(1, group)
+    return first_members(group, length).gather(1, group)
+
+
+def first_members(groups: Tensor, count: int) -> Tensor:
+    """Return the position of each group's first token: [B, count] int64. A group without tokens has the last position.
+
+    Args:
+        groups: [B, L] int64; the group, from 0 to ``count`` - 1, of each token.
+    """
+    batch, length = groups.shape
+    # In float32, exact below 2^24 tokens: Apple GPUs scatter no minimum of int64, and of int32 only since macOS 15.
+    position = torch.arange(length, device=groups.device, dtype=torch.float32).expand(batch, length)
+    start = position.new_full((batch, count), length - 1)
+    return start.scatter_reduce(1, groups, position, "amin").long()
 
 
 def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
@@ -154,7 +166,7 @@ def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
     Returns:
         [B, K] bool.
     """
-    if passes.shape[0] == 1:
+    if passes.shape[0] <= 1:
         return passes
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)
     chosen = torch.arange(similarity.shape[1], device=similarity.device) < passes.sum(1).amin(0)

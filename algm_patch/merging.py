@@ -273,7 +273,7 @@ def plan_gbm(
 ) -> Plan:
     """A plan for tokens [B, L, D], or [1, T, D] if packed, of these sizes [B, L]."""
     with planning(x):
-        if ragged(how_many, sizes.shape[0]) and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if ragged(how_many, sizes.shape[0]) and is_faster_alone(x):
             images = x.split(1) if packing is None else packing.split(x)
             groups = one_by_one(images, tau, layer, num_prefix_tokens, sizes.shape[1])
         else:
@@ -285,6 +285,11 @@ def plan_gbm(
         least = sizes.shape[1] - similarity.shape[1]
         step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, sizes.shape[0]))
         return Plan(step, sizes, threshold, similarity, packing)
+
+
+def is_faster_alone(x: Tensor) -> bool:
+    """Return whether the images of a batch are better matched one by one: on a CPU, where no compiler traces."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def proposals(

@@ -55,7 +55,8 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[1, T, ...] to [B, M, ...], zero past an image's own tokens."""
-        rows = x.new_zeros(self.counts.shape[0] * self.longest, *x.shape[2:]).index_copy(0, self.index, x[0])
+        # Added to zeros: not every torch copies rows by index on Apple GPUs, and on a CPU this is faster.
+        rows = x.new_zeros(self.counts.shape[0] * self.longest, *x.shape[2:]).index_add_(0, self.index, x[0])
         return rows.unflatten(0, (self.counts.shape[0], self.longest))
 
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:

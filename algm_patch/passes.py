@@ -248,7 +248,11 @@ class ForwardPass:
         return joined
 
     def stages(self, layer: int) -> list[str]:
-        """The merges that the settings ask for in a block (counted from 0)."""
+        """Return the merges to plan in a block (counted from 0): those asked for, unless the batch is empty."""
+        return self._asked(layer) if self.batch else []
+
+    def _asked(self, layer: int) -> list[str]:
+        """Return the merges that the settings ask for in a block (counted from 0)."""
         settings, stages = self.settings, []
         fixed = settings.tokens is not None
         if layer + 1 == settings.clap_layer and (fixed or not above_all(settings.tau)):
@@ -256,6 +260,17 @@ class ForwardPass:
         if layer + 1 in settings.gbm_layers and (fixed or not above_all(self._gbm_setting(layer))):
             stages.append("GBM")
         return stages
+
+    def passed_by(self) -> list[int]:
+        """Return the blocks (from 0) that were to merge and did not run, of a pass that is over.
+
+        Empty if a method that is known ended the pass early, after some of them.
+        """
+        named = {self.settings.clap_layer, *self.settings.gbm_layers} - {None}
+        asked = [layer - 1 for layer in sorted(named) if self._asked(layer - 1)]
+        missing = [layer for layer in asked if layer not in self.steps]
+        ended_early = self.taps is not None and len(missing) < len(asked) and max(self.steps) < min(missing, default=0)
+        return [] if ended_early else missing
 
     def _how_many(self, stage: str, layer: int, length: int) -> HowMany:
         """Merges of a stage in a block (counted from 0), of a sequence of this length."""

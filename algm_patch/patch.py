@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
-from .compiling import directly, outside
+from .compiling import directly, outside, refuse_jit_script, refuse_jit_trace
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Calibrated, Measured
@@ -146,6 +146,8 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
+        if after_forward not in owner._forward_hooks.values():
+            owner.register_forward_hook(after_forward)
     if settings.measured is not None:
         warn_of_mismatch(settings.measured, handle)
     return model
@@ -169,7 +171,16 @@ def remove_algm(model: Model) -> Model:
     for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
+            for key in [key for key, hook in owner._forward_hooks.items() if hook is after_forward]:
+                del owner._forward_hooks[key]
     return model
+
+
+def after_forward(owner: nn.Module, args: Any, output: Any) -> None:
+    """Tell the handle that a forward pass may be over. A hook on the modules that have ``algm``, and their copies."""
+    handle = owner.__dict__.get("algm")
+    if isinstance(handle, Algm):
+        handle._over()
 
 
 def patched_modules(handle: Algm, model: nn.Module) -> set[nn.Module]:
@@ -271,6 +282,7 @@ def patched_class(original: Any, role: str) -> Any:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "__reduce_ex__": reduce_patched,
+        "__prepare_scriptable__": refuse_jit_script,
         "_algm_original": original,
         "_algm_role": role,
         **METHODS[role](original),
@@ -283,6 +295,9 @@ def block_methods(original: Any) -> dict[str, Any]:
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_jit_trace()
+        if not args and first not in kwargs:
+            return original.forward(self, **kwargs)  # which raises its own TypeError
         x, *others = args or (kwargs.pop(first),)
         if self._algm.handle._in_graph():
             return run_block(directly, original.forward, self, x, *others, **kwargs)
@@ -294,6 +309,7 @@ def block_methods(original: Any) -> dict[str, Any]:
 def projection_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_jit_trace()
         output = original.forward(self, *args, **kwargs)
         handle = self._algm.handle
         call = directly if handle._in_graph(begun=False) else outside
@@ -337,6 +353,7 @@ def driver_methods(original: Any) -> dict[str, Any]:
 def decoder_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        refuse_jit_trace()
         handle = self._algm.handle
         call = directly if handle._in_graph(begun=False) else outside
         return call(handle._decode, partial(original.forward, self), x, *args, **kwargs)

@@ -10,29 +10,33 @@ from torch import Tensor
 # Similarities are clamped this far inside (-1, 1) before Fisher's transform, which is infinite at the ends.
 EDGE = 1e-6
 # The automatic rule always merges at least one window in ten.
-LEAST_SHARE = 0.1
+LEAST_SHARE = (1, 10)
 
 
 @dataclass(frozen=True)
 class Share:
-    """A rule: the threshold that so much of each image's own similarities reaches. How :func:`tune` looks at layers."""
+    """A rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
 
-    of: float
+    How :func:`tune` looks at layers.
+    """
+
+    parts: int
+    of: int
 
     def __call__(self, similarity: Tensor) -> Tensor:
         """[B] of [B, K], in which minus infinity stands for nothing."""
         if similarity.shape[1] == 0:
             return similarity.new_full((len(similarity),), torch.inf)
-        return reached_by(similarity, self.of)
+        return reached_by(similarity, self.parts, self.of)
 
 
-def reached_by(similarity: Tensor, share: float) -> Tensor:
-    """[B]; what so much (below 1) of each row of [B, K] reaches, the most similar one at least.
+def reached_by(similarity: Tensor, parts: int, of: int) -> Tensor:
+    """Return [B]: what the share ``parts / of`` (below 1) of each row of [B, K] reaches, the most similar one at least.
 
     Minus infinity stands for nothing.
     """
     count = (similarity != -torch.inf).sum(1, keepdim=True)
-    place = similarity.shape[1] - 1 - (share * count.double()).long()
+    place = similarity.shape[1] - 1 - count * parts // of  # in whole numbers: exact, and on Apple GPUs too
     return similarity.sort(1).values.gather(1, place)[:, 0]
 
 
@@ -55,7 +59,7 @@ def auto_tau(similarity: Tensor) -> Tensor:
     inside = similarity.clamp(EDGE - 1, 1 - EDGE)
     z = inside.atanh()
     rule = (z.mean(1) + z.std(1, correction=min(1, count - 1))).tanh()
-    return torch.minimum(rule, reached_by(inside, LEAST_SHARE))
+    return torch.minimum(rule, reached_by(inside, *LEAST_SHARE))
 
 
 def paper_tau(similarity: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .caching import cached
+from .matching import first_members
 from .packing import Packing
 
 
@@ -76,7 +77,7 @@ class TokenMap:
         if packing is not None:
             count = packing.longest
         elif count is None:
-            (count,) = leads[:1].sum(1).tolist() or [0]
+            (count,) = leads[:1].sum(1).tolist() or [length]  # an empty batch merges nothing
         if torch.compiler.is_compiling():
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
@@ -131,8 +132,16 @@ class TokenMap:
 
         Returns:
             [B, P+M, ...], in the dtype of ``x``; zero past an image's own tokens.
+
+        Raises:
+            ValueError: if ``x`` is not of these tokens, or holds whole numbers, which the mean would cut off.
         """
         self._check(x, self.labels, "merge")
+        if not (x.is_floating_point() or x.is_complex()):
+            raise ValueError(
+                f"TokenMap.merge averages each group, and {x.dtype} cannot hold a mean. Pass x.float(), or use "
+                "TokenMap.take(x) for the first member of each group"
+            )
         batch, count = self.sizes.shape
         totals = self.sizes.to(torch.promote_types(x.dtype, torch.float32))
         weights = (1 if sizes is None else sizes.to(totals)) / totals.gather(1, self.labels)
@@ -211,10 +220,7 @@ class TokenMap:
     @cached
     def first(self) -> Tensor:
         """[B, P+M]; the position of each group's first member among the original tokens."""
-        batch, length = self.labels.shape
-        position = torch.arange(length, device=self.labels.device).expand(batch, length)
-        start = position.new_full(self.sizes.shape, length - 1)
-        return start.scatter_reduce(1, self.labels, position, "amin")
+        return first_members(self.labels, self.sizes.shape[1])
 
     @cached
     def _flat_labels(self) -> Tensor:

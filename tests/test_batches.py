@@ -825,7 +825,7 @@ def test_matching_all_images_at_once_is_matching_one_after_the_other(case, data)
     own = torch.arange(length) < counts[:, None]
     tau = data.draw(
         st.one_of(
-            st.sampled_from([-1.0, 0.5, 0.9, "adaptive", Share(0.3)]),
+            st.sampled_from([-1.0, 0.5, 0.9, "adaptive", Share(3, 10)]),
             st.lists(st.sampled_from([-0.5, 0.3, 2.0]), min_size=len(x), max_size=len(x)).map(torch.tensor),
         )
     )
