@@ -89,6 +89,16 @@ class Tracker(threading.local, Tracing):
 
     def __init__(self) -> None:
         Tracing.__init__(self)
+        self.begun: list[ForwardPass] | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[ForwardPass]]:
+        """Within, note in the list that is given every pass that this thread begins outside of a backward pass."""
+        outer, self.begun = self.begun, []
+        try:
+            yield self.begun
+        finally:
+            self.begun = outer
 
     @property
     def current(self) -> ForwardPass | None:
@@ -100,6 +110,8 @@ class Tracker(threading.local, Tracing):
         self._current = forward_pass, backward_pass()
         if backward_pass() == NOT_IN_BACKWARD:
             self.last = forward_pass
+            if self.begun is not None:
+                self.begun.append(forward_pass)
 
     def of(self, x: Tensor, layer: int) -> ForwardPass | None:
         """See :meth:`Tracing.of`.
