@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from . import apply_algm, load_settings, pareto, tune, visualize
@@ -147,13 +146,11 @@ def bench(options: Any) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     both = [each.to(device) for each in (model, patched(options, copy.deepcopy(model)))]
     with torch.inference_mode():
-        work = [gflops(each, images.to(device)) for each in both]
         spent = in_turns(both, images.to(device), options.rounds)
     faster = statistics.median(map(operator.truediv, *spent))
     print(f"{both[1].algm}\n")
-    print(
-        f"{work[1] / len(images):.1f} of {work[0] / len(images):.1f} GFLOPs an image: {work[0] / work[1]:.2f} x fewer"
-    )
+    merging, without = both[1].algm.gflops, both[1].algm.unpatched_gflops
+    print(f"{merging:.1f} of {without:.1f} GFLOPs of the ViT an image: {without / merging:.2f} x fewer")
     print(f"{faster:.2f} x faster (median of {options.rounds} rounds in turns, batch {len(images)}, {device})")
     return 0
 
@@ -224,12 +221,6 @@ def open_image(path: Path) -> Any:
 def new_file(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
-
-
-def gflops(model: nn.Module, images: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model.forward_features(images)  # type: ignore[operator]
-    return counter.get_total_flops() / 1e9
 
 
 def in_turns(both: Sequence[nn.Module], images: Tensor, rounds: int) -> list[list[float]]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from .calibrate import similarities
@@ -129,9 +128,12 @@ class Bench:
                     "higher the better: what is kept is counted as a part of it"
                 )
 
-    def _judge_of(self, answer: Any) -> Judge:
-        if self.handle._newest is None:
+    def _check_ran(self, passes: object) -> None:
+        if not passes:
             raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
+
+    def _judge_of(self, answer: Any) -> Judge:
+        self._check_ran(self.handle._newest)
         width = width_of(self.handle._vit.blocks[0])
         return judge_of(answer, self.handle.token_map.labels.shape[1], width)
 
@@ -190,14 +192,15 @@ class Bench:
         return loses or (best is not None and negative([b - c for b, c in zip(best.costs, costs, strict=False)], count))
 
     def _answer(self, picture: Tensor) -> tuple[Any, float]:
-        """What the model answers and what that costs."""
+        """Return what the model answers, and what that costs: the seconds, or the GFLOPs of all that its ViT ran."""
         if time.monotonic() - self.started > self.budget:
             raise OutOfTime
         self._show()
         if self.unit == "GFLOPs":
-            with FlopCounterMode(display=False) as counter:
+            with self.handle._tracker.collecting() as passes:
                 answer = self.predict(self.model, picture)
-            return answer, counter.get_total_flops() / 1e9
+            self._check_ran(passes)
+            return answer, sum(sum(self.handle._operations(begun)) for begun in passes) / 1e9
         synchronize(picture)
         start = time.perf_counter()
         answer = self.predict(self.model, picture)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,7 +19,7 @@ from .adapters import readers_of
 from .card import card
 from .compiling import eagerly, in_one_graph, traces_python, tracing_context
 from .discovery import Vit, class_name
-from .flops import block_cost, gflops
+from .flops import VitCost, embedding_cost
 from .measured import RECORDS, weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings, no_such
@@ -38,7 +39,8 @@ class Algm:
 
     Its settings (the arguments of :func:`algm_patch.apply_algm`) read and write as attributes and hold from the
     next forward pass on: ``model.algm.tau = 0.9`` is the paper's ALGM*. Printing it shows the settings and, of the
-    last forward pass, the grid, the tokens after each layer and the thresholds used.
+    last forward pass, the grid, the tokens after each layer and the thresholds used. ``gflops`` and
+    ``unpatched_gflops`` are what the ViT cost there.
 
     Two threads may run one patched model at a time; each has its own forward pass. Of whole compiled graphs the last
     pass is known, whichever thread ran it. An export is no forward pass.
@@ -163,6 +165,37 @@ class Algm:
         return [step.num_prefix_tokens + patches if step.after is None else step.after.sizes.shape[1] for step in steps]
 
     @property
+    def gflops(self) -> float:
+        """GFLOPs of the ViT for an image of the last forward pass, on average over the batch.
+
+        Patch embedding, blocks and matching, up to the last block's output; multiply and add counted apart. It follows
+        from the tokens in each layer and the sizes of the weights, so it is the same on any device and in any dtype.
+
+        Raises:
+            RuntimeError: if there was no forward pass.
+            ValueError: if the attention of a block is not recognized: see ``Adapter.cost``.
+        """
+        past = self._past()
+        return fmean(self._operations(past) or [self._cost(past).without_merging(past)]) / 1e9
+
+    @property
+    def unpatched_gflops(self) -> float:
+        """``gflops`` of the unpatched model, on an image of the same size."""
+        past = self._past()
+        return self._cost(past).without_merging(past) / 1e9
+
+    def _operations(self, past: ForwardPass) -> list[float]:
+        """Return the operations of the ViT for each image of a forward pass."""
+        return self._cost(past).of_images(past)
+
+    def _cost(self, past: ForwardPass) -> VitCost:
+        trunk, vit = self._the_trunk(), self._vit
+        embedding = embedding_cost(trunk, vit.projection, past.grid)
+        positions = vit.adapters[0].position_cost(trunk, past.grid)
+        blocks = [adapter.cost(block) for block, adapter in zip(vit.blocks, vit.adapters, strict=True)]
+        return VitCost(embedding + positions, blocks)
+
+    @property
     def window_similarity(self) -> Tensor:
         """[B, h, w] similarities that CLAP compared in the last forward pass; empty if it compared none."""
         for step in self._past().steps.values():
@@ -203,12 +236,10 @@ class Algm:
         if past is None or not past.steps:
             return card(self._title, self._summary(), [no_pass(past)], [], 0)
         height, width = past.grid
-        facts = [f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix"]
-        if past.batch:
-            without, merging = self._gflops()
-            facts.append(
-                f"about {merging:.3g} of {without:.3g} GFLOPs an image in the blocks: {without / merging:.2f} × fewer"
-            )
+        facts = [
+            f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix",
+            self._saved(),
+        ]
         whole = past.num_prefix_tokens + height * width
         return card(self._title, self._summary(), facts, self.tokens_per_layer, whole)
 
@@ -231,19 +262,13 @@ class Algm:
         )
         return [("CLAP", clap), ("GBM", gbm), ("", others)]
 
-    def _gflops(self) -> tuple[float, float]:
-        """Of the blocks, for an image of the last forward pass: without merging, and as it was."""
-        past = self._past()
-        steps = [past.steps[layer] for layer in sorted(past.steps)]
-        blocks = [block_cost(block) for block in self._vit.blocks]
-        tokens = [step.num_prefix_tokens + past.grid[0] * past.grid[1] for step in steps]
-        left = [
-            [whole] * past.batch if step.after is None else (step.after.sizes > 0).sum(1).tolist()
-            for whole, step in zip(tokens, steps, strict=True)
-        ]
-        unmerged = [[whole] * past.batch for whole in tokens]
-        merge_first = past.settings.place == "before_mlp"
-        return gflops(blocks, tokens[0], unmerged, merge_first), gflops(blocks, tokens[0], left, merge_first)
+    def _saved(self) -> str:
+        """Return what merging saved in the last forward pass, or why that is not known, as a line."""
+        try:
+            merging, without = self.gflops, self.unpatched_gflops
+        except ValueError as unknown:
+            return str(unknown)
+        return f"{merging:.3g} of {without:.3g} GFLOPs of the ViT an image: {1 - merging / without:.0%} fewer"
 
     def _ablations(self) -> Iterator[str]:
         for name in ("metric", "reduce", "place", "batch", "tokens"):
@@ -255,6 +280,7 @@ class Algm:
         lines = [
             f"last forward: batch {past.batch}, grid {height}x{width} + {past.num_prefix_tokens} prefix",
             f"  tokens after each layer: {' '.join(map(str, self.tokens_per_layer))}",
+            f"  {self._saved()}",
         ]
         for layer, step in sorted(past.steps.items()):
             for stage, plan in step.plans.items():

@@ -115,6 +115,11 @@ def num_proposals(length: int, num_prefix_tokens: int) -> int:
     return (length - first_proposer(num_prefix_tokens) + 1) // 2
 
 
+def num_receivers(length: int, num_prefix_tokens: int) -> int:
+    """Return how many B tokens a sequence of this length has."""
+    return max(0, length - first_receiver(num_prefix_tokens) + 1) // 2
+
+
 def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_bytes: int) -> tuple[Tensor, Tensor]:
     """``best`` of the rows [B, a, D], so many at a time that what it holds at once is bounded. Compiled, all."""
     if torch.compiler.is_compiling():

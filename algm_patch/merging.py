@@ -47,6 +47,7 @@ class Plan:
             infinity past an image's own.
         before: how the images of the sequence are packed.
         picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
+        width: of the vectors that were compared with each other, all A with all B tokens; 0: none were (CLAP).
     """
 
     step: TokenMap
@@ -55,6 +56,7 @@ class Plan:
     similarity: Tensor
     before: Packing | None = None
     picked: Tensor | None = None
+    width: int = 0
 
     @property
     def merges(self) -> bool:
@@ -284,7 +286,7 @@ def plan_gbm(
         count = sizes.shape[1] - how_many if isinstance(how_many, int) else None
         least = sizes.shape[1] - similarity.shape[1]
         step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=ragged(how_many, sizes.shape[0]))
-        return Plan(step, sizes, threshold, similarity, packing)
+        return Plan(step, sizes, threshold, similarity, packing, width=x.shape[2])
 
 
 def is_faster_alone(x: Tensor) -> bool:

@@ -100,6 +100,16 @@ class Tracker(threading.local, Tracing):
         self.tracing, self.key = tracing, key
         self.idle = 0
         self._compiled_before = tracing.last
+        self.begun: list[ForwardPass] | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[ForwardPass]]:
+        """Note every pass that this thread begins outside of a backward pass, in the list that is given."""
+        outer, self.begun = self.begun, []
+        try:
+            yield self.begun
+        finally:
+            self.begun = outer
 
     @property
     def current(self) -> ForwardPass | None:
@@ -128,6 +138,8 @@ class Tracker(threading.local, Tracing):
         if backward_pass() == NOT_IN_BACKWARD:
             self.idle = self.idle + 1 if before is not None and not before.steps else 0
             self._make_newest(forward_pass)
+            if self.begun is not None:
+                self.begun.append(forward_pass)
 
     def of(self, x: Tensor, layer: int) -> ForwardPass | None:
         """See :meth:`Tracing.of`.

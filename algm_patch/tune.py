@@ -52,7 +52,8 @@ def tune(
             cosine). Default: a timm ViT's ``forward_features``, any other model's output.
         metric: from the model to a number, the higher the better, such as mIoU on labelled images. Then this decides:
             kept is its share of the unpatched model's. With keep=1 this is the paper's ALGM* (supplement, §3.5).
-        cost: what is saved: "gflops" by torch's counter, or "time", measured in turns with the unpatched model.
+        cost: what is saved: "gflops" of the ViT, as ``model.algm.gflops`` counts them, over all forward passes of an
+            answer; or "time", measured in turns with the unpatched model.
         budget: seconds, or such as "90s", "10min", "1h"; then the best found so far is taken.
         seed: of the order of the images. With the same seed, and time enough, the result is the same.
 

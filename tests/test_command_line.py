@@ -63,7 +63,7 @@ def test_tune_then_bench_with_what_was_found(place, model, capsys):
     assert settings.measured.kept >= 0.5
     before = files(place)
     assert main(["bench", "images/0.png", *model, "--settings", "algm_out/settings.json", "--rounds", "2"]) == 0
-    assert "GFLOPs an image" in capsys.readouterr().out
+    assert "GFLOPs of the ViT an image" in capsys.readouterr().out
     assert files(place) == before
 
 

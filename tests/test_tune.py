@@ -129,6 +129,29 @@ def test_a_metric_decides(model):
     assert settings.measured.kept >= 0.9
 
 
+@pytest.mark.parametrize("windows", [1, 3])
+def test_an_answer_costs_every_forward_pass_that_it_takes(model, windows):
+    """As sliding windows do, in batches or one after the other."""
+
+    def predict(model, images):
+        return sum(model(images.roll(shift, 3)) for shift in range(windows)) + model(images.repeat(2, 1, 1, 1))[:1]
+
+    settings = tune(model, IMAGES[:1], keep=0.5, predict=predict, budget="3s")
+    predict(model, IMAGES[:1])
+    assert settings.measured.unpatched_cost == pytest.approx((windows + 2) * model.algm.unpatched_gflops)
+    assert settings.measured.cost < settings.measured.unpatched_cost
+
+
+def test_the_cost_is_that_of_the_handle(model):
+    settings = tune(model, IMAGES, keep=0.5, budget="3s")
+    costs = []
+    with torch.no_grad():
+        for image in IMAGES.split(1):
+            model.eval()(image)
+            costs.append(model.algm.gflops)
+    assert settings.measured.cost == pytest.approx(sum(costs) / len(costs))
+
+
 def test_time(model):
     settings = tune(model, IMAGES, keep=0.5, cost="time", budget="5s")
     assert settings.measured.unit == "seconds"
@@ -163,6 +186,11 @@ def test_a_block_without_keys_to_compare():
         ),
         ({"predict": lambda model, images: model(images).mean((2, 3))}, ValueError, r"predict returned \[1, 5\]"),
         ({"predict": lambda model, images: images[:, 0]}, ValueError, "predict did not run the ViT of Classes"),
+        (
+            {"predict": lambda model, images: images[:, 0], "metric": lambda model: 1.0},
+            ValueError,
+            "predict did not run the ViT of Classes",
+        ),
         ({"metric": lambda model: float("nan")}, ValueError, "metric returned nan"),
         ({"metric": lambda model: 0.0}, ValueError, "metric returned 0.0 for the unpatched model"),
     ],

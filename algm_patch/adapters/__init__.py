@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..flops import BlockCost, block_cost
 from ..passes import LayerTokens
 
 
@@ -68,6 +69,17 @@ class Adapter:
             that; None: all of it. None if no module leaves it: the block then merges by its tokens alone.
         """
         return None
+
+    @staticmethod
+    def cost(block: Any) -> BlockCost:
+        """Return what the block costs. Override it where the names of modules do not say what attention is, or where
+        attention computes more than a product of queries and keys and one of weights and values."""
+        return block_cost(block)
+
+    @staticmethod
+    def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
+        """Return the operations of products that run on positions and not on tokens, for a grid of patches."""
+        return 0
 
     @staticmethod
     def refusal(block: Any) -> str | None:

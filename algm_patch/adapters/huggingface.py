@@ -281,6 +281,12 @@ class Siglip2EncoderLayer(CLIPEncoderLayer):
             )
         return height, width
 
+    @staticmethod
+    def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
+        """Return the operations that resize the table of positions, which newer releases do by a product."""
+        resize, table = trunk.embeddings.resize_positional_embeddings, trunk.embeddings.position_embedding.weight
+        return 0 if "interpolate" in resize.__code__.co_names else 2 * grid[0] * grid[1] * table.numel()
+
 
 GRIDDED = "its tokens stay a grid [B, H, W, D], along whose sides attention takes relative positions"
 POOLED = "its keys or tokens are pooled on the grid, which merged tokens no longer form"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..flops import BlockCost, block_cost, layers_in
 from ..passes import LayerTokens
 from ..tokens import TokenMap
 from . import Adapter, path_of, reads, refuse, register
@@ -24,11 +26,12 @@ QWEN = "timm.models.qwen3_vit"
 DEEPSEEK = "timm.models.deepseek_vit"
 
 
+DIFFERENTIAL = "timm.layers.diff_attention.DiffAttention.forward"
 # Attention whose tokens meet in fused attention alone, if it is set to fuse.
 PLAIN_ATTENTION = (
     "timm.layers.attention.Attention.forward",
     "timm.layers.attention.AttentionRope.forward",
-    "timm.layers.diff_attention.DiffAttention.forward",
+    DIFFERENTIAL,
     f"{EVA}.EvaAttention.forward",
 )
 
@@ -48,6 +51,13 @@ class TimmBlock(Adapter):
     @staticmethod
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:
         return input_projection(block, "attn", metric)
+
+    @staticmethod
+    def cost(block: Any) -> BlockCost:
+        cost = block_cost(block)
+        # Differential attention: two maps, each of half the queries and keys, each multiplied with all values.
+        differential = any(path_of(type(part).forward) == DIFFERENTIAL for part in block.modules())
+        return replace(cost, pairs=cost.pairs * 3 // 2) if differential else cost
 
     @staticmethod
     def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -169,6 +179,19 @@ class BeitBlock(TimmBlock):
 
 class RelPosBlock(TimmBlock):
     @staticmethod
+    def cost(block: Any) -> BlockCost:
+        return block_cost(block, apart=position_functions(block))
+
+    @staticmethod
+    def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
+        """Return the operations of every RelPosMlp, which runs on each offset between two places of the grid."""
+        return sum(
+            2 * found.rel_coords_log[..., 0].numel() * layer.weights
+            for found in position_functions(trunk)
+            for layer in layers_in(found)
+        )
+
+    @staticmethod
     def attend(attention: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any) -> Tensor:
         if tokens.token_map is None:
             return attention(x, shared_rel_pos=shared_rel_pos)
@@ -288,6 +311,11 @@ def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
 
 def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
+
+
+def position_functions(module: nn.Module) -> list[Any]:
+    """Return every RelPosMlp in a module."""
+    return [part for part in module.modules() if hasattr(part, "rel_coords_log")]
 
 
 def bias_between_groups(rel_pos: Any, token_map: TokenMap) -> Tensor:
