@@ -94,7 +94,7 @@ def predictions(before: Any, after: Any, picture: Array, palette: Any) -> dict[s
 
 def at_size(answer: Any, size: tuple[int, int]) -> Array:
     """One image's answer at the size of its picture: classes [H, W] int64, or values [H, W] float32."""
-    judge = judge_of(answer, tokens=0, width=0)
+    judge = judge_of(answer)
     if judge is CLASS_MAPS:
         classes = answer.reshape(1, 1, *answer.shape[-2:]).double()
         return interpolate(classes, size, mode="nearest")[0, 0].long().cpu().numpy()
