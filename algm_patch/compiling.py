@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 from .settings import Settings
 
@@ -31,6 +33,30 @@ def reads_numbers() -> bool:
     context = torch._guards.TracingContext.try_get()
     shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
     return shapes is not None and shapes.allow_scalar_outputs
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run what was compiled as if it were not: no graph lets a caller look inside, or stop half way."""
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    compiled: list[tuple[dict[str, Any], str, Any]] = []  # before torch 2.6: attributes, and what they hide
+    for part in model.modules():
+        own = vars(part)
+        if own.get("_compiled_call_impl") is not None:
+            compiled.append((own, "_compiled_call_impl", None))
+        if (original := part._modules.get("_orig_mod")) is not None:
+            compiled.append((own, "forward", original.__call__))
+    before = [own[name] for own, name, _ in compiled]
+    try:
+        for own, name, call in compiled:
+            own[name] = call
+        yield
+    finally:
+        for (own, name, _), call in zip(compiled, before, strict=True):
+            own[name] = call
 
 
 def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

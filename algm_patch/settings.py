@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from safetensors import safe_open
 
+from .files import written_whole
 from .measured import Measured, Trial
 from .thresholds import Share
 
@@ -124,10 +125,8 @@ class Settings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, for :func:`load_settings`. Whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
-        partial.replace(path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
