@@ -18,7 +18,7 @@ from .calibrate import similarities
 from .discovery import class_name
 from .flops import width_of
 from .handle import handle_of
-from .judges import Judge, judge_of
+from .judges import Judge, judge_of, token_shapes
 from .measured import RECORDS, SEARCHED, Measured, Trial
 from .patch import apply_algm
 from .settings import Metric, Settings
@@ -134,8 +134,8 @@ class Bench:
 
     def _judge_of(self, answer: Any) -> Judge:
         self._check_ran(self.handle._newest)
-        width = width_of(self.handle._vit.blocks[0])
-        return judge_of(answer, self.handle.token_map.labels.shape[1], width)
+        past, width = self.handle._past(), width_of(self.handle._vit.blocks[0])
+        return judge_of(answer, token_shapes(past.grid, past.num_prefix_tokens, width))
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
         """Run a candidate on the images, for as long as it can be of use.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from .handle import Algm, handle_of
-from .pictures import Array, distinct_colours
-from .showing import panels
+from .pictures import NO_CLASS, Array, distinct_colours
+from .showing import last_groups, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,12 +44,17 @@ def visualize(
     colours = distinct_colours(len(classes)) if palette is None and classes else palette
     shown = panels(image, model, predict, colours)
     figure, axes = grid_of_axes(len(shown) + 1, next(iter(shown.values())).shape)
-    draw_panels(axes, shown)
+    draw_panels(axes, shown.items())
     draw_tokens(axes[len(shown)], handle_of(model))
     high, wide, _ = shown["image"].shape
     axes[len(shown)].set_box_aspect(high / wide)
-    if classes:
-        draw_legend(figure, classes, np.asarray(colours))
+    named = list(zip(classes, np.asarray(colours), strict=False)) if classes else []
+    if len(classes) > len(named):
+        raise ValueError(f"{len(classes)} classes, but the palette has {len(named)} colours")
+    if any((panel == NO_CLASS).all(-1).any() for title, panel in shown.items() if title.startswith("prediction, ")):
+        named.append(("no class", np.array(NO_CLASS)))
+    if named:
+        draw_legend(figure, named)
     return figure
 
 
@@ -58,15 +64,20 @@ def draw(shown: Mapping[str, Array], columns: int = 3) -> Figure:
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    lines = 1 + max(title.count("\n") for title in shown)
-    figure, axes = grid_of_axes(len(shown), next(iter(shown.values())).shape, columns, lines)
+    return draw_sheet(list(shown.items()), columns)
+
+
+def draw_sheet(shown: Sequence[tuple[str, Array]], columns: int) -> Figure:
+    """Panels with their titles, of which several may be the same."""
+    lines = 1 + max(title.count("\n") for title, _ in shown)
+    figure, axes = grid_of_axes(len(shown), shown[0][1].shape, columns, lines)
     draw_panels(axes, shown)
     return figure
 
 
-def draw_panels(axes: Sequence[Axes], shown: Mapping[str, Array]) -> None:
-    """Panels by title, each on axes of its own."""
-    for axis, (title, panel) in zip(axes, shown.items(), strict=False):
+def draw_panels(axes: Sequence[Axes], shown: Iterable[tuple[str, Array]]) -> None:
+    """Panels with their titles, each on axes of its own."""
+    for axis, (title, panel) in zip(axes, shown, strict=False):
         draw_panel(axis, panel, title)
 
 
@@ -111,50 +122,54 @@ def draw_tokens(axes: Axes, handle: Algm) -> None:
             axes.text(layer, count, f"{count}", ha="center", va="bottom", fontsize="small")
 
 
-def draw_legend(figure: Figure, classes: Sequence[str], palette: Array) -> None:
-    """Below a figure, the name and colour of each class."""
+def draw_legend(figure: Figure, named: Sequence[tuple[str, Array]]) -> None:
+    """Below a figure, names with their colours."""
     from matplotlib.patches import Patch
 
-    if len(classes) > len(palette):
-        raise ValueError(f"{len(classes)} classes, but the palette has {len(palette)} colours")
-    handles = [Patch(color=colour / 255, label=name) for name, colour in zip(classes, palette, strict=False)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), 7), frameon=False)
+    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in named]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(named), 7), frameon=False)
 
 
 def contact_sheet(images: Any, model: nn.Module, columns: int = 4) -> Figure:
-    """The groups of many images after the last merge, each with its name and how many tokens are left.
+    """Draw, of each of many images, the groups that the last layer leaves, its name and how many tokens are left.
 
     Args:
-        images: a folder, or images as for :func:`panels`, or paths of images.
+        images: a folder, whose images are taken by name, 2 before 10; or images as for :func:`panels`, or paths of
+            images.
         model: patched.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image; or as :func:`panels`.
         OSError: if a file cannot be read as an image.
     """
-    cells = {}
+    cells = []
     for name, image in named_images(images):
-        *_, (title, panel) = panels(image, model).items()
-        merged = title.rpartition(": ")[2] if ": " in title else "nothing merged"
-        cells[f"{name}\n{merged}"] = panel
+        _, groups, count = last_groups(image, model)
+        cells.append((f"{name}\n{count}", groups))
     if not cells:
         raise ValueError("contact_sheet got no images")
-    return draw(cells, columns)
+    return draw_sheet(cells, columns)
 
 
 def named_images(images: Any) -> Iterator[tuple[str, Any]]:
-    """Names and images: of a folder its image files, by name."""
+    """Yield names and images: of a folder its image files, by name, 2 before 10."""
     from PIL import Image, ImageOps
 
     if isinstance(images, (str, Path)):
         folder = Path(images)
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+        images = sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGES), key=by_number)
     for number, image in enumerate(images, 1):
         if isinstance(image, (str, Path)):
             with Image.open(image) as opened:
                 yield Path(image).name, ImageOps.exif_transpose(opened).convert("RGB")
         else:
             yield f"{number}", image
+
+
+def by_number(path: Path) -> tuple[list[str | int], str]:
+    """Return a key that sorts files by the numbers in their names, 2 before 10."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def grid_of_axes(count: int, shape: tuple[int, ...], columns: int = 3, lines: int = 1) -> tuple[Figure, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,51 +10,54 @@ import numpy as np
 from torch import nn
 
 from .drawing import named_images
-from .showing import panels
+from .files import written_whole
+from .showing import last_groups
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image
 
 WIDTH = 960  # of the film in pixels
 
 
 def animate(frames: Any, model: nn.Module, path: str | Path, fps: float = 10) -> Path:
-    """Write a GIF: of each frame the image, and beside it the groups after the last merge.
+    """Write a GIF: of each frame the image, and beside it the groups that the last layer leaves.
 
     Args:
-        frames: a folder, whose images are taken by name; or images as for :func:`panels`, or paths of images.
+        frames: a folder, whose images are taken by name, 2 before 10; or images as for :func:`panels`, or paths of
+            images. Those of other proportions than the first get black margins.
         model: patched.
-        path: ends in ".gif". Written whole or not at all.
+        path: ends in ".gif". Written whole or not at all: after an error or an interrupt the file that was there
+            before is there still.
         fps: frames a second, at most 50, which is what viewers show.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above.
-        OSError: if a file cannot be read as an image.
+        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as :func:`panels`.
+        OSError: if a file cannot be read as an image, or the folder of ``path`` is not there.
     """
     path = Path(path)
     if path.suffix.lower() != ".gif":
         raise ValueError(f"path ends in .gif; got {path.name}")
     if not 0 < fps <= 50:
         raise ValueError(f"fps is above 0 and at most 50, got {fps}")
-    pictures = film(frames, model)
-    first = next(pictures, None)
-    if first is None:
-        raise ValueError("animate got no frames")
-    unfinished = path.with_suffix(".unfinished")
-    first.save(unfinished, "GIF", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        pictures = film(frames, model)
+        first = next(pictures, None)
+        if first is None:
+            raise ValueError("animate got no frames")
+        first.save(unfinished, "GIF", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
     return path
 
 
-def film(frames: Any, model: nn.Module) -> Any:
-    from PIL import Image
+def film(frames: Any, model: nn.Module) -> Iterator[Image]:
+    """Yield each frame beside its groups, all of the first one's size."""
+    from PIL import Image, ImageOps
 
     size = None
     for _, frame in named_images(frames):
-        shown = list(panels(frame, model).values())
-        both = Image.fromarray(np.concatenate([shown[0], shown[-1]], 1))
-        size = size or (WIDTH, round(WIDTH * both.height / both.width))
-        yield both.resize(size)
+        picture, groups, _ = last_groups(frame, model)
+        both = Image.fromarray(np.concatenate([picture, groups], 1))
+        size = size or (WIDTH, max(1, round(WIDTH * both.height / both.width)))
+        yield ImageOps.pad(both, size)

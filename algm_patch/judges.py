@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,26 +63,40 @@ CORRELATION = Judge("correlation", keep_all, correlation)
 COSINE = Judge("cosine", keep_all, token_cosine)
 
 
-def judge_of(output: Any, tokens: int, width: int) -> Judge:
-    """The judge for what a model, or the user's ``predict``, returns.
+def token_shapes(grid: tuple[int, int], num_prefix_tokens: int, width: int) -> set[tuple[int, ...]]:
+    """Return the shapes, without the batch, in which models return the tokens of an image.
+
+    Args:
+        grid: height and width of the image in tokens.
+        num_prefix_tokens: P.
+        width: D.
+
+    Returns:
+        [P+N, D], [N, D] and [H, W, D].
+    """
+    patches = grid[0] * grid[1]
+    return {(num_prefix_tokens + patches, width), (patches, width), (*grid, width)}
+
+
+def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
+    """Return the judge for what a model, or the user's ``predict``, returns.
 
     Args:
         output: logits [B, classes, h, w], values [B, h, w] or [B, 1, h, w], classes [B, h, w] of whole numbers, or
-            tokens [B, L, D].
-        tokens: P+N of the image; L is that, or N.
-        width: D.
+            tokens in one of the shapes of ``tokens``. Floating point numbers in such a shape are always taken for
+            tokens: a map of values that has it by chance is unmistakable as [B, 1, h, w].
+        tokens: as :func:`token_shapes` returns them. Default: nothing is taken for tokens.
 
     Raises:
         TypeError, ValueError: if it is none of these.
     """
     if isinstance(output, Tensor) and output.dim() in (3, 4) and output.numel():
-        if output.dim() == 4 and output.shape[1] > 1:
-            return AGREEMENT
-        if not output.is_floating_point():
-            return CLASS_MAPS
-        if output.dim() == 3 and output.shape[2] == width and output.shape[1] <= tokens:
+        one_channel = output.dim() == 4 and output.shape[1] == 1
+        if output.is_floating_point() and tuple(output.shape[1:]) in tokens and not one_channel:
             return COSINE
-        return CORRELATION
+        if output.dim() == 4 and not one_channel:
+            return AGREEMENT
+        return CORRELATION if output.is_floating_point() else CLASS_MAPS
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise (ValueError if isinstance(output, Tensor) else TypeError)(
         f"predict returned {found}, which is no dense answer. Pass predict=function(model, images) that returns logits "

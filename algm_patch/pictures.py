@@ -15,6 +15,8 @@ Array = NDArray[Any]
 HUES = ("3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadd")
 SHADES = ((0.0, 0.0), (0.45, 0.0), (0.55, 1.0), (0.7, 0.0))  # so much of black (0) or white (1)
 DIFFERENT = (213, 94, 0)  # vermilion, of Okabe and Ito's palette
+NO_CLASS = (224, 224, 224)  # light grey, of pixels that have none
+IGNORED = 255  # by which data sets mark pixels of no class, where they have no negative numbers
 LINES = 500  # pixels of a picture's longer side for each pixel of an outline's width
 
 
@@ -82,14 +84,57 @@ def outlines(labels: Array, outlined: Array) -> Array:
 
 
 def paint_classes(classes: Array, palette: Array) -> Array:
-    """Of each pixel [H, W], in the palette's colours [C, 3] uint8.
+    """Return the colours [H, W, 3] of each pixel's class [H, W], in NO_CLASS where it has none.
+
+    Args:
+        palette: [C, 3] uint8.
 
     Raises:
-        ValueError: if the palette has too few.
+        ValueError: if a pixel's class is beyond the palette.
     """
-    if classes.max(initial=0) >= len(palette):
-        raise ValueError(f"palette has {len(palette)} colours, the prediction holds class {classes.max()}")
-    return palette[classes]
+    none = without_class(classes, len(palette))
+    largest = classes.max(initial=-1, where=~none)
+    if largest >= len(palette):
+        raise ValueError(
+            f"palette has {len(palette)} colours, the prediction holds class {largest}. Give a colour for each class "
+            "(without palette=, there is one for each name in classes=)"
+        )
+    return np.append(palette, [NO_CLASS], 0)[np.where(none, len(palette), classes)]
+
+
+def without_class(classes: Array, count: int) -> Array:
+    """Return where pixels have none of so many classes [H, W] bool: below 0, or 255, which data sets ignore."""
+    return (classes < 0) | ((classes == IGNORED) & (count <= IGNORED))
+
+
+def number_of_classes(*predictions: Array) -> int:
+    """Return how many classes there are in predictions of whole numbers, of which 255 is one only if others follow."""
+    found = np.unique(np.concatenate([classes.ravel() for classes in predictions]))
+    known = found[~without_class(found, int(found.max()))]
+    return int(known.max(initial=-1)) + 1
+
+
+def check_palette(palette: Any) -> Array:
+    """Return a palette as [C, 3] uint8.
+
+    Raises:
+        ValueError: if it is something else, such as fractions of 1.
+    """
+    colours = np.asarray(palette)
+    whole = np.issubdtype(colours.dtype, np.integer)
+    if (
+        colours.ndim != 2
+        or colours.shape[1] != 3
+        or not whole
+        or colours.min(initial=0) < 0
+        or colours.max(initial=0) > 255
+    ):
+        raise ValueError(
+            "palette is [C, 3], a row of red, green and blue for each class, in whole numbers from 0 to 255; got "
+            f"{list(colours.shape)} of {colours.dtype}"
+            f"{f' from {colours.min()} to {colours.max()}' if colours.size and colours.dtype.kind in 'iuf' else ''}"
+        )
+    return colours.astype(np.uint8)
 
 
 def paint_difference(picture: Array, before: Array, after: Array) -> Array:

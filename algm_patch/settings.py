@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .files import written_whole
 from .measured import Calibrated, Measured
 from .thresholds import Share
 
@@ -156,10 +157,8 @@ class Settings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, whole or not at all, for :func:`algm_patch.load_settings`."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
-        partial.replace(path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps({KEY: asdict(self)}, indent=2) + "\n")
 
 
 def no_such(name: str, names: Iterable[str]) -> str:

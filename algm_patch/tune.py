@@ -48,8 +48,9 @@ def tune(
             Each is run by itself.
         keep: at least this much of the unpatched model's answer: 1 is all.
         predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: the share of pixels
-            whose class stays), a map of values [1, h, w] or [1, 1, h, w] (its correlation) or tokens [1, L, D] (mean
-            cosine). Default: a timm ViT's ``forward_features``, any other model's output.
+            whose class stays), a map of values [1, h, w] or [1, 1, h, w] (its correlation) or tokens [1, L, D] or
+            [1, H, W, D] (mean cosine); return a map of the tokens' own shape as [1, 1, h, w]. Default: a timm ViT's
+            ``forward_features``, any other model's output.
         metric: from the model to a number, the higher the better, such as mIoU on labelled images. Then this decides:
             kept is its share of the unpatched model's. With keep=1 this is the paper's ALGM* (supplement, §3.5).
         cost: what is saved: "gflops" of the ViT, as ``model.algm.gflops`` counts them, over all forward passes of an

@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,27 @@ def test_a_file_gives_back_the_settings(model, tmp_path, tuned):
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
     assert load_settings(tmp_path / "s.json") == settings
     assert apply_algm(model, **load_settings(str(tmp_path / "s.json"))).algm.settings == settings
+
+
+def test_an_interrupted_save_leaves_what_was_there(model, tmp_path, monkeypatch):
+    def half(path, text):
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    settings_on(model).save(tmp_path / "s.json")
+    before = (tmp_path / "s.json").read_text()
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        Settings(tau=0.5).save(tmp_path / "s.json")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("s.json", before)]
+
+
+def test_settings_are_saved_through_a_link(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "out" / "s.json")
+    Settings(tau=0.5).save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert load_settings(tmp_path / "out" / "s.json") == Settings(tau=0.5)
 
 
 def test_a_checkpoint_carries_settings(model, tmp_path):

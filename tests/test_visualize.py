@@ -1,17 +1,22 @@
 """Pictures, as arrays."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from models import build, photo
 from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
-from algm_patch import animate, apply_algm, contact_sheet, panels, visualize
-from algm_patch.drawing import draw_panel, draw_tokens
-from algm_patch.pictures import Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
+from algm_patch import animate, apply_algm, contact_sheet, films, panels, visualize
+from algm_patch.drawing import draw_panel, draw_tokens, named_images
+from algm_patch.pictures import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
 
 
 @pytest.fixture
@@ -127,6 +132,157 @@ def test_too_short_a_palette(model):
         panels(photo(batch=1), model, logits, np.zeros((1, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("palette", "found"),
+    [
+        ([0, 1, 2], r"got \[3\] of int64 from 0 to 2"),
+        ([[0.1, 0.2, 1.0]], r"got \[1, 3\] of float64 from 0.1 to 1.0"),
+        ([[0, 0, 256]], r"got \[1, 3\] of int64 from 0 to 256"),
+        ([[0, -1, 255]], r"got \[1, 3\] of int64 from -1 to 255"),
+        ([[0, 0, 0, 255]], r"got \[1, 4\]"),
+        (["red"], r"got \[1\] of <U3$"),
+    ],
+)
+def test_what_is_no_palette(model, palette, found):
+    with pytest.raises(ValueError, match=f"whole numbers from 0 to 255; {found}"):
+        panels(photo(batch=1), model, logits, palette)
+
+
+@given(
+    hnp.arrays(np.int64, (3, 4), elements=st.integers(-300, 300) | st.sampled_from([-1, 0, 255])),
+    st.integers(1, 300),
+)
+def test_every_class_has_its_own_colour_or_none(classes, count):
+    palette = np.arange(3 * count).reshape(count, 3) % 199
+    none = (classes < 0) | ((classes == 255) if count <= 255 else False)
+    if (classes[~none] >= count).any():
+        with pytest.raises(ValueError, match=f"palette has {count} colours, the prediction holds class"):
+            paint_classes(classes, palette)
+        return
+    painted = paint_classes(classes, palette)
+    for pixel in np.ndindex(classes.shape):
+        assert painted[pixel].tolist() == (list(NO_CLASS) if none[pixel] else palette[classes[pixel]].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
+@pytest.mark.parametrize("given", ["palette", "names", "nothing"])
+def test_pixels_without_a_class_are_grey_and_named(model, dtype, given):
+    """A model that says -1, or 255 where there are no negative numbers."""
+
+    def predict(model, images):
+        classes = logits(model, images).argmax(1)
+        classes[:, 0] = -1
+        return classes.to(dtype)
+
+    palette = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
+    options = {"palette": {"palette": palette.tolist()}, "names": {"classes": list("abcd")}, "nothing": {}}[given]
+    shown = panels(photo(batch=1), model, predict, options.get("palette"))
+    for title in ("prediction, unpatched", "prediction, merging"):
+        assert (shown[title][:16] == NO_CLASS).all()
+        assert not (shown[title][16:] == NO_CLASS).all(-1).any()
+    (legend,) = visualize(photo(batch=1), model, predict, **options).legends
+    assert [text.get_text() for text in legend.get_texts()] == [*options.get("classes", []), "no class"]
+    assert [patch.get_facecolor() for patch in legend.get_patches()][-1] == pytest.approx([*(224 / 255,) * 3, 1])
+
+
+def test_all_pixels_without_a_class(model):
+    shown = panels(photo(batch=1), model, lambda model, images: logits(model, images).argmax(1) * 0 - 1)
+    assert (shown["prediction, merging"] == NO_CLASS).all()
+
+
+# -- what predict does with the model
+
+
+def not_at_all(model, images):
+    return torch.rand(1, 4, 6, 5)
+
+
+def at_first_only():
+    answers = []
+
+    def predict(model, images):
+        answers[:] = answers or [logits(model, images)]
+        return answers[0]
+
+    return predict
+
+
+def in_windows(model, images):
+    return torch.cat([logits(model, window) for window in images.chunk(2, 2)], 2)
+
+
+def flipped(model, images):
+    return (logits(model, images) + logits(model, images.flip(3)).flip(3)) / 2
+
+
+def in_one_batch(model, images):
+    return logits(model, torch.cat([images, images.flip(3)]))[:1]
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (not_at_all, r"predict did not run the ViT \(VisionTransformer\) on the image"),
+        (at_first_only(), "predict did not run the ViT"),
+        (lambda model, images: build("ViT")(images)[:, :, None, None], "predict did not run the ViT"),
+        (in_windows, "predict ran the ViT .* 2 times, on up to 1 images at once"),
+        (flipped, "2 times, on up to 1 images"),
+        (in_one_batch, "1 times, on up to 2 images"),
+        (lambda model, images: model.forward_features(images), r"predict returned tokens \[1, 31, 64\]"),
+        (lambda model, images: model(images), r"predict returned \[1, 3\], which is no dense answer"),
+    ],
+)
+def test_a_prediction_that_cannot_be_shown(model, predict, message):
+    panels(photo(batch=1, seed=5), model)  # an earlier image, which must not be shown for this one
+    settings, hooks = model.algm.settings, len(model.patch_embed.proj._forward_pre_hooks)
+    for verb in (panels, visualize):
+        with pytest.raises(ValueError, match=message):
+            verb(photo(batch=1), model, predict)
+    assert model.algm.settings == settings
+    assert len(model.patch_embed.proj._forward_pre_hooks) == hooks
+
+
+def test_a_prediction_that_runs_the_model_twice_on_the_image(model):
+    def predict(model, images):
+        model(images)
+        return logits(model, images)
+
+    once, twice = panels(photo(batch=1), model, logits), panels(photo(batch=1), model, predict)
+    for a, b in zip(once.items(), twice.items(), strict=True):
+        assert a[0] == b[0]
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+class Bypassed(nn.Module):
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images):
+        return images
+
+
+@pytest.mark.parametrize("verb", [panels, visualize, lambda image, model: contact_sheet([image], model), "animate"])
+def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
+    verb = (lambda image, model: animate([image], model, tmp_path / "film.gif")) if verb == "animate" else verb
+    panels(photo(batch=1), model)
+    with pytest.raises(ValueError, match="the forward of Bypassed did not run the ViT"):
+        verb(photo(batch=1)[0], Bypassed(model))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model(model, fullgraph):
+    expected = panels(photo(batch=1), model, logits)
+    model.compile(backend="eager", fullgraph=fullgraph)
+    with torch.no_grad():
+        model(photo(batch=1, seed=5))
+    shown = panels(photo(batch=1), model, logits)
+    assert list(shown) == list(expected)
+    for title, panel in shown.items():
+        np.testing.assert_array_equal(panel, expected[title])
+
+
 @pytest.mark.parametrize("size", [(96, 80), (50, 333), (1000, 7)])
 def test_tokens_are_spread_over_any_resolution(size):
     """Each token's share of the picture is its share of the input, to a pixel."""
@@ -184,14 +340,102 @@ def folder(tmp_path):
     return tmp_path
 
 
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
 def test_a_contact_sheet_of_a_folder(model, folder):
     figure = contact_sheet(folder, model)
-    titles = [axis.get_title().split("\n") for axis in figure.axes if axis.get_title()]
-    assert [name for name, _ in titles] == ["a.jpg", "b.png"]
-    assert titles[1][1] == f"{model.algm.tokens_per_layer[-1] - 1} of 30 tokens"
-    assert len([axis for axis in contact_sheet([astronaut(), folder / "a.jpg"], model).axes if axis.get_title()]) == 2
+    names = [title.split("\n") for title in titles(figure)]
+    assert [name for name, _ in names] == ["a.jpg", "b.png"]
+    assert names[1][1] == f"{model.algm.tokens_per_layer[-1] - 1} of 30 tokens"
+    assert len(titles(contact_sheet([astronaut(), folder / "a.jpg"], model))) == 2
     model.algm.clap_layer, model.algm.gbm_layers = None, []
-    assert contact_sheet([astronaut()], model).axes[0].get_title() == "1\nnothing merged"
+    assert titles(contact_sheet([astronaut()], model)) == ["1\nnothing merged"]
+
+
+def test_a_contact_sheet_draws_every_image(model, folder):
+    """Also those of one name and one number of tokens."""
+    (folder / "other").mkdir()
+    turned = Image.open(folder / "a.jpg").rotate(180)
+    turned.save(folder / "other" / "a.jpg")
+    model.algm.clap_layer, model.algm.gbm_layers = None, []
+    figure = contact_sheet([folder / "a.jpg", folder / "other" / "a.jpg", folder / "a.jpg"], model)
+    assert titles(figure) == 3 * ["a.jpg\nnothing merged"]
+    first, second, third = (axis.images[0].get_array() for axis in figure.axes[:3])
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, third)
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png", "10.png"], ["f9", "F10"], ["a2b10", "a10b1"], ["07", "7", "8"]])
+def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path, names):
+    for name in reversed(names):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name.removesuffix('.png')}.png")
+    assert [name.removesuffix(".png") for name, _ in named_images(tmp_path)] == [
+        name.removesuffix(".png") for name in names
+    ]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Films of 96 pixels, which take less time."""
+    monkeypatch.setattr(films, "WIDTH", 96)
+
+
+NOTHING = {
+    "thresholds above all": {"tau": 2.0, "gbm_layers": []},
+    "thresholds that no window reaches": {"tau": 1.0, "gbm_layers": []},
+    "no stages": {"clap_layer": None, "gbm_layers": []},
+    "no windows": {"window": (7, 7), "gbm_layers": []},
+    "no windows, then GBM": {"window": (7, 7), "gbm_layers": [3], "gbm_tau": 0.0},
+}
+
+
+@pytest.mark.parametrize("settings", NOTHING.values(), ids=NOTHING)
+def test_every_picture_of_an_image_in_which_nothing_merges(folder, narrow, settings):
+    model = apply_algm(build("ViT", dynamic_img_size=True), **settings)
+    assert animate(folder, model, folder / "film.gif").exists()
+    told = [title.split("\n")[1] for title in titles(contact_sheet(folder, model))]
+    assert len(told) == 2
+    assert (told == 2 * ["nothing merged"]) == (settings["gbm_layers"] == [])
+    assert titles(visualize(Image.open(folder / "a.jpg"), model))[0] == "image"
+
+
+def frames_of(path):
+    with Image.open(path) as film:
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            yield np.array(film.convert("RGB"))
+
+
+@pytest.mark.parametrize("merging", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_frames_in_which_something_merges_and_frames_in_which_nothing_does(model, tmp_path, narrow, merging):
+    """One image is flat, so that all of it merges; of the other no window is as similar."""
+    model.algm.gbm_layers, model.algm.tau = [], 0.999
+    flat, noise = np.full((96, 80, 3), 90, np.uint8), np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8)
+    # One pixel of its own for each frame, or the GIF holds equal frames once.
+    images = [(flat if merges else noise).copy() for merges in merging]
+    for number, image in enumerate(images):
+        image[:, : 20 * number] //= 2
+    found = list(frames_of(animate(images, model, tmp_path / "film.gif")))
+    assert len(found) == 3
+    for frame, image in zip(found, images, strict=True):
+        high, wide, _ = frame.shape
+        assert (high, wide) == (58, 96)
+        seen = np.array(Image.fromarray(image).resize((wide // 2, high)))
+        assert np.abs(frame[:, : wide // 2].astype(int).mean((0, 1)) - seen.mean((0, 1))).max() < 8
+
+
+def test_a_film_of_one_frame(model, tmp_path, narrow):
+    assert len(list(frames_of(animate([astronaut()], model, tmp_path / "film.gif")))) == 1
+
+
+def test_frames_of_other_sizes_keep_their_proportions(model, tmp_path, narrow):
+    """Twice as high as the first: black margins take half of the film."""
+    wide, high = np.full((96, 80, 3), 200, np.uint8), np.full((192, 80, 3), 190, np.uint8)
+    first, second = frames_of(animate([wide, high], model, tmp_path / "film.gif"))
+    assert (first > 0).all()
+    assert (second == 0).all(-1).mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_film_of_a_folder(model, folder):
@@ -201,6 +445,41 @@ def test_a_film_of_a_folder(model, folder):
         assert film.size[0] == 960
         assert film.info["duration"] == 200
     assert {found.name for found in folder.iterdir()} == {"a.jpg", "b.png", "notes.txt", "film.gif"}
+
+
+def fails_after(count, error):
+    def frames():
+        for number in range(count):
+            yield astronaut()[number:]
+        raise error
+
+    return frames()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no such frame")])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "over another"])
+def test_an_interrupted_film_leaves_what_was_there(model, tmp_path, narrow, count, error, there):
+    if there:
+        (tmp_path / "film.gif").write_text("precious")
+        (tmp_path / "film.unfinished").write_text("precious too")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        animate(fails_after(count, error), model, tmp_path / "film.gif")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_film_takes_the_place_of_another_and_of_no_other_file(model, tmp_path, narrow):
+    (tmp_path / "film.unfinished").write_text("precious")
+    for _ in range(2):
+        animate([astronaut()], model, tmp_path / "film.gif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.gif", "film.unfinished"]
+    assert (tmp_path / "film.unfinished").read_text() == "precious"
+
+
+def test_a_folder_that_is_not_there_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"film\.gif cannot be written: .*nowhere is not a folder"):
+        animate([astronaut()], model, tmp_path / "nowhere" / "film.gif")
 
 
 @pytest.mark.parametrize(
