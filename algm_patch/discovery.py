@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from .adapters import FLOORS, Adapter, adapter_of, head_of, path_of, readers_of, refusal_of, unpatched
+from .adapters import FLOORS, Adapter, adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
@@ -164,7 +164,7 @@ def check_projection(path: str, projection: nn.Module) -> None:
 
 
 def check_forward(path: str, module: nn.Module) -> None:
-    if "forward" in module.__dict__:
+    if is_wrapped(module):
         raise ValueError(
             f"{as_code(path)} cannot be patched: this {class_name(module)} has a forward set on the instance, which "
             "hides that of its class. Undo what set it (an offloading hook, another patch) first"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .adapters import readers_of
+from .adapters import is_wrapped, readers_of
 from .card import card
 from .compiling import eagerly, in_one_graph, traces_python, tracing_context
 from .discovery import Vit, class_name
@@ -426,7 +426,10 @@ class Algm:
         return "The patch embedding did not run before (was it replaced? then call apply_algm again)"
 
     def _hooked(self, layer: int) -> tuple[bool, bool]:
-        """Whether hooks read the output of a block (counted from 0), and whether they may have written its input."""
+        """Return whether hooks read the output of a block (counted from 0), and may have written its input.
+
+        A forward that was set on a block since counts as a hook before and after it.
+        """
         blocks, every = self._vit.blocks, nn.modules.module  # which holds the hooks on every module
         before, block, after = blocks[max(layer - 1, 0) : layer], blocks[layer], blocks[layer + 1 : layer + 2]
         everywhere = of_tokens(every._global_forward_hooks) or of_tokens(every._global_forward_pre_hooks)
@@ -436,6 +439,7 @@ class Algm:
             or block._backward_hooks
             or block._backward_pre_hooks
             or any(of_tokens(other._forward_pre_hooks) or other._backward_hooks for other in after)
+            or any(map(is_wrapped, [block, *after]))
             or every._global_backward_hooks
             or every._global_backward_pre_hooks
         )
@@ -443,6 +447,7 @@ class Algm:
             everywhere
             or of_tokens(block._forward_pre_hooks)
             or any(of_tokens(other._forward_hooks) for other in before)
+            or any(map(is_wrapped, [*before, block]))
         )
         return bool(read) and bool(after or not self._after_head), bool(changed)
 

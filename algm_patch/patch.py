@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, readers_of, unpatched
+from .adapters import Adapter, is_wrapped, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
 from .compiling import directly, outside, refuse_jit_script, refuse_jit_trace
 from .discovery import Vit, class_name, find_decoders, find_vit
@@ -255,6 +255,7 @@ run_block_by_halves = torch.compiler.disable(run_block, recursive=False)
 
 
 def swap(module: nn.Module, role: str, patch: Patch) -> None:
+    drop_repeated_forward(module)
     module._algm = patch  # type: ignore[assignment]
     cls: Any = type(module)
     module.__class__ = patched_class(cls, role)
@@ -270,8 +271,15 @@ def unswap(modules: Iterable[nn.Module]) -> None:
                 "What cannot be undone, such as fully_shard, goes before apply_algm"
             )
     for module in modules:
+        drop_repeated_forward(module)
         module.__class__ = unpatched(type(module))
         del module.__dict__["_algm"]
+
+
+def drop_repeated_forward(module: nn.Module) -> None:
+    """Drop a forward set on the instance that is its class's own, before the class changes."""
+    if not is_wrapped(module):
+        module.__dict__.pop("forward", None)
 
 
 @cache

@@ -11,7 +11,6 @@ import models
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 GRID = (6, 5)
 PATCH = 16
@@ -27,6 +26,10 @@ OBLONG = {**SIZE, "image_size": (GRID[0] * PATCH, GRID[1] * PATCH)}
 SQUARE = {**SIZE, "image_size": 6 * PATCH}  # whose position table is resized to our grid
 
 
+def has_argument(cls: type, name: str) -> bool:
+    return name in inspect.signature(cls.forward).parameters
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of ViT: its model class, the arguments of its configuration and of a call."""
@@ -34,7 +37,11 @@ class Family:
     model: str
     options: dict[str, Any]
     call: dict[str, Any] = field(default_factory=dict)
-    takes_mask: bool = True
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the model's call takes a mask of pairs of tokens."""
+        return "Siglip2" not in self.model and has_argument(getattr(transformers, self.model), "attention_mask")
 
     def config(self, **options: Any) -> Any:
         name = self.model.removesuffix("Model").removesuffix("Backbone") + "Config"
@@ -47,7 +54,6 @@ class Family:
 
 INTERPOLATE = {"interpolate_pos_encoding": True}
 BEIT = {**OBLONG, "layer_scale_init_value": 0.3}
-DINOV2_TAKES_MASK = "attention_mask" in inspect.signature(Dinov2Layer.forward).parameters  # newer versions do
 
 FAMILIES = {
     "ViT": Family("ViTModel", OBLONG),
@@ -55,9 +61,9 @@ FAMILIES = {
     "ViT-MSN": Family("ViTMSNModel", OBLONG),
     "I-JEPA": Family("IJepaModel", OBLONG),
     "DeiT": Family("DeiTModel", OBLONG),
-    "DINOv2": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2}, takes_mask=DINOV2_TAKES_MASK),
-    "DINOv2, SwiGLU": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2, "use_swiglu_ffn": True}, takes_mask=False),
-    "DINOv2, registers": Family("Dinov2WithRegistersModel", {**SQUARE, "mlp_ratio": 2}, takes_mask=DINOV2_TAKES_MASK),
+    "DINOv2": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2}),
+    "DINOv2, SwiGLU": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2, "use_swiglu_ffn": True}),
+    "DINOv2, registers": Family("Dinov2WithRegistersModel", {**SQUARE, "mlp_ratio": 2}),
     "DINOv3": Family("DINOv3ViTModel", {**SQUARE, "num_register_tokens": 4}),
     "DINOv3, eager, gated": Family(
         "DINOv3ViTModel",
@@ -82,12 +88,8 @@ FAMILIES = {
         },
         INTERPOLATE,
     ),
-    "Data2Vec, shared bias": Family(
-        "Data2VecVisionModel", {**BEIT, "use_shared_relative_position_bias": True}, takes_mask=False
-    ),
-    "Data2Vec, bias per layer": Family(
-        "Data2VecVisionModel", {**BEIT, "use_relative_position_bias": True}, takes_mask=False
-    ),
+    "Data2Vec, shared bias": Family("Data2VecVisionModel", {**BEIT, "use_shared_relative_position_bias": True}),
+    "Data2Vec, bias per layer": Family("Data2VecVisionModel", {**BEIT, "use_relative_position_bias": True}),
     "Data2Vec, both, eager": Family(
         "Data2VecVisionModel",
         {
@@ -97,7 +99,6 @@ FAMILIES = {
             "attn_implementation": "eager",
         },
         INTERPOLATE,
-        takes_mask=False,
     ),
     "CLIP": Family("CLIPVisionModel", SQUARE, INTERPOLATE),
     "AltCLIP": Family("AltCLIPVisionModel", SQUARE, INTERPOLATE),
@@ -108,16 +109,18 @@ FAMILIES = {
     "OWLv2": Family("Owlv2VisionModel", SQUARE, INTERPOLATE),
     "SigLIP": Family("SiglipVisionModel", SQUARE, INTERPOLATE),
     "SigLIP, eager": Family("SiglipVisionModel", {**SQUARE, "attn_implementation": "eager"}, INTERPOLATE),
-    "SigLIP 2": Family("Siglip2VisionModel", {**SIZE, "num_patches": 36}, takes_mask=False),
+    "SigLIP 2": Family("Siglip2VisionModel", {**SIZE, "num_patches": 36}),
     "ViT-MAE": Family(
         "ViTMAEModel",
         {**SQUARE, "mask_ratio": 0.0},
         {**INTERPOLATE, "noise": torch.arange(GRID[0] * GRID[1])},
-        takes_mask=False,
     ),
     "Pixio": Family("PixioModel", {**SQUARE, "n_cls_tokens": 3, "mlp_ratio": 2}),
-    "DPT": Family("DPTModel", SQUARE, takes_mask=False),
+    "DPT": Family("DPTModel", SQUARE),
+    "DPT, eager": Family("DPTModel", {**SQUARE, "attn_implementation": "eager"}),
 }
+# Older releases do not have them all.
+FAMILIES = {family: kind for family, kind in FAMILIES.items() if hasattr(transformers, kind.model)}
 
 
 def build(family: str, model: str | None = None, **options: Any) -> nn.Module:

@@ -108,7 +108,7 @@ class Adapter:
 
 
 # The first releases whose blocks are known.
-FLOORS = {"timm": "1.0.17", "transformers": "5.17"}
+FLOORS = {"timm": "1.0.17", "transformers": "4.49"}
 ADAPTERS: dict[str, type[Adapter]] = {}
 REFUSALS: dict[str, str] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
@@ -196,4 +196,17 @@ def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
     return getattr(cls, "_algm_original", cls)
 
 
-from . import eva01, hub, huggingface, mmseg, segmenter, timm  # noqa: E402, F401
+def is_wrapped(module: nn.Module) -> bool:
+    """Return whether a forward that was set on the instance hides that of its class.
+
+    transformers sets one around its layers and attention while it collects hidden states and attention maps, and
+    afterwards leaves one there that is only the class's own again.
+    """
+    forward = module.__dict__.get("forward")
+    if forward is None:
+        return False
+    own = getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is type(module).forward
+    return not own
+
+
+from . import eva01, hub, huggingface, huggingface_beit, mmseg, segmenter, timm  # noqa: E402, F401

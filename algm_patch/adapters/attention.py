@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..tokens import TokenMap
-from . import path_of
+from . import is_wrapped, path_of
 
 
 def is_own(attention: nn.Module, *forwards: str) -> bool:
@@ -74,4 +74,6 @@ def altered(module: Any, **attributes: Any) -> Any:
     """The module with other attributes: same parameters, submodules and hooks. The module itself stays as it is."""
     other = object.__new__(type(module))
     other.__dict__.update(module.__dict__, **attributes)
+    if not is_wrapped(module):
+        other.__dict__.pop("forward", None)  # which would run the module itself
     return other
