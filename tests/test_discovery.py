@@ -3,8 +3,7 @@
 import models
 import pytest
 import timm
-import torch
-from timm.models.vision_transformer import Block, DiffParallelScalingBlock, ParallelScalingBlock
+from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
 
 from algm_patch import apply_algm

@@ -126,7 +126,6 @@ def tested(name: str, python: str, only_quick: bool) -> bool:
     marker = "quick" if only_quick else ""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        # Imported from here: an interpreter that was made for another purpose has the library from elsewhere.
         command = [
             python,
             "-m",
