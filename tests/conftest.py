@@ -1,11 +1,23 @@
-"""Golden tensors, and the data that tests use where it is."""
+"""Golden tensors, the data that tests use where it is, and the tiers that tests are run in.
+
+- ``pytest -m quick``: before a push, two minutes, with the extra ``dev`` alone: the method on tensors, the recorded
+  tensors, the contract in float32, the main job.
+- ``pytest``: every property, at least once for each family that it could fail for.
+- ``pytest -m slow``: what takes long and says in breadth what the tests above say by example.
+- ``pytest -m ""``: all of them, as ``.ci/run`` does.
+
+tiers.py lists the quick and the slow tests, with what a plain run keeps of each property. A file of tests whose imports
+need a library that only the extra ``test`` brings is skipped as a whole, by that library's name, where it is missing.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import tiers
 import torch
 from hypothesis import settings
 from safetensors import safe_open
@@ -15,6 +27,28 @@ from torch import Tensor
 settings.register_profile("algm", deadline=None, max_examples=60)
 settings.load_profile("algm")
 torch.set_num_threads(1)  # tiny models; tests run in parallel
+
+
+class Module(pytest.Module):
+    """A file of tests; skipped where what it imports comes with the extra "test" alone and is missing."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            cause = error.__cause__
+            missing = cause.name.partition(".")[0] if isinstance(cause, ModuleNotFoundError) and cause.name else ""
+            if missing not in tiers.HEAVY:
+                raise
+            pytest.skip(f"needs {missing}: pip install -e '.[test]'", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return Module.from_parent(parent, path=module_path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.mark(items)
 
 
 @pytest.fixture(autouse=True)

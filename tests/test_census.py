@@ -74,6 +74,9 @@ def test_timm(covered):
     patched = {cls for _, cls, found in results if found == "patched"}
     assert {"VisionTransformer", "Eva", "Beit", "NaFlexVit", "VisionTransformerRelPos"} <= patched
     assert not patched & {"SwinTransformer", "Hiera", "VisionTransformerSAM", "MultiScaleVit", "ResNet"}
+    plain = [found for _, cls, found in results if cls in ("VisionTransformer", "VisionTransformerDistilled")]
+    assert plain.count(PATCHED) > 150
+    assert all(found == PATCHED or "ParallelScalingBlock, its attention and MLP share one" in found for found in plain)
 
 
 def test_transformers(covered):

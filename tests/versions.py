@@ -1,59 +1,193 @@
-"""Run the adapter contract against the oldest and the newest libraries that are supported, each in a fresh venv.
+"""Run the tests on old and new libraries, each set of them in a fresh virtual environment.
 
-    python tests/versions.py [oldest] [newest]
+    python tests/versions.py [--slice] [--python PYTHON] [SET ...]
 
-Prints, for each pair, what was installed and what pytest says.
+Without names, every set. A full run writes its set's row of benchmarks/results/versions.md and leaves the others as
+they are, so that the matrix can be run in parts. --slice runs the quick tier only and writes nothing.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
-import venv
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
-PAIRS = {
-    "oldest": ["timm==1.0.17", "transformers==5.17.0"],
-    "newest": ["timm", "transformers"],
+TABLE = ROOT / "benchmarks" / "results" / "versions.md"
+LIBRARIES = ("torch", "torchvision", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class Set:
+    """Libraries that are installed together.
+
+    Attributes:
+        python: the version that the set is for; None: the one that runs this file.
+        pins: a version for each library that is not to be the newest.
+    """
+
+    python: str | None = None
+    pins: dict[str, str] = field(default_factory=dict)
+
+    def requirements(self) -> list[str]:
+        return [f"{library}=={self.pins[library]}" if library in self.pins else library for library in LIBRARIES]
+
+
+def pinned(*versions: str) -> dict[str, str]:
+    return dict(zip(LIBRARIES, versions, strict=False))
+
+
+SETS = {
+    "oldest": Set("3.10", pinned("2.5.1", "0.20.1", "1.0.17", "4.49.0")),
+    "2.6": Set(None, pinned("2.6.0", "0.21.0", "1.0.17", "4.57.6")),
+    "2.9": Set(None, pinned("2.9.1", "0.24.1", "1.0.22", "4.57.6")),
+    "2.14": Set(None, {**pinned("2.14.1", "0.29.1"), "transformers": "5.0.0"}),
+    "5.9": Set("3.13", {"transformers": "5.9.0"}),
+    "newest": Set(),
 }
-# What the unpatched model of that release cannot do either: timm 1.0.17's mixed rotary angles stay float32.
-IMPOSSIBLE = {
-    "oldest": [
-        "tests/test_contract.py::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
-        "tests/test_contract.py::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
-        "tests/test_contract.py::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
-        "tests/test_contract.py::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
-        "tests/test_contract.py::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
-    ],
-}
-TESTS = ["test_contract.py", "test_timm.py", "test_timm_others.py", "test_huggingface.py"]
+
+# What the unpatched model of a release cannot do either: the library, its version, the reason, the tests.
+IMPOSSIBLE = [
+    (
+        "timm",
+        "1.0.17",
+        "mixed rotary angles stay float32",
+        [
+            "tests/test_contract.py::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
+            "tests/test_contract.py::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
+            "tests/test_contract.py::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
+            "tests/test_contract.py::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
+            "tests/test_contract.py::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
+        ],
+    )
+]
+
+# Golden tensors, the adapters' contract, the two libraries that every set has, and the README's first command.
+TESTS = [
+    "tests/test_merging.py",
+    "tests/test_matching.py",
+    "tests/test_contract.py",
+    "tests/test_timm.py",
+    "tests/test_timm_others.py",
+    "tests/test_huggingface.py",
+    "tests/test_examples.py::test_the_main_job",
+]
 
 
 def main() -> None:
-    failed = [name for name in sys.argv[1:] or PAIRS if not run(name)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"one or more of {', '.join(SETS)}; default: all")
+    parser.add_argument("--slice", action="store_true", help="the quick tier only; writes no row")
+    parser.add_argument("--python", help="the interpreter of every set that is run (default: the set's own, from PATH)")
+    options = parser.parse_args()
+    unknown = sorted(set(options.sets) - set(SETS))
+    if unknown:
+        parser.error(f"no set {', '.join(unknown)}: there are {', '.join(SETS)}")
+    failed = [name for name in options.sets or SETS if not run(name, options.python, options.slice)]
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
-def run(name: str) -> bool:
-    """Whether the tests pass with these libraries."""
+def run(name: str, python: str | None, only_quick: bool) -> bool:
+    """Install a set in a fresh environment and run the tests there. Return whether they passed."""
+    python = python or interpreter(SETS[name].python)
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "venv", folder], check=True)
         python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PAIRS[name], "-e", f"{ROOT}[test]"], check=True)
-        subprocess.run([python, "-c", VERSIONS], check=True)
-        deselected = [f"--deselect={test}" for test in IMPOSSIBLE.get(name, [])]
-        tests = [f"tests/{test}" for test in TESTS]
-        command = [python, "-m", "pytest", "-q", "-n", "auto", *deselected, *tests]
-        return subprocess.run(command, cwd=ROOT).returncode == 0
+        install = [python, "-m", "pip", "install", "--quiet", *SETS[name].requirements(), "-e", f"{ROOT}[demo,dev]"]
+        subprocess.run(install, check=True)
+        return tested(name, python, only_quick)
 
 
-VERSIONS = """
-import platform, timm, torch, transformers
-print(f"timm {timm.__version__}, transformers {transformers.__version__}, ", end="")
-print(f"torch {torch.__version__}, Python {platform.python_version()}", flush=True)
+def interpreter(version: str | None) -> str:
+    """Return the Python of this version (such as "3.10") that is on PATH and starts; by default the present one."""
+    if version is None:
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    if found is None or subprocess.run([found, "-c", ""], capture_output=True).returncode:
+        sys.exit(f"No python{version} on PATH that starts: put one there, or name an interpreter with --python")
+    return found
+
+
+def tested(name: str, python: str, only_quick: bool) -> bool:
+    """Run the tests with an interpreter that has a set installed. Return whether they passed."""
+    versions = json.loads(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
+    print(f"\n== {name}: {', '.join(f'{library} {version}' for library, version in versions.items())}", flush=True)
+    impossible = {
+        reason: tests for library, version, reason, tests in IMPOSSIBLE if versions[library].split("+")[0] == version
+    }
+    deselected = [f"--deselect={test}" for tests in impossible.values() for test in tests]
+    marker = "quick" if only_quick else ""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "auto",
+            "-m",
+            marker,
+            f"--junitxml={report}",
+            *deselected,
+            *TESTS,
+        ]
+        passed = subprocess.run(command, cwd=ROOT).returncode == 0
+        if not only_quick:
+            write(name, versions, impossible, ElementTree.parse(report).getroot())
+    return passed
+
+
+VERSIONS = f"""
+import json, platform
+from importlib.metadata import version
+print(json.dumps({{"Python": platform.python_version(), **{{name: version(name) for name in {LIBRARIES}}}}}))
 """
+
+
+# -- the table
+
+TITLE = """# Libraries that the tests ran on
+
+Written by `python tests/versions.py`: golden tensors, the adapters' contract, timm, transformers and the quickstart,
+each set of libraries in a fresh environment.
+
+"""
+COLUMNS = ("set", "Python", *LIBRARIES, "passed", "failed", "skipped", "deselected")
+
+
+def write(name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element) -> None:
+    """Put a set's row into the table, in place of its old one."""
+    rows = dict(old_rows())
+    rows[name] = row(name, versions, impossible, report)
+    order = {known: i for i, known in enumerate(SETS)}
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [rows[known] for known in sorted(rows, key=lambda known: order.get(known, len(order)))]
+    TABLE.write_text(TITLE + "\n".join(lines) + "\n")
+
+
+def old_rows() -> list[tuple[str, str]]:
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return [(line.split(" | ")[0].removeprefix("| "), line) for line in lines if line.startswith("| ")][1:]
+
+
+def row(name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element) -> str:
+    cases = list(report.iter("testcase"))
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    reasons = Counter(str(skip.get("message")) for case in cases for skip in case.iter("skipped"))
+    skipped = [f"{count}: {reason.replace('|', '/')}" for reason, count in reasons.most_common()]
+    left_out = [f"{reason} ({len(tests)} entries of IMPOSSIBLE)" for reason, tests in impossible.items()]
+    passed = len(cases) - failed - reasons.total()
+    cells = [name, *versions.values(), passed, failed, "; ".join(skipped) or 0, "; ".join(left_out) or 0]
+    return f"| {' | '.join(map(str, cells))} |"
+
 
 if __name__ == "__main__":
     main()
