@@ -219,7 +219,7 @@ def sheet(model, folder):
 def compiled(model, folder):
     torch._dynamo.reset()
     expected = tokens(model)
-    model.compile(backend="eager", fullgraph=True, dynamic=True)
+    model.compile(backend="eager", fullgraph=True)
     assert_same(model, tokens(model), expected)
 
 
@@ -362,16 +362,18 @@ def test_one_verb_after_the_other(first, second, tmp_path):
         VERBS["forward"](model, tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "visualize", "panels", "animate", "contact_sheet"])
-def test_what_needs_a_patched_model_says_so_when_it_no_longer_is(verb, tmp_path):
-    with pytest.raises(ValueError, match="VisionTransformer is not patched"):
-        VERBS[verb](remove_algm(patched("tau 0.5")), tmp_path)
+def test_what_needs_a_patched_model_says_so_when_it_no_longer_is(tmp_path):
+    model, film = remove_algm(patched("tau 0.5")), tmp_path / "film.gif"
+    for verb in (calibrate, panels, visualize, contact_sheet, lambda images, model: animate(images, model, film)):
+        with pytest.raises(ValueError, match="VisionTransformer is not patched"):
+            verb(*((model, IMAGES) if verb is calibrate else (IMAGES[:1], model)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_a_decoder_refuses_to_unmerge_after_it():
     model = copy.deepcopy(unpatched())
-    with pytest.raises(ValueError, match="unmerge='after_head'.* no decoder"):
-        apply_algm(model, unmerge="after_head")
+    with pytest.raises(ValueError, match=r"unmerge='after_head'.* no decoder"):
+        apply_algm(model, gbm_layers=[2], unmerge="after_head")
     assert traces(model) == traces(unpatched())
 
 
