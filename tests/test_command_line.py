@@ -75,6 +75,27 @@ def test_bench_merges_as_it_is_told(place, model, capsys):
     assert files(place) == set()
 
 
+def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("algm_patch.measured.Measured.__str__", fails)
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s"]) == 1
+    assert files(place) == {"algm_out/settings.json"}
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("algm_patch.__main__.pareto", fails)
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
+    assert "new/settings.json" in files(place)
+
+
+def test_a_place_that_is_none_is_told_before_anything_is_measured(place, model, monkeypatch, capsys):
+    (place / "file").write_text("")
+    monkeypatch.setattr("algm_patch.__main__.tune", None)
+    assert main(["tune", "images", *model, "--out", "file"]) == 1
+    assert "file" in capsys.readouterr().err
+
+
 def test_models(capsys):
     assert main(["models", "vit_base_patch16_dinov3"]) == 0
     assert main(["models", NAME, "swin_tiny_patch4_window7_224"]) == 1
@@ -92,6 +113,8 @@ def test_models(capsys):
         (["show", "images/0.png", "--model", "vit_huge"], "has no model 'vit_huge'"),
         (["show", "images/0.png", "--model", NAME, "--weights", "nowhere.pth"], "nowhere.pth is not there"),
         (["show", "images/0.png", "--model", NAME, "--settings", "text.png"], "text.png is not JSON"),
+        (["show", "images/0.png", "--model", NAME, "--weights", "text.png"], "text.png has no weights for vit_tiny"),
+        (["show", "images/0.png", "--model", NAME, "--settings", "cut.safetensors"], "cut.safetensors is damaged"),
         (["tune", "images/0.png", "--model", NAME], "images/0.png is not a folder"),
         (["tune", "empty", "--model", NAME], "tune got no images"),
         (["models", "vit_huge"], "has no model vit_huge"),
@@ -100,13 +123,26 @@ def test_models(capsys):
 def test_what_is_wrong_is_said(place, weights, capsys, arguments, message):
     (place / "text.png").write_text("no image")
     (place / "empty").mkdir()
+    (place / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
     if "--weights" not in arguments and "models" not in arguments:
         arguments = [*arguments, "--weights", str(weights)]
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
-    assert files(place) == {"text.png"}
+    assert files(place) == {"text.png", "cut.safetensors"}
+
+
+@pytest.mark.parametrize("option", ["--batch", "--rounds", "--size"])
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_counts_are_whole_and_positive(option, count, capsys):
+    given_ = [count] * (2 if option == "--size" else 1)
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "image.png", "--model", NAME, option, *given_])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert f"argument {option}" in error
+    assert "whole number from 1 on" in error or "expected" in error  # which says argparse of "-1"
 
 
 def test_help_and_usage():

@@ -1,5 +1,7 @@
 """Which models are patched, and what the others are told."""
 
+from importlib.metadata import PackageNotFoundError
+
 import models
 import pytest
 import timm
@@ -134,3 +136,23 @@ def test_the_one_trunk_is_found(wrap):
     assert whole.algm is model.algm
     model(models.photo())
     assert model.algm.tokens_per_layer[0] < 31
+
+
+@pytest.mark.parametrize("known", ["1.0.27", None])
+def test_a_library_without_metadata_is_known_by_itself_or_taken_as_it_is(monkeypatch, known):
+    def missing(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("algm_patch.discovery.version", missing)
+    monkeypatch.setattr(timm, "__version__", known)
+    assert apply_algm(vit()).algm.clap_layer == 1
+
+
+def test_an_old_library_without_metadata_is_refused(monkeypatch):
+    def missing(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("algm_patch.discovery.version", missing)
+    monkeypatch.setattr(timm, "__version__", "0.9.2")
+    with pytest.raises(ValueError, match=r"it comes from timm 0\.9\.2"):
+        apply_algm(vit())

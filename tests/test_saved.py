@@ -1,6 +1,8 @@
 """Settings in files, what they were measured on, presets, and the Pareto front."""
 
+import copy
 import json
+import pickle
 import re
 import warnings
 from dataclasses import replace
@@ -14,7 +16,7 @@ from matplotlib.figure import Figure
 from models import build, photo
 from safetensors.torch import load_file, save_file
 
-from algm_patch import Settings, __version__, apply_algm, load_settings, pareto, presets
+from algm_patch import Settings, __version__, apply_algm, calibrate, load_settings, pareto, presets
 from algm_patch.measured import Measured, Trial, front, weight_sample
 
 TRIALS = (
@@ -34,6 +36,9 @@ def measured_on(model, /, **changes):
 def settings_on(model, /, **changes):
     trial = TRIALS[0].settings
     return Settings(**trial, measured=measured_on(model, **changes))
+
+
+OTHERS = (("window", (2, 2)), ("proportional_attention", True), ("reduce", "mean"))
 
 
 @pytest.fixture
@@ -86,7 +91,13 @@ def test_a_checkpoint_carries_settings(model, tmp_path):
         ("s.json", "[1]", "holds no settings"),
         ("s.json", '{"algm_patch": {"tau": 0.9, "warp": 1, "alpha": 2}}', "does not know 'alpha', 'warp'"),
         ("s.json", '{"algm_patch": {"measured": {"model": "V"}}}', "says nothing of 'blocks'"),
-        ("s.json", '{"algm_patch": {"tau": -3}}', "tau is a cosine"),
+        ("s.json", '{"algm_patch": {"tau": -3}}', "s.json: tau is a cosine"),
+        ("s.json", '{"algm_patch": {"clap_layer": "one"}}', "s.json: clap_layer counts blocks"),
+        ("s.json", '{"algm_patch": {"measured": 3}}', "s.json is damaged: where a Measured should be there is 3"),
+        ("s.json", '{"algm_patch": {"calibrated": 3}}', "where a list of Calibrated should be there is 3"),
+        ("s.json", '{"algm_patch": {"calibrated": [3]}}', "where a Calibrated should be there is 3"),
+        ("m.safetensors", "", "m.safetensors is damaged, or no safetensors file"),
+        ("m.safetensors", '{"algm_patch": {}}', "m.safetensors is damaged"),
     ],
 )
 def test_other_files_are_refused(tmp_path, name, text, message):
@@ -130,6 +141,79 @@ def test_changed_settings_were_not_measured(model):
     apply_algm(model, **settings_on(model))
     model.algm.proportional_attention = False
     assert model.algm.settings.measured is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tau": 0.1},
+        {"clap_layer": None},
+        {"gbm_layers": (2,), "gbm_tau": 0.8},
+        {"gbm_tau": (0.8, 0.6)},
+        {"metric": "token"},
+        {"window": (1, 2)},
+        {"reduce": "pick"},
+    ],
+    ids=str,
+)
+def test_settings_changed_in_any_way_no_longer_claim_what_was_measured(model, change, tmp_path):
+    settings = settings_on(model, others=OTHERS)
+    assert settings.measured.kept == 0.97
+    assert Settings(**{**settings, "tau": settings.tau}).measured == settings.measured
+    changed = {**settings, **change}
+    assert Settings(**changed).measured is None
+    assert replace(settings, **change).measured is None
+    assert apply_algm(model, **changed).algm.settings.measured is None
+    settings.save(tmp_path / "s.json")
+    assert load_settings(tmp_path / "s.json") == settings
+    written = json.loads((tmp_path / "s.json").read_text())
+    written["algm_patch"] |= change
+    (tmp_path / "s.json").write_text(json.dumps(written))
+    assert load_settings(tmp_path / "s.json") == Settings(**changed)
+
+
+def test_settings_that_another_trial_chose_are_not_those_that_were_measured(model):
+    measured = measured_on(model)
+    assert Settings(**TRIALS[1].settings, measured=measured).measured is None
+
+
+@pytest.mark.parametrize("gbm_tau", ["adaptive", 0.9, (), "tau"])
+def test_a_trial_without_gbm_is_printed_and_drawn(model, gbm_tau):
+    cheapest = Trial(1, 0.8, (), gbm_tau, "token", kept=0.5, cost=10.0)
+    settings = settings_on(model, trials=(*TRIALS, cheapest))
+    assert "CLAP 1, tau 0.8000; no GBM" in str(settings)
+    assert "no CLAP; no GBM" in str(TRIALS[1])
+    assert "GBM 3, tau adaptive" in str(replace(cheapest, gbm_layers=(3,), gbm_tau="adaptive"))
+    pareto(settings)
+
+
+def test_what_is_calibrated_is_what_runs_from_files_and_checkpoints(model, tmp_path):
+    apply_algm(model, gbm_layers=[3], gbm_tau="tau")
+    assert model.algm.calibrated_tau is None
+    value = calibrate(model, photo(batch=4, seed=7))
+    assert model.algm.calibrated_tau == value
+    with torch.no_grad():
+        expected = model(photo())
+    model.algm.settings.save(tmp_path / "s.json")
+    save_file(model.state_dict(), tmp_path / "m.safetensors", metadata=model.algm.settings.metadata())
+    for name in ("s.json", "m.safetensors"):
+        settings = load_settings(tmp_path / name)
+        assert settings == model.algm.settings
+        other = apply_algm(build("ViT"), **settings)
+        assert other.algm.calibrated_tau == value
+        assert f"calibrated: {value:.4f}" in repr(other.algm)
+        with torch.no_grad():
+            assert torch.equal(other(photo()), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.algm.calibrated_tau == value
+    assert apply_algm(model, gbm_layers=[3]).algm.calibrated_tau is None
+
+
+def test_a_calibrated_threshold_does_not_follow_settings_it_was_not_measured_with(model):
+    apply_algm(model, gbm_layers=[3])
+    calibrate(model, photo(batch=4, seed=7))
+    for change in ({"clap_layer": 2}, {"window": (3, 2)}, {"tau": "paper"}, {"tau": 0.5}, {"place": "after_mlp"}):
+        assert apply_algm(build("ViT"), **{**model.algm.settings, **change}).algm.calibrated_tau is None
 
 
 def test_one_threshold_for_each_layer(model):

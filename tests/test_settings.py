@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from models import build
 
+from algm_patch import apply_algm
 from algm_patch.settings import Settings
 
 
@@ -58,8 +60,54 @@ def test_accepted(given_):
         ({"taps": "some"}, ValueError, "'auto' or 'all'"),
         ({"unmerge": "late"}, ValueError, "'before_head' or 'after_head', got 'late'"),
         ({"unmerge": "after_head", "taps": "all"}, ValueError, "Give up one of them"),
+        ({"gbm_layers": [4, 2], "gbm_tau": [0.9, 0.8]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
+        ({"gbm_layers": [4, 2], "tokens": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
+        ({"measured": 0.98}, TypeError, "measured comes with settings that the library found"),
+        ({"calibrated": 0.98}, TypeError, "calibrated comes with settings that the library found"),
+        (
+            {"gbm_layer": [3]},
+            TypeError,
+            r"no setting 'gbm_layer'\. Did you mean 'gbm_layers'\? Settings: clap_layer, gbm",
+        ),
+        ({"threshold": 0.9}, TypeError, r"no setting 'threshold'\. Settings: clap_layer, gbm_layers, tau, "),
     ],
 )
 def test_refused(given_, error, message):
     with pytest.raises(error, match=message):
         Settings(**given_)
+
+
+@pytest.mark.parametrize("given_", [{"gbm_layers": [4, 2]}, {"gbm_layers": [4, 2], "gbm_tau": 0.9, "tau": 0.5}])
+def test_layers_come_in_any_order_where_nothing_is_listed_with_them(given_):
+    assert Settings(**given_).gbm_layers == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("given_", "others"),
+    [
+        ({"tokens": 0.6, "tau": 0.9}, ["gbm_tau"]),
+        ({"tokens": 0.6, "gbm_tau": 0.9}, [" tau"]),
+        ({"clap_layer": 6}, [r"gbm_layers=[5]:"]),
+        ({"clap_layer": None, "gbm_tau": "tau"}, ["tau='auto' is"]),
+    ],
+    ids=str,
+)
+def test_errors_do_not_speak_of_values_that_nobody_gave(given_, others):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, each of its own
+        Settings(**given_)
+    assert not [other for other in others if other in str(caught.value)]
+
+
+def test_a_default_that_does_not_fit_a_model_is_called_so():
+    with pytest.raises(ValueError, match=r"gbm_layers \(by default\) names layer 5, but .* has 3 blocks"):
+        apply_algm(build("ViT", depth=3))
+
+
+def test_unknown_settings_leave_the_model_as_it_was():
+    model = build("ViT")
+    with pytest.raises(TypeError, match="Did you mean 'gbm_layers'"):
+        apply_algm(model, gbm_layer=[3])
+    assert not hasattr(model, "algm")
+    apply_algm(model)
+    with pytest.raises(AttributeError, match=r"no setting 'gbm_layer'\. Did you mean 'gbm_layers'"):
+        model.algm.gbm_layer = [3]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models import ALL, build, photo
 from torch import nn
 
-from algm_patch import Settings, apply_algm, remove_algm, tune
+from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune
 from algm_patch.bench import Outcome, negative
 from algm_patch.flops import width_of
 from algm_patch.judges import judge_of, predict_dense, token_shapes
@@ -107,6 +107,27 @@ def test_other_settings_stay(model):
     assert model.algm.settings == settings
 
 
+@pytest.mark.parametrize("tokens", [0.6, [0.7, 0.8]])
+def test_fixed_counts_and_what_was_calibrated_give_way(model, tokens):
+    apply_algm(model, gbm_layers=[3], window=(2, 1))
+    calibrate(model, IMAGES)
+    model.algm.tokens = tokens
+    before = model.algm.settings
+    with pytest.raises(RuntimeError, match="is over"):
+        tune(model, IMAGES, metric=over, **QUICK)
+    assert model.algm.settings == before
+    with pytest.raises(ValueError, match=r"calibrate: tokens=.* keeps fixed counts, which use no threshold"):
+        calibrate(model, IMAGES)
+    assert model.algm.settings == before
+    settings = tune(model, IMAGES, keep=0.5, budget="3s")
+    assert (settings.tokens, settings.calibrated, settings.window) == (None, (), (2, 1))
+    assert dict(settings.measured.others)["window"] == (2, 1)
+
+
+def over(model):
+    raise RuntimeError("is over")
+
+
 def test_modes_and_gradients_stay(model):
     model.train()
     model.head.eval()
@@ -177,6 +198,12 @@ def test_a_block_without_keys_to_compare():
         ({"cost": "flops"}, ValueError, "cost is one of 'gflops', 'time'; got 'flops'"),
         ({"budget": "10"}, ValueError, "such as '90s', '10min' or '1h'; got '10'"),
         ({"budget": 0}, ValueError, "got 0"),
+        ({"budget": "1.2.3s"}, ValueError, r"such as '90s', '10min' or '1h'; got '1\.2\.3s'"),
+        ({"budget": ".s"}, ValueError, r"got '\.s'"),
+        ({"budget": None}, ValueError, "budget is a number of seconds, .*; got None"),
+        ({"budget": float("inf")}, ValueError, "got inf"),
+        ({"keep": "much"}, ValueError, "keep is the part .*; got 'much'"),
+        ({"cost": ["time"]}, ValueError, "cost is one of"),
         ({"budget": 1e-6}, RuntimeError, "1e-06 was over before the unpatched model had answered 3 images"),
         ({"images": []}, ValueError, "tune got no images"),
         ({"images": ["a.png"]}, TypeError, "image tensors"),
