@@ -124,7 +124,7 @@ def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_by
     """``best`` of the rows [B, a, D], so many at a time that what it holds at once is bounded. Compiled, all."""
     if torch.compiler.is_compiling():
         return best(a)
-    rows = max(1, CHUNK_BYTES // row_bytes)
+    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
     similarity, index = zip(*map(best, a.split(rows, 1)), strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
 

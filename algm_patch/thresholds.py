@@ -54,7 +54,7 @@ def auto_tau(similarity: Tensor) -> Tensor:
         [B].
     """
     batch, count = similarity.shape
-    if count == 0:
+    if similarity.numel() == 0:
         return similarity.new_full((batch,), torch.inf)
     inside = similarity.clamp(EDGE - 1, 1 - EDGE)
     z = inside.atanh()
@@ -73,7 +73,7 @@ def paper_tau(similarity: Tensor) -> Tensor:
     Returns:
         [B].
     """
-    if similarity.shape[1] < 2:
+    if similarity.shape[1] < 2 or similarity.shape[0] == 0:
         return similarity.new_full(similarity.shape[:1], torch.inf)
     return similarity.mean(1) + similarity.std(1)
 

@@ -1,0 +1,270 @@
+"""Of which forward pass the handle tells: the newest, however it ran; and that blocks know their own from others'."""
+
+import copy
+
+import pytest
+import torch
+from models import build, photo
+from test_training import run_in_threads
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from algm_patch import apply_algm
+
+THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
+COUNTS = {"clap_layer": 1, "gbm_layers": [2], "tokens": 0.6}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+def told(model):
+    """Everything that the handle tells of a forward pass."""
+    algm = model.algm
+    merged = algm.token_map.take(torch.arange(algm.token_map.labels.shape[1])[:, None])
+    return (
+        algm.token_map.labels.tolist(),
+        algm.token_map.sizes.tolist(),
+        algm.tokens_per_layer,
+        algm.window_similarity.shape,
+        algm.unmerge(merged).flatten().tolist(),
+        str(algm),
+        algm._repr_html_(),
+    )
+
+
+WAYS = {
+    "eager": {},
+    "whole": {"fullgraph": True, "dynamic": True},
+    "compiled": {"dynamic": True},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("first", "second", "settings"),
+    [
+        ("eager", "eager", THRESHOLDS),
+        ("eager", "whole", THRESHOLDS),
+        ("whole", "eager", COUNTS),
+        ("compiled", "whole", COUNTS),
+        ("whole", "compiled", THRESHOLDS),
+    ],
+    ids=str,
+)
+def test_the_newest_pass_is_told_of(first, second, settings):
+    """Two batches, each run in its way, in turns."""
+    model, images = apply_algm(build("ViT", depth=2), **settings), (photo(batch=2), photo(batch=3, seed=1))
+    expected = []
+    for image in images:
+        fresh = copy.deepcopy(model)
+        fresh(image)
+        expected.append(told(fresh))
+    runs = [torch.compile(model, backend="eager", **WAYS[way]) if WAYS[way] else model for way in (first, second)]
+    for _ in range(2):
+        for run, image, wanted in zip(runs, images, expected, strict=True):
+            run(image)
+            assert told(model) == wanted
+
+
+@torch.no_grad()
+def test_two_compiled_shapes_in_turn():
+    model = apply_algm(build("ViT", depth=2, dynamic_img_size=True), **COUNTS)
+    run = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    for _ in range(3):
+        for grid in ((6, 5), (8, 3)):
+            run(photo(grid=grid))
+            assert f"grid {grid[0]}x{grid[1]}" in str(model.algm)
+            assert model.algm.token_map.labels.shape[1] == 1 + grid[0] * grid[1]
+
+
+@torch.no_grad()
+def test_each_thread_is_told_of_its_own_also_after_a_compiled_pass():
+    model = apply_algm(build("ViT", depth=2, dynamic_img_size=True), **COUNTS)
+    torch.compile(model, backend="eager", fullgraph=True)(photo())
+
+    def job(grid):
+        def run():
+            model(photo(grid=grid))
+            return model.algm.token_map.labels.shape[1]
+
+        return run
+
+    for grid, found in zip([(6, 5), (8, 3)], run_in_threads([job((6, 5)), job((8, 3))]), strict=True):
+        assert set(found) == {1 + grid[0] * grid[1]}
+
+
+@torch.no_grad()
+def test_a_thread_without_a_pass_is_told_of_the_newest_of_all():
+    model = apply_algm(build("ViT", depth=2), **THRESHOLDS)
+    model(photo())
+    expected = str(model.algm)
+    assert run_in_threads([lambda: str(model.algm)], times=1) == [[expected]]
+
+
+class Loop(nn.Module):
+    """Runs the blocks itself, by a method that ALGM does not know."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x):
+        x = self.trunk._pos_embed(self.trunk.patch_embed(x))
+        for block in self.trunk.blocks:
+            x = block(x)
+        return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("settings", "known", "strict"),
+    [(THRESHOLDS, True, False), (COUNTS, False, False), (COUNTS, True, True), (COUNTS, False, True)],
+    ids=str,
+)
+def test_an_export_leaves_nothing_behind(settings, known, strict):
+    trunk = build("ViT", depth=2).requires_grad_(False)
+    model = apply_algm(trunk if known else Loop(trunk), **settings)
+    torch.export.export(model, (photo(batch=1),), strict=strict)
+    assert "no forward pass yet" in str(model.algm)
+    assert len(model.algm._exports) == 0
+    with pytest.raises(RuntimeError, match="cannot trace .* patch embedding did not run before"):
+        trunk.blocks[1](torch.randn(1, 31, 64))
+    model(photo())
+    expected = told(model)
+    torch.export.export(model, (photo(batch=1, seed=3),), strict=strict)
+    assert told(model) == expected
+
+
+# -- two patched models
+
+
+def pair(**changes):
+    """Two models that merge differently."""
+    return (
+        apply_algm(build("ViT", depth=3), **THRESHOLDS),
+        apply_algm(build("ViT", depth=3), **{**THRESHOLDS, "clap_layer": 2, "gbm_layers": [3], "window": (3, 5), **changes}),
+    )
+
+
+def embedded(model, image):
+    return model._pos_embed(model.patch_embed(image))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_tokens_of_another_model_are_not_taken_for_ones_own(layer, ran_before):
+    teacher, student = pair()
+    if ran_before:
+        student(photo(seed=5))
+        before = told(student)
+    x = embedded(teacher, photo())
+    for block in teacher.blocks[: layer + 1]:
+        x = block(x)
+    with pytest.raises(RuntimeError, match=r"cannot trace .*Another patched model took or left them\. Give each model"):
+        student.blocks[layer](x)
+    if ran_before:
+        assert told(student) == before
+    student(photo())  # and the next pass is whole
+    assert len(student.algm.tokens_per_layer) == 3
+
+
+@torch.no_grad()
+def test_tokens_of_another_model_after_ones_own_patch_embedding_are_fresh():
+    """A student that goes on from the teacher's first block."""
+    teacher, student = pair(clap_layer=None, gbm_layers=[3])
+    plain = copy.deepcopy(student)
+    embedded(student, photo())
+    x = teacher.blocks[0](embedded(teacher, photo()))
+    embedded(student, photo())
+    embedded(plain, photo())
+    expected = found = x.clone()
+    for block, other in zip(student.blocks[1:], plain.blocks[1:], strict=True):
+        x, expected = block(x), other(expected)
+    assert torch.equal(x, expected)
+    assert not torch.equal(x, found)
+    assert student.algm.token_map.sizes.shape[1] < 31
+    assert teacher.algm.tokens_per_layer[0] < 31
+    assert torch.equal(student.algm.token_map.labels, plain.algm.token_map.labels)
+
+
+def in_turns(models, images):
+    """One pass of each model, block by block in turns."""
+    tokens = [embedded(model, image) for model, image in zip(models, images, strict=True)]
+    for blocks in zip(*(model.blocks for model in models), strict=True):
+        tokens = [block(x) for block, x in zip(blocks, tokens, strict=True)]
+    return tokens
+
+
+@torch.no_grad()
+def test_two_models_in_turns_and_in_threads():
+    models, images = pair(), (photo(seed=1), photo(seed=2))
+    expected = in_turns([models[0]], images[:1]) + in_turns([models[1]], images[1:])
+
+    def check():
+        for found, wanted in zip(in_turns(models, images), expected, strict=True):
+            assert torch.equal(found, wanted)
+        return [model.algm.token_map.labels.tolist() for model in models]
+
+    once = check()
+    assert run_in_threads([check, check], times=5) == [[once] * 5] * 2
+
+
+def test_recomputation_across_two_models():
+    """Both take the same tokens, and a step of each waits for the backward pass of the other."""
+    models = [model.train() for model in pair()]
+
+    def loss(run):
+        for model in models:
+            model.zero_grad()
+        tokens = [embedded(model, photo(seed=i)) for i, model in enumerate(models)]
+        total = 0.0
+        for blocks in zip(*(model.blocks for model in models), strict=True):
+            tokens = [run(block, x) for block, x in zip(blocks, tokens, strict=True)]
+            total = total + sum((x * torch.linspace(-1, 1, 64)).sum() for x in tokens)
+        total.backward()
+        return [parameter.grad.clone() for model in models for parameter in model.blocks.parameters()]
+
+    expected = loss(lambda block, x: block(x))
+    found = loss(lambda block, x: checkpoint(block, x, use_reentrant=False))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_recomputation_of_tokens_that_both_models_take():
+    teacher, student = pair()
+
+    def loss(run):
+        teacher.zero_grad()
+        student.zero_grad()
+        embedded(student, photo())
+        x = embedded(teacher, photo()).detach().requires_grad_()
+        one, other = x, x
+        for block, its in zip(teacher.blocks, student.blocks, strict=True):
+            one, other = run(block, one), run(its, other)
+        (one.pow(2).sum() + other.pow(3).sum()).backward()
+        return [p.grad.clone() for model in (teacher, student) for p in model.blocks.parameters()]
+
+    expected = loss(lambda block, x: block(x))
+    for one, other in zip(loss(lambda block, x: checkpoint(block, x, use_reentrant=False)), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_a_decoder_takes_the_tokens_of_its_own_model_alone():
+    import cases_segmenter
+
+    first, second = (cases_segmenter.build("mask", depth=2).requires_grad_(False) for _ in range(2))
+    for model in (first, second):
+        apply_algm(model, **COUNTS, unmerge="after_head")
+    image = photo()
+    x = first.encoder(image, return_features=True)
+    with pytest.raises(RuntimeError, match="decoder was given tokens that ALGM cannot trace"):
+        second.decoder(x[:, 1:], image.shape[2:])
+    second.encoder(image, return_features=True)
+    with pytest.raises(RuntimeError, match="decoder was given tokens that ALGM cannot trace"):
+        second.decoder(x[:, 1:], image.shape[2:])
+    first.decoder(x[:, 1:], image.shape[2:])
