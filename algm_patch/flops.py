@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .matching import num_proposals, num_receivers
 
 if TYPE_CHECKING:
+    from .discovery import Vit
     from .passes import ForwardPass
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,7 +42,7 @@ class BlockCost:
     mlp: int
     pairs: int
 
-    def __call__(self, before: float, after: float) -> float:
+    def __call__(self, before: int, after: int) -> int:
         """Return the operations where attention sees ``before`` tokens, and the MLP ``after``."""
         return 2 * (self.attention * before + self.mlp * after) + self.pairs * before**2
 
@@ -58,9 +59,9 @@ class VitCost:
     fixed: int
     blocks: Sequence[BlockCost]
 
-    def of_images(self, past: ForwardPass) -> list[float]:
+    def of_images(self, past: ForwardPass) -> list[int]:
         """Return the operations for each image of a forward pass."""
-        totals: list[float] = [self.fixed] * past.batch
+        totals = [self.fixed] * past.batch
         for layer, step in past.steps.items():
             whole = [step.num_prefix_tokens + past.grid[0] * past.grid[1]] * past.batch
             before = whole if step.before is None else token_counts(step.before.sizes)
@@ -73,11 +74,19 @@ class VitCost:
                 totals = [total + cost for total, cost in zip(totals, matching, strict=True)]
         return totals
 
-    def without_merging(self, past: ForwardPass) -> float:
+    def without_merging(self, past: ForwardPass) -> int:
         """Return the operations for an image of a forward pass if nothing had merged, nor been compared."""
         patches = past.grid[0] * past.grid[1]
         counts = {layer: step.num_prefix_tokens + patches for layer, step in past.steps.items()}
         return self.fixed + sum(self.blocks[layer](count, count) for layer, count in counts.items())
+
+
+def vit_cost(trunk: nn.Module, vit: Vit, grid: tuple[int, int]) -> VitCost:
+    """Return what a ViT costs for images that make this grid of patches."""
+    embedding = embedding_cost(trunk, vit.projection, grid)
+    positions = vit.adapters[0].position_cost(trunk, grid)
+    blocks = [adapter.cost(block) for block, adapter in zip(vit.blocks, vit.adapters, strict=True)]
+    return VitCost(embedding + positions, blocks)
 
 
 def token_counts(sizes: Tensor) -> list[int]:

@@ -18,7 +18,7 @@ from .adapters import readers_of
 from .card import card
 from .compiling import in_one_graph, traces_python
 from .discovery import Vit, class_name
-from .flops import VitCost, embedding_cost
+from .flops import VitCost, vit_cost
 from .measured import weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings
@@ -163,16 +163,12 @@ class Algm:
         past = self._past()
         return self._cost(past).without_merging(past) / 1e9
 
-    def _operations(self, past: ForwardPass) -> list[float]:
+    def _operations(self, past: ForwardPass) -> list[int]:
         """Return the operations of the ViT for each image of a forward pass."""
         return self._cost(past).of_images(past)
 
     def _cost(self, past: ForwardPass) -> VitCost:
-        trunk, vit = self._the_trunk(), self._vit
-        embedding = embedding_cost(trunk, vit.projection, past.grid)
-        positions = vit.adapters[0].position_cost(trunk, past.grid)
-        blocks = [adapter.cost(block) for block, adapter in zip(vit.blocks, vit.adapters, strict=True)]
-        return VitCost(embedding + positions, blocks)
+        return vit_cost(self._the_trunk(), self._vit, past.grid)
 
     @property
     def window_similarity(self) -> Tensor:
