@@ -9,7 +9,7 @@ behind the last block (norms, necks, heads) costs the same before and after and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -103,27 +103,43 @@ def matching_cost(length: int, num_prefix_tokens: int, width: int) -> int:
 # -- blocks
 
 
-def block_cost(block: nn.Module, *, apart: Sequence[nn.Module] = ()) -> BlockCost:
+def block_cost(
+    block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor], *, apart: Collection[nn.Module] = ()
+) -> BlockCost:
     """Return the cost of a block from the sizes of its linear layers and convolutions.
 
-    A module is attention if its name or its class says so. Queries, keys and values have as many numbers a token, over
-    all heads, as attention's last linear layer takes: keys that several heads share are multiplied for each of them.
+    A module is attention if its name or its class says so. If none does, attention has the layers that the block's MLP
+    half does not run. Queries, keys and values have as many numbers a token, over all heads, as attention's last layer
+    takes: keys that several heads share are multiplied for each of them.
 
     Args:
+        mlp_half: of the block's adapter.
         apart: modules in the block that are not applied to tokens.
 
     Raises:
-        ValueError: if no module of the block is recognized as attention.
+        ValueError: if no layers of attention are found.
     """
     attentions = [layers for module in attention_modules(block) if (layers := layers_in(module, apart))]
+    if not attentions and (rest := layers_in(*without_mlp(block, mlp_half))):
+        attentions = [rest]
     if not attentions:
         raise ValueError(
-            f"what {type(block).__name__} costs is not known: no module in it has both a name or class with 'attn' or "
-            "'attention' and linear layers. Give its Adapter a method cost(block) that returns a BlockCost"
+            f"what {type(block).__name__} costs is not known: it has no linear layers that are attention's. Give its "
+            "Adapter a method cost(block) that returns a BlockCost"
         )
     attention = sum(layer.weights for layers in attentions for layer in layers)
     whole = sum(layer.weights for layer in layers_in(block, apart))
     return BlockCost(attention, whole - attention, sum(4 * layers[-1].inputs for layers in attentions))
+
+
+def without_mlp(block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor]) -> tuple[nn.Module, set[nn.Module]]:
+    """Return a copy of a block without memory, and the modules in it that the MLP half runs."""
+    other, ran = without_memory(block), set[nn.Module]()
+    for part in other.modules():
+        part.register_forward_hook(lambda module, *_: ran.add(module))
+    with torch.no_grad():
+        mlp_half(other, torch.empty(1, 2, width_of(block), device="meta", dtype=next(block.parameters()).dtype))
+    return other, ran
 
 
 def attention_modules(block: nn.Module) -> Iterator[nn.Module]:
@@ -142,7 +158,7 @@ class Layer(NamedTuple):
     weights: int
 
 
-def layers_in(module: Any, apart: Sequence[nn.Module] = ()) -> list[Layer]:
+def layers_in(module: Any, apart: Collection[nn.Module] = ()) -> list[Layer]:
     """Return the layers of a module that every token goes through, in order.
 
     By the sizes that linear layers state: their weights may be sharded, quantized or in parts (LoRA).

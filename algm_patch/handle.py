@@ -145,7 +145,7 @@ class Algm:
 
     @property
     def gflops(self) -> float:
-        """GFLOPs of the ViT for an image of the last forward pass, on average over the batch.
+        """Return the GFLOPs of the ViT for an image of the last forward pass, on average over the batch.
 
         Patch embedding, blocks and matching, up to the last block's output; multiply and add counted apart. It follows
         from the tokens in each layer and the sizes of the weights, so it is the same on any device and in any dtype.
@@ -159,7 +159,7 @@ class Algm:
 
     @property
     def unpatched_gflops(self) -> float:
-        """``gflops`` of the unpatched model, on an image of the same size."""
+        """Return ``gflops`` of the unpatched model, on an image of the same size; raise as that does."""
         past = self._past()
         return self._cost(past).without_merging(past) / 1e9
 
