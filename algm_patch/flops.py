@@ -9,7 +9,7 @@ behind the last block (norms, necks, heads) costs the same before and after and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .matching import num_proposals, num_receivers
 
 if TYPE_CHECKING:
+    from .discovery import Vit
     from .passes import ForwardPass
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,7 +42,7 @@ class BlockCost:
     mlp: int
     pairs: int
 
-    def __call__(self, before: float, after: float) -> float:
+    def __call__(self, before: int, after: int) -> int:
         """Return the operations where attention sees ``before`` tokens, and the MLP ``after``."""
         return 2 * (self.attention * before + self.mlp * after) + self.pairs * before**2
 
@@ -58,9 +59,9 @@ class VitCost:
     fixed: int
     blocks: Sequence[BlockCost]
 
-    def of_images(self, past: ForwardPass) -> list[float]:
+    def of_images(self, past: ForwardPass) -> list[int]:
         """Return the operations for each image of a forward pass."""
-        totals: list[float] = [self.fixed] * past.batch
+        totals = [self.fixed] * past.batch
         for layer, step in past.steps.items():
             whole = [step.num_prefix_tokens + past.grid[0] * past.grid[1]] * past.batch
             before = whole if step.before is None else token_counts(step.before.sizes)
@@ -73,11 +74,19 @@ class VitCost:
                 totals = [total + cost for total, cost in zip(totals, matching, strict=True)]
         return totals
 
-    def without_merging(self, past: ForwardPass) -> float:
+    def without_merging(self, past: ForwardPass) -> int:
         """Return the operations for an image of a forward pass if nothing had merged, nor been compared."""
         patches = past.grid[0] * past.grid[1]
         counts = {layer: step.num_prefix_tokens + patches for layer, step in past.steps.items()}
         return self.fixed + sum(self.blocks[layer](count, count) for layer, count in counts.items())
+
+
+def vit_cost(trunk: nn.Module, vit: Vit, grid: tuple[int, int]) -> VitCost:
+    """Return what a ViT costs for images that make this grid of patches."""
+    embedding = embedding_cost(trunk, vit.projection, grid)
+    positions = vit.adapters[0].position_cost(trunk, grid)
+    blocks = [adapter.cost(block) for block, adapter in zip(vit.blocks, vit.adapters, strict=True)]
+    return VitCost(embedding + positions, blocks)
 
 
 def token_counts(sizes: Tensor) -> list[int]:
@@ -94,27 +103,43 @@ def matching_cost(length: int, num_prefix_tokens: int, width: int) -> int:
 # -- blocks
 
 
-def block_cost(block: nn.Module, *, apart: Sequence[nn.Module] = ()) -> BlockCost:
+def block_cost(
+    block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor], *, apart: Collection[nn.Module] = ()
+) -> BlockCost:
     """Return the cost of a block from the sizes of its linear layers and convolutions.
 
-    A module is attention if its name or its class says so. Queries, keys and values have as many numbers a token, over
-    all heads, as attention's last linear layer takes: keys that several heads share are multiplied for each of them.
+    A module is attention if its name or its class says so. If none does, attention has the layers that the block's MLP
+    half does not run. Queries, keys and values have as many numbers a token, over all heads, as attention's last layer
+    takes: keys that several heads share are multiplied for each of them.
 
     Args:
+        mlp_half: of the block's adapter.
         apart: modules in the block that are not applied to tokens.
 
     Raises:
-        ValueError: if no module of the block is recognized as attention.
+        ValueError: if no layers of attention are found.
     """
     attentions = [layers for module in attention_modules(block) if (layers := layers_in(module, apart))]
+    if not attentions and (rest := layers_in(*without_mlp(block, mlp_half))):
+        attentions = [rest]
     if not attentions:
         raise ValueError(
-            f"what {type(block).__name__} costs is not known: no module in it has both a name or class with 'attn' or "
-            "'attention' and linear layers. Give its Adapter a method cost(block) that returns a BlockCost"
+            f"what {type(block).__name__} costs is not known: it has no linear layers that are attention's. Give its "
+            "Adapter a method cost(block) that returns a BlockCost"
         )
     attention = sum(layer.weights for layers in attentions for layer in layers)
     whole = sum(layer.weights for layer in layers_in(block, apart))
     return BlockCost(attention, whole - attention, sum(4 * layers[-1].inputs for layers in attentions))
+
+
+def without_mlp(block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor]) -> tuple[nn.Module, set[nn.Module]]:
+    """Return a copy of a block without memory, and the modules in it that the MLP half runs."""
+    other, ran = without_memory(block), set[nn.Module]()
+    for part in other.modules():
+        part.register_forward_hook(lambda module, *_: ran.add(module))
+    with torch.no_grad():
+        mlp_half(other, torch.empty(1, 2, width_of(block), device="meta", dtype=next(block.parameters()).dtype))
+    return other, ran
 
 
 def attention_modules(block: nn.Module) -> Iterator[nn.Module]:
@@ -133,7 +158,7 @@ class Layer(NamedTuple):
     weights: int
 
 
-def layers_in(module: Any, apart: Sequence[nn.Module] = ()) -> list[Layer]:
+def layers_in(module: Any, apart: Collection[nn.Module] = ()) -> list[Layer]:
     """Return the layers of a module that every token goes through, in order.
 
     By the sizes that linear layers state: their weights may be sharded, quantized or in parts (LoRA).

@@ -19,7 +19,7 @@ from .adapters import is_wrapped, readers_of
 from .card import card
 from .compiling import eagerly, in_one_graph, traces_python, tracing_context
 from .discovery import Vit, class_name
-from .flops import VitCost, embedding_cost
+from .flops import VitCost, vit_cost
 from .measured import RECORDS, weight_sample
 from .passes import ForwardPass, Step
 from .settings import Settings, no_such
@@ -166,7 +166,7 @@ class Algm:
 
     @property
     def gflops(self) -> float:
-        """GFLOPs of the ViT for an image of the last forward pass, on average over the batch.
+        """Return the GFLOPs of the ViT for an image of the last forward pass, on average over the batch.
 
         Patch embedding, blocks and matching, up to the last block's output; multiply and add counted apart. It follows
         from the tokens in each layer and the sizes of the weights, so it is the same on any device and in any dtype.
@@ -180,20 +180,16 @@ class Algm:
 
     @property
     def unpatched_gflops(self) -> float:
-        """``gflops`` of the unpatched model, on an image of the same size."""
+        """Return ``gflops`` of the unpatched model, on an image of the same size; raise as that does."""
         past = self._past()
         return self._cost(past).without_merging(past) / 1e9
 
-    def _operations(self, past: ForwardPass) -> list[float]:
+    def _operations(self, past: ForwardPass) -> list[int]:
         """Return the operations of the ViT for each image of a forward pass."""
         return self._cost(past).of_images(past)
 
     def _cost(self, past: ForwardPass) -> VitCost:
-        trunk, vit = self._the_trunk(), self._vit
-        embedding = embedding_cost(trunk, vit.projection, past.grid)
-        positions = vit.adapters[0].position_cost(trunk, past.grid)
-        blocks = [adapter.cost(block) for block, adapter in zip(vit.blocks, vit.adapters, strict=True)]
-        return VitCost(embedding + positions, blocks)
+        return vit_cost(self._the_trunk(), self._vit, past.grid)
 
     @property
     def window_similarity(self) -> Tensor:

@@ -43,6 +43,7 @@ import inside
 import timm
 import torch
 from attention_kernels import in_turns, said
+from cost import gflops
 from inside import MACHINERY, PARTS
 from matched import (
     FIXED,
@@ -52,9 +53,9 @@ from matched import (
     THRESHOLDS,
     TOME,
     UNPATCHED,
+    Flops,
     algm_kept,
     built,
-    flops,
     method,
     photographs,
     twin,
@@ -216,8 +217,10 @@ def speeds(options: argparse.Namespace, name: str, mode: str, batch: int, method
         for which in methods:
             rows[which] = row = {"model": name, "mode": mode, "batch": batch, "method": which}
             try:
-                how, work = method(which, model, NETWORKS[name], images)
-                row |= {"setting": how.setting, "gflops": work / 1e9, "ideal": flops(model, {}) / work}
+                how = method(which, model, NETWORKS[name], images)
+                with how.patch(model):
+                    work = gflops(model, images) / batch
+                row |= {"setting": how.setting, "gflops": work, "ideal": Flops.of(model).unpatched() / 1e9 / work}
                 own = twin(model)
                 stack.enter_context(how.patch(own))
                 run = partial(runner(own, mode, options.backend, counts_vary=which == THRESHOLDS), images)
@@ -271,7 +274,7 @@ def split(options: argparse.Namespace, name: str, batch: int) -> list[Row]:
     model, images = loaded(options, name, batch)
     rows = []
     for which in (FIXED, THRESHOLDS):
-        how, _ = method(which, model, NETWORKS[name], images)
+        how = method(which, model, NETWORKS[name], images)
         with how.patch(model):
             found = [inside.shares(model, images) for _ in range(options.rounds + 2)][2:]  # two warm up
         row = {"model": name, "batch": batch, "method": which}
@@ -286,7 +289,7 @@ def correctness(options: argparse.Namespace, name: str) -> list[Row]:
         row: Row = {"model": name, "dtype": dtype}
         try:
             model, image = loaded(options, name, 1, dtype)
-            how, _ = method(FIXED, model, NETWORKS[name], image)
+            how = method(FIXED, model, NETWORKS[name], image)
             row["unpatched"], row["patched"] = inside.errors(model, image, how)
         except Exception as error:
             row["error"] = said(error)
@@ -298,7 +301,7 @@ def synchronisations(options: argparse.Namespace, name: str, batch: int) -> list
     model, images = loaded(options, name, batch)
     rows = []
     for which in (FIXED, THRESHOLDS):
-        how, _ = method(which, model, NETWORKS[name], images)
+        how = method(which, model, NETWORKS[name], images)
         with how.patch(model):
             model(images)
             number = inside.synchronisations(partial(model, images))
@@ -308,7 +311,7 @@ def synchronisations(options: argparse.Namespace, name: str, batch: int) -> list
 
 def conditions(options: argparse.Namespace, name: str, batch: int) -> list[Row]:
     model, images = loaded(options, name, batch)
-    how, _ = method(FIXED, model, NETWORKS[name], images)
+    how = method(FIXED, model, NETWORKS[name], images)
     with how.patch(model):
         return [{"model": name, "batch": batch} | row for row in inside.conditions(model, images)]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +12,14 @@ import peers
 import timm
 import torch
 from batches import pictures, prepared
+from cost import layer_by_layer
 from peers import Method
 from PIL import Image
 from torch import Tensor, nn
 
 from algm_patch.calibrate import similarities
+from algm_patch.discovery import find_vit
+from algm_patch.flops import VitCost, vit_cost
 
 UNPATCHED, FIXED, PLAIN, THRESHOLDS, TOME = "unpatched", "fixed counts", "fixed, plain", "thresholds", "ToMe"
 METHODS = (UNPATCHED, FIXED, PLAIN, THRESHOLDS, TOME)
@@ -83,74 +84,81 @@ def cropped(picture: Image.Image, draw: random.Random) -> Image.Image:
 # -- tokens and FLOPs
 
 
-def flops(model: Any, left: Mapping[int, int]) -> float:
-    """Of an image, multiply and add counted apart. Of the method: what a kernel computes besides does not count.
+@dataclass(frozen=True)
+class Flops:
+    """The operations for an image of a model that is not patched, as a function of the tokens in each layer."""
 
-    Args:
-        left: tokens after the attention of a layer (from 1), and from there on.
-    """
-    width, hidden = model.embed_dim, model.blocks[0].mlp.fc1.out_features
-    total = 2 * model.patch_embed.num_patches * model.patch_embed.proj.weight.numel()
-    tokens = full_length(model)
-    for layer in range(1, len(model.blocks) + 1):
-        total += 8 * tokens * width**2 + 4 * tokens**2 * width
-        tokens = left.get(layer, tokens)
-        total += 4 * tokens * width * hidden
-    return total
+    model: Any
+    cost: VitCost
+
+    @classmethod
+    def of(cls, model: Any) -> Flops:
+        return cls(model, vit_cost(*find_vit(model), model.patch_embed.grid_size))
+
+    def unpatched(self) -> int:
+        return self._layer_by_layer({}, {})
+
+    def algm(self, network: Network, kept: tuple[int, int]) -> int:
+        """Return those of ALGM that keeps so many patches after CLAP, and after GBM."""
+        prefix = self.model.num_prefix_tokens
+        left = {1: prefix + kept[0], network.gbm_layer: prefix + kept[1]}
+        return self._layer_by_layer(left, {network.gbm_layer: self.model.embed_dim})
+
+    def tome(self, r: int) -> int:
+        """Return those of ToMe that merges r tokens in every layer."""
+        layers = range(1, len(self.model.blocks) + 1)
+        left = {layer: full_length(self.model) - layer * r for layer in layers}
+        return self._layer_by_layer(left, dict.fromkeys(layers, self.model.blocks[0].attn.head_dim))
+
+    def _layer_by_layer(self, left: dict[int, int], compared: dict[int, int]) -> int:
+        return layer_by_layer(self.cost, full_length(self.model), self.model.num_prefix_tokens, left, compared)
 
 
 def full_length(model: Any) -> int:
     return model.num_prefix_tokens + model.patch_embed.num_patches
 
 
-def algm_left(model: Any, network: Network, kept: tuple[int, int]) -> dict[int, int]:
-    """Tokens after CLAP and after GBM, which keep so many patches."""
-    return {1: model.num_prefix_tokens + kept[0], network.gbm_layer: model.num_prefix_tokens + kept[1]}
-
-
-def tome_left(model: Any, r: int) -> dict[int, int]:
-    return {layer: full_length(model) - layer * r for layer in range(1, len(model.blocks) + 1)}
-
-
 def algm_kept(model: Any, network: Network) -> tuple[int, int]:
     """Patches after CLAP and after GBM, so that FLOPs fall as published."""
     high, wide = model.patch_embed.grid_size
-    aim = network.published * flops(model, {})
+    flops = Flops.of(model)
+    aim = network.published * flops.unpatched()
 
     def kept(windows: int) -> tuple[int, int]:
         after_clap = high * wide - 3 * windows
         return after_clap, round(GBM_KEEPS * after_clap)
 
     windows = range((high // 2) * (wide // 2) + 1)
-    return kept(min(windows, key=lambda n: abs(flops(model, algm_left(model, network, kept(n))) - aim)))
+    return kept(min(windows, key=lambda n: abs(flops.algm(network, kept(n)) - aim)))
 
 
 def tome_r(model: Any, network: Network) -> int:
     """Tokens that ToMe merges in every layer, so that FLOPs fall as published."""
-    aim = network.published * flops(model, {})
+    flops = Flops.of(model)
+    aim = network.published * flops.unpatched()
     most = full_length(model) // (len(model.blocks) + 1)  # in the last layer every other token can still propose
-    return min(range(1, most), key=lambda r: abs(flops(model, tome_left(model, r)) - aim))
+    return min(range(1, most), key=lambda r: abs(flops.tome(r) - aim))
 
 
 # -- methods
 
 
-def method(name: str, model: Any, network: Network, images: Tensor) -> tuple[Method, float]:
-    """How the model runs, and the FLOPs of an image, on average over these."""
+def method(name: str, model: Any, network: Network, images: Tensor) -> Method:
+    """How the model runs, with counts or thresholds for these images."""
     if name == UNPATCHED:
-        return peers.unpatched(), flops(model, {})
+        return peers.unpatched()
     if name == TOME:
         r = tome_r(model, network)
-        return Method(name, f"r={r}", partial(peers.tome, r=r)), flops(model, tome_left(model, r))
+        return Method(name, f"r={r}", partial(peers.tome, r=r))
     kept = algm_kept(model, network)
     if name == THRESHOLDS:
         return by_thresholds(model, network, images, kept)
     settings = {"tokens": list(kept), "gbm_layers": [network.gbm_layer], "proportional_attention": name == FIXED}
     setting = " -> ".join(map(str, (model.patch_embed.num_patches, *kept)))
-    return Method(name, setting, partial(peers.algm, **settings)), flops(model, algm_left(model, network, kept))
+    return Method(name, setting, partial(peers.algm, **settings))
 
 
-def by_thresholds(model: Any, network: Network, images: Tensor, kept: tuple[int, int]) -> tuple[Method, float]:
+def by_thresholds(model: Any, network: Network, images: Tensor, kept: tuple[int, int]) -> Method:
     """Thresholds that as many windows and proposals of all images reach as fixed counts would merge."""
     layer, run = network.gbm_layer, partial(model, images)
     with peers.algm(model, gbm_layers=[]):
@@ -159,14 +167,8 @@ def by_thresholds(model: Any, network: Network, images: Tensor, kept: tuple[int,
     with peers.algm(model, gbm_layers=[layer], tau=tau):
         (proposals,) = similarities(model, "GBM", [layer], run)
     gbm_tau = reached_by(proposals, (kept[0] - kept[1]) * len(images))
-    left = []
-    for layers in ([], [layer]):
-        with peers.algm(model, gbm_layers=layers, tau=tau, gbm_tau=gbm_tau):
-            run()
-            left.append((model.algm.token_map.sizes > 0).sum(1).tolist())
-    each = [flops(model, {1: clap, layer: gbm}) for clap, gbm in zip(*left, strict=True)]
     patch = partial(peers.algm, gbm_layers=[layer], tau=tau, gbm_tau=gbm_tau)
-    return Method(THRESHOLDS, f"τ={tau:.4f}, {gbm_tau:.4f}", patch), statistics.mean(each)
+    return Method(THRESHOLDS, f"τ={tau:.4f}, {gbm_tau:.4f}", patch)
 
 
 def reached_by(similarity: Tensor, number: int) -> float:

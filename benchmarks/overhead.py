@@ -8,9 +8,9 @@
 
 For each model (random weights: the work is the same), on one photograph:
 - patched but merging nothing, and patched and removed, each against the unpatched model;
-- merging a share of the 2x2 windows in layer 1, and globally in layer 5: GFLOPs and time against the unpatched
-  model, "kept" = speed-up / GFLOP ratio, "machinery" = the part of the forward pass that is neither of the blocks'
-  own halves, "memory" = peak of what a forward pass allocates, against the unpatched model.
+- merging a share of the 2x2 windows in layer 1, and globally in layer 5: GFLOPs of the ViT (cost.py) and time against
+  the unpatched model, "kept" = speed-up / GFLOP ratio, "machinery" = the part of the forward pass that is neither of
+  the blocks' own halves, "memory" = peak of what a forward pass allocates, against the unpatched model.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any
 
 import timm
 import torch
+from cost import gflops
 from PIL import Image
 from skimage.data import astronaut
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from algm_patch import apply_algm, patch, remove_algm
@@ -218,12 +218,6 @@ def stopwatches(spent: dict[str, float]) -> Iterator[None]:
         yield
     finally:
         patch.run_block_by_halves = run_block
-
-
-def gflops(model: nn.Module, image: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() / 1e9
 
 
 def peak_memory(model: nn.Module, image: Tensor) -> float:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cost import layer_by_layer
 from segmentation import number_or_rule
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from algm_patch import TokenMap, apply_algm, load_settings, remove_algm
-from algm_patch.discovery import find_vit
+from algm_patch.discovery import Vit, find_vit
+from algm_patch.flops import vit_cost
 from algm_patch.matching import best_matches, gbm_leaders
 from algm_patch.merging import planning
 from algm_patch.passes import LayerTokens
@@ -157,7 +159,7 @@ def tome(model: nn.Module, r: int) -> Iterator[None]:
             )
         if "_algm" in block.__dict__:
             raise ValueError(f"{type(trunk).__name__} is patched with ALGM. Call remove_algm first")
-    merger = TokenMerger(r, getattr(trunk, "num_prefix_tokens", 0), len(vit.blocks))
+    merger = TokenMerger(r, trunk, vit)
     hooks = [block.attn.k_norm.register_forward_hook(merger.see_keys) for block in vit.blocks]
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         block._tome = partial(merger.run_block, adapter, layer)
@@ -182,10 +184,30 @@ def tome_class(original: Any) -> Any:
 class TokenMerger:
     """ToMe in the blocks of one model: what is merged so far in the forward pass under way."""
 
-    def __init__(self, r: int, num_prefix_tokens: int, depth: int) -> None:
-        self.r, self.num_prefix_tokens, self.depth = r, num_prefix_tokens, depth
+    def __init__(self, r: int, trunk: Any, vit: Vit) -> None:
+        self.r, self.trunk, self.vit = r, trunk, vit
+        self.num_prefix_tokens, self.depth = getattr(trunk, "num_prefix_tokens", 0), len(vit.blocks)
         self.token_map: TokenMap | None = None
         self.keys: Tensor | None = None
+
+    @contextmanager
+    def grids(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        """Within, note the number of images and the grid of every forward pass."""
+        found: list[tuple[int, tuple[int, int]]] = []
+        note = self.vit.projection.register_forward_hook(
+            lambda _, __, patches: found.append((len(patches), (patches.shape[2], patches.shape[3])))
+        )
+        try:
+            yield found
+        finally:
+            note.remove()
+
+    def operations(self, grid: tuple[int, int]) -> int:
+        """Return those of the ViT for an image of this grid, matching by keys included."""
+        length, layers = self.num_prefix_tokens + grid[0] * grid[1], range(1, self.depth + 1)
+        left = {layer: length - layer * self.r for layer in layers}
+        compared = dict.fromkeys(layers if self.r else (), self.vit.blocks[0].attn.head_dim)
+        return layer_by_layer(vit_cost(self.trunk, self.vit, grid), length, self.num_prefix_tokens, left, compared)
 
     def see_keys(self, _: nn.Module, __: tuple[Tensor], keys: Tensor) -> None:
         self.keys = keys

@@ -6,7 +6,7 @@
 
 Without ALGM's options the model is measured as it is. --size H W: images are resized to it and seen whole. --window N
 [--stride N] [--size N]: Segmenter's sliding window over images whose shorter side is --size. By default both are the
-checkpoint's. GFLOPs an image are by torch's counter, multiply and add counted apart, of all windows and the head.
+checkpoint's. GFLOPs an image are of the ViT (cost.py), in all windows; the head costs the same with and without.
 
 Predictions are kept in --records, so that an interrupted run goes on where it stopped when the same command is given
 again. Several processes share the images: torchrun --nproc-per-node 4 benchmarks/segmentation.py ..., or accelerate
@@ -23,6 +23,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,12 @@ import timm
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from cost import counted
 from layouts import DataError, Dataset, Pair
 from networks import ModelError, SegmentationModel
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
@@ -161,9 +162,9 @@ def predict_all(
         if path is not None and path.is_file():
             yield read_record(path)
             continue
-        with FlopCounterMode(display=False) as counter:
-            logits = model.predict(dataset.image(pair), pair.size)
-        predicted, flops = logits.argmax(0).to(torch.uint8).cpu(), counter.get_total_flops()
+        image = dataset.image(pair)
+        logits, flops = counted(model, partial(model.predict, image, pair.size))
+        predicted = logits.argmax(0).to(torch.uint8).cpu()
         if path is not None:
             write_record(path, predicted, flops)
         yield predicted, flops

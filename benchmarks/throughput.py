@@ -9,7 +9,7 @@ Two kinds of batches, of --batch images:
 - different images, as in use.
 
 "faster": images a second against the unpatched model, the median over rounds in which all methods take their turn,
-averaged over batches. GFLOPs of an image, by torch's counter. "memory": the peak of what a forward pass allocates, of
+averaged over batches. GFLOPs of the ViT for an image (cost.py). "memory": the peak of what a forward pass allocates, of
 the batch that takes most, against unpatched. On CUDA, images a second too. All of the network with its head, at the
 size that it is given at once: of a sliding window, one window in the middle of each image.
 """
@@ -27,9 +27,10 @@ import peers
 import segmentation
 import timm
 import torch
+from cost import gflops
 from layouts import DataError, Dataset
 from networks import ModelError, SegmentationModel
-from overhead import gflops, peak_memory, seconds
+from overhead import peak_memory, seconds
 from peers import Method
 from segmentation import positive
 from torch import Tensor, nn

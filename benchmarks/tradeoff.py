@@ -12,7 +12,7 @@ nothing trained. All methods in one run, one image at a time:
 - ALGM defaults: ``apply_algm(model, tau=τ)``;
 - ALGM tuned: files that ``Settings.save`` wrote.
 
-mIoU, and the share of pixels predicted as without merging, are of all images; GFLOPs by torch's counter, head included;
+mIoU, and the share of pixels predicted as without merging, are of all images; GFLOPs are of the ViT (cost.py);
 time is measured on --timed of them, in --rounds in which all methods take their turn, against the unpatched model.
 """
 

@@ -3,7 +3,7 @@
     python examples/quickstart.py [IMAGE] [--tau TAU] [--model NAME] [--out DIR]
 
 Runs DINOv2 ViT-S/14 with a saliency head, offline, before and after ``apply_algm``: prints the tokens that each
-layer keeps, GFLOPs, milliseconds and how closely the prediction agrees, and draws it all in one PNG.
+layer keeps, GFLOPs of the ViT, milliseconds and how closely the prediction agrees, and draws it all in one PNG.
 With --model, any timm ViT with weights from the hub instead; what is compared then is its patch features.
 """
 
@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2 import functional as transforms
 
 from algm_patch import apply_algm, panels
@@ -31,10 +30,32 @@ from algm_patch.drawing import draw
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, PATCH = 518, 14
+Predict = Callable[[nn.Module, Tensor], Tensor]
+Compare = Callable[[Tensor, Tensor], tuple[str, dict[str, NDArray[Any]]]]
 
 
 def main(arguments: list[str] | None = None) -> Path:
     options = parse(arguments)
+    model, plain, image, predict, compare = prepared(options)
+    with torch.inference_mode():
+        before, after = predict(plain, image), predict(model, image)
+        gflops = model.algm.unpatched_gflops, model.algm.gflops
+        ms = milliseconds([lambda: predict(plain, image), lambda: predict(model, image)])
+    agreement, maps = compare(before, after)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "quickstart.png"
+    draw({**panels(image, model), **maps}, columns=4).savefig(path, dpi=90, bbox_inches="tight")
+
+    print(model.algm)
+    print(f"\n{'':8}{'before':>8}{'after':>8}")
+    print(f"{'GFLOPs':8}{gflops[0]:8.1f}{gflops[1]:8.1f}   {gflops[0] / gflops[1]:.2f} x fewer, of the ViT")
+    print(f"{'ms':8}{ms[0]:8.0f}{ms[1]:8.0f}   {ms[0] / ms[1]:.2f} x faster")
+    print(f"\n{agreement}\npicture: {path}")
+    return path
+
+
+def prepared(options: argparse.Namespace) -> tuple[Any, nn.Module, Tensor, Predict, Compare]:
+    """The model with ALGM and without, its input, what it predicts and how two predictions compare."""
     picture = open_image(options.image)
     if options.model:
         model, image, predict, compare = *load_timm(options.model, picture), features, compare_features
@@ -44,21 +65,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
     apply_algm(model, clap_layer=1, gbm_layers=[5], tau=options.tau)
 
-    with torch.inference_mode():
-        before, after = predict(plain, image), predict(model, image)
-        flops = [gflops(lambda: predict(plain, image)), gflops(lambda: predict(model, image))]
-        ms = milliseconds([lambda: predict(plain, image), lambda: predict(model, image)])
-    agreement, maps = compare(before, after)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "quickstart.png"
-    draw({**panels(image, model), **maps}, columns=4).savefig(path, dpi=90, bbox_inches="tight")
-
-    print(model.algm)
-    print(f"\n{'':8}{'before':>8}{'after':>8}")
-    print(f"{'GFLOPs':8}{flops[0]:8.1f}{flops[1]:8.1f}   {flops[0] / flops[1]:.2f} x fewer")
-    print(f"{'ms':8}{ms[0]:8.0f}{ms[1]:8.0f}   {ms[0] / ms[1]:.2f} x faster")
-    print(f"\n{agreement}\npicture: {path}")
-    return path
+    return model, plain, image, predict, compare
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -149,12 +156,6 @@ def compare_features(before: Tensor, after: Tensor) -> tuple[str, dict[str, NDAr
 
 
 # -- measuring
-
-
-def gflops(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 1e9
 
 
 def milliseconds(runs: list[Callable[[], Any]], rounds: int = 9) -> list[float]:

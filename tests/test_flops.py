@@ -219,57 +219,83 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_cost_of_an_ordinary_block_is_read_off_its_parts(name):
     block, expected = BLOCKS[name]
-    assert block_cost(block()) == expected
+    assert block_cost(block(), lambda block, x: x) == expected
 
 
 def test_low_rank_adapters_add_their_weights():
     peft = pytest.importorskip("peft")
     model = build("ViT")
-    before = block_cost(model.blocks[0])
+    before = adapters.timm.Block.cost(model.blocks[0])
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1"]))
-    after = block_cost(wrapped.base_model.model.blocks[0])
+    after = adapters.timm.Block.cost(wrapped.base_model.model.blocks[0])
     assert after.pairs == before.pairs
     assert after.attention == before.attention + 2 * (64 + 192) + 2 * (64 + 64)
     assert after.mlp == before.mlp + 2 * (64 + 256)
 
 
-def test_attention_that_is_not_recognized_is_said_and_not_guessed(monkeypatch):
-    """The card and print say so, too, and go on."""
+class Own(nn.Module):
+    """A block in which attention is a method and no module, its layers as modules or as mere parameters."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.proj = nn.Linear(64, 64)
+        self.enter = nn.Linear(64, 192) if modules else nn.Parameter(0.1 * torch.randn(192, 64))
+        self.mlp = Mlp(64)
+        self.proj = self.proj if modules else nn.Identity()
+
+    def mix(self, x):
+        qkv = nn.functional.linear(x, self.enter) if isinstance(self.enter, nn.Parameter) else self.enter(x)
+        return self.proj(nn.functional.scaled_dot_product_attention(*qkv.chunk(3, -1)))
+
+    def forward(self, x):
+        return OwnHalves.mlp_half(self, OwnHalves.attention_half(self, x, None))
+
+
+class OwnHalves(Adapter):
+    projection = "patch_embed.proj"
+
+    @staticmethod
+    def attention_half(block, x, tokens):
+        return x + block.mix(x)
+
+    @staticmethod
+    def mlp_half(block, x):
+        return x + block.mlp(x)
+
+    @staticmethod
+    def takes_mask(block):
+        return False
+
+
+@pytest.fixture
+def of_own_blocks(monkeypatch):
     monkeypatch.setattr(adapters, "ADAPTERS", dict(adapters.ADAPTERS))
+    register(f"{Own.__module__}.Own.forward")(OwnHalves)
 
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.qkv, self.proj, self.mlp = nn.Linear(64, 192), nn.Linear(64, 64), Mlp(64)
+    def of(modules):
+        model = build("ViT")
+        model.blocks = nn.Sequential(*(Own(modules) for _ in range(3)))
+        apply_algm(model, gbm_layers=[2], tau=0.5, proportional_attention=False)
+        with torch.no_grad():
+            model(photo())
+        return model
 
-        def forward(self, x):
-            return Halves.mlp_half(self, Halves.attention_half(self, x, None))
+    return of
 
-    @register(f"{Block.__module__}.{Block.forward.__qualname__}")
-    class Halves(Adapter):
-        projection = "patch_embed.proj"
 
-        @staticmethod
-        def attention_half(block, x, tokens):
-            q, k, v = block.qkv(x).chunk(3, -1)
-            return x + block.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+def test_attention_without_a_module_is_what_the_mlp_half_does_not_run(of_own_blocks):
+    model = of_own_blocks(modules=True)
+    costs = model.algm._cost(model.algm._past()).blocks
+    assert set(costs) == {BlockCost(4 * 64 * 64, MLP, 4 * 64)}
+    assert model.algm.gflops < model.algm.unpatched_gflops
 
-        @staticmethod
-        def mlp_half(block, x):
-            return x + block.mlp(x)
 
-        @staticmethod
-        def takes_mask(block):
-            return False
-
-    model = build("ViT")
-    model.blocks = nn.Sequential(*(Block() for _ in range(3)))
-    apply_algm(model, gbm_layers=[2], tau=0.5, proportional_attention=False)
-    with torch.no_grad():
-        model(photo())
-    with pytest.raises(ValueError, match=r"Block costs is not known.*method cost\(block\)"):
+def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monkeypatch):
+    """The card and print say so, too, and go on."""
+    model = of_own_blocks(modules=False)
+    with pytest.raises(ValueError, match=r"Own costs is not known.*method cost\(block\)"):
         _ = model.algm.gflops
     assert "costs is not known" in repr(model.algm)
     assert "costs is not known" in model.algm._repr_html_()
-    Halves.cost = staticmethod(lambda block: BlockCost(4 * 64 * 64, MLP, 4 * 64))
+    monkeypatch.setattr(OwnHalves, "cost", lambda block: BlockCost(3 * 64 * 64, MLP, 4 * 64))
     assert model.algm.gflops < model.algm.unpatched_gflops

@@ -9,11 +9,13 @@ import pytest
 import torch
 from models import GRID, build, photo
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import peers
+from cost import counted, gflops
 
 TOKENS = GRID[0] * GRID[1]
 FAMILIES = ["ViT", "DINOv2, 4 registers", "SigLIP, average pooling"]
@@ -143,14 +145,26 @@ def test_pooling_leaves_a_quarter_of_the_tokens():
     assert torch.equal(tokens, corners)
 
 
+@pytest.mark.parametrize("method", [peers.unpatched(), *peers.tome_methods([0, 3]), *peers.pooling_methods([2])])
+def test_the_cost_is_what_torch_counts(method):
+    """With gradients and attention as products, of which torch counts all."""
+    model, image = build("ViT"), photo(batch=1)
+    with method.patch(model):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model.forward_features(image)
+        _, cost = counted(model, lambda: model.forward_features(image))
+        _, of_three = counted(model, lambda: model.forward_features(image.repeat(3, 1, 1, 1)))
+    assert cost == counter.get_total_flops()
+    assert of_three == 3 * cost
+
+
 @torch.no_grad()
 def test_more_merging_costs_less():
     model, image = build("ViT"), photo(batch=1)
     costs = []
     for method in [peers.unpatched(), *peers.tome_methods([1, 2, 3, 4])]:
-        with method.patch(model), FlopCounterMode(display=False) as counter:
-            model.forward_features(image)
-        costs.append(counter.get_total_flops())
+        with method.patch(model):
+            costs.append(gflops(model, image))
     assert costs == sorted(costs, reverse=True)
     assert len(set(costs)) == 5
 

@@ -1,9 +1,12 @@
-"""The README's code runs as it stands."""
+"""The README's code runs as it stands, and the figures of its first table are what its command gives."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import models
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -11,7 +14,9 @@ from skimage.data import astronaut
 
 from algm_patch import adapters, remove_algm
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+QUICKSTART = re.findall(r"^\| `(--tau .*?)`.*? \| (.*?) \| .*? × \| (.*?) \|$", README, re.MULTILINE)
 
 
 def small():
@@ -56,3 +61,27 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     monkeypatch.setattr(adapters, "ADAPTERS", {})
     exec(own_blocks, names)
     assert list(adapters.ADAPTERS) == ["mypackage.models.Block.forward"]
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    sys.path.insert(0, str(ROOT / "examples"))
+    import quickstart
+
+    return quickstart
+
+
+@pytest.mark.parametrize(("arguments", "gflops", "correlation"), QUICKSTART)
+def test_the_table_is_what_the_quickstart_gives(quickstart, arguments, gflops, correlation):
+    """All but the times. Of the correlation, what other kernels round otherwise may turn its last digit."""
+    model, plain, image, predict, _ = quickstart.prepared(quickstart.parse(shlex.split(arguments)))
+    with torch.inference_mode():
+        answers = torch.stack([predict(plain, image).flatten(), predict(model, image).flatten()])
+    merging, without = model.algm.gflops, model.algm.unpatched_gflops
+    whole = f" of {without:.1f}" if "auto" in arguments else ""
+    assert gflops == f"{merging:.1f}{whole}: {without / merging:.2f} × fewer"
+    assert torch.corrcoef(answers)[0, 1].item() == pytest.approx(float(correlation), abs=1e-4)
+
+
+def test_the_table_of_the_quickstart_is_there():
+    assert len(QUICKSTART) == 4

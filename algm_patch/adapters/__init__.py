@@ -70,11 +70,14 @@ class Adapter:
         """
         return None
 
-    @staticmethod
-    def cost(block: Any) -> BlockCost:
-        """Return what the block costs. Override it where the names of modules do not say what attention is, or where
-        attention computes more than a product of queries and keys and one of weights and values."""
-        return block_cost(block)
+    @classmethod
+    def cost(cls, block: Any) -> BlockCost:
+        """Return what the block costs, from the sizes of its linear layers.
+
+        Override it where tokens are multiplied with other weights than those of such layers, or where attention
+        computes more than one product of queries and keys and one of weights and values.
+        """
+        return block_cost(block, cls.mlp_half)
 
     @staticmethod
     def position_cost(trunk: Any, grid: tuple[int, int]) -> int:

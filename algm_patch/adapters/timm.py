@@ -52,9 +52,9 @@ class TimmBlock(Adapter):
     def features(block: Any, metric: str) -> tuple[str, int | None] | None:
         return input_projection(block, "attn", metric)
 
-    @staticmethod
-    def cost(block: Any) -> BlockCost:
-        cost = block_cost(block)
+    @classmethod
+    def cost(cls, block: Any) -> BlockCost:
+        cost = block_cost(block, cls.mlp_half)
         # Differential attention: two maps, each of half the queries and keys, each multiplied with all values.
         differential = any(path_of(type(part).forward) == DIFFERENTIAL for part in block.modules())
         return replace(cost, pairs=cost.pairs * 3 // 2) if differential else cost
@@ -178,9 +178,9 @@ class BeitBlock(TimmBlock):
 
 
 class RelPosBlock(TimmBlock):
-    @staticmethod
-    def cost(block: Any) -> BlockCost:
-        return block_cost(block, apart=position_functions(block))
+    @classmethod
+    def cost(cls, block: Any) -> BlockCost:
+        return block_cost(block, cls.mlp_half, apart=position_functions(block))
 
     @staticmethod
     def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
