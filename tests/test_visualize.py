@@ -274,9 +274,11 @@ def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_compiled_model(model, fullgraph):
     expected = panels(photo(batch=1), model, logits)
+    panels(photo(batch=1, seed=5), model)
     model.compile(backend="eager", fullgraph=fullgraph)
-    with torch.no_grad():
-        model(photo(batch=1, seed=5))
+    if not fullgraph or hasattr(torch.compiler, "set_stance"):  # torch before 2.6 makes no whole graph of a merge
+        with torch.no_grad():
+            model(photo(batch=1, seed=5))
     shown = panels(photo(batch=1), model, logits)
     assert list(shown) == list(expected)
     for title, panel in shown.items():
