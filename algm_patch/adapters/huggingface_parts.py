@@ -131,9 +131,12 @@ def implementation(attention: Any) -> str:
 
 
 def passes_mask_on(attention: Any) -> bool:
-    """Return whether attention hands its ``attention_mask`` to the implementation as it is, of any shape."""
+    """Return whether attention hands its ``attention_mask``, of any shape, to fused attention, which adds it.
+
+    Eager attention of some releases multiplies by it instead, and that of others insists on its shape.
+    """
     names = parameters(type(attention).forward)
-    return "attention_mask" in names and "**" in names
+    return "attention_mask" in names and "**" in names and implementation(attention) == "sdpa"
 
 
 def attend(block: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) -> Tensor:
