@@ -15,7 +15,8 @@ from torch import nn  # noqa: E402
 from transformers import AutoBackbone, AutoModel  # noqa: E402
 
 from algm_patch import LayerTokens, TokenMap, apply_algm, remove_algm  # noqa: E402
-from algm_patch.adapters.huggingface import relative_bias  # noqa: E402
+from algm_patch.adapters.huggingface_beit import relative_bias  # noqa: E402
+from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, implementation, part, returns_tuple  # noqa: E402
 from algm_patch.discovery import find_vit  # noqa: E402
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
@@ -24,11 +25,9 @@ NECK = {"initializer_range": 0.2, "neck_hidden_sizes": [16, 16, 32, 32], "fusion
 UPER = {"hidden_size": 16, "pool_scales": [1, 2], "auxiliary_in_channels": 64, "auxiliary_channels": 8}
 
 
-def uper(family):
+def uper(model, family):
     backbone = FAMILIES[family].config(out_features=STAGES)
-    return transformers.UperNetForSemanticSegmentation(
-        transformers.UperNetConfig(backbone_config=backbone, num_labels=3, initializer_range=0.2, **UPER)
-    )
+    return model(transformers.UperNetConfig(backbone_config=backbone, num_labels=3, initializer_range=0.2, **UPER))
 
 
 def depth(config, model, **options):
@@ -59,53 +58,65 @@ def eomt(model, config, attention):
     return model(config)
 
 
-# Model, and the grid of patches (square where the head takes no other).
+# The model's class, how to make it, and the grid of patches (square where the head takes no other).
 DENSE = {
-    "BEiT": (lambda: segmenter(transformers.BeitForSemanticSegmentation, "BEiT, bias per layer", (96, 80)), (6, 5)),
+    "BEiT": (
+        "BeitForSemanticSegmentation",
+        lambda model: segmenter(model, "BEiT, bias per layer", (96, 80)),
+        (6, 5),
+    ),
     "Data2Vec": (
-        lambda: segmenter(transformers.Data2VecVisionForSemanticSegmentation, "Data2Vec, both, eager", 96),
+        "Data2VecVisionForSemanticSegmentation",
+        lambda model: segmenter(model, "Data2Vec, both, eager", 96),
         (6, 6),
     ),
-    "DPT, segmentation": (lambda: dpt(transformers.DPTForSemanticSegmentation), (6, 6)),
-    "DPT, depth": (lambda: dpt(transformers.DPTForDepthEstimation), (6, 6)),
+    "DPT, segmentation": ("DPTForSemanticSegmentation", dpt, (6, 6)),
+    "DPT, depth": ("DPTForDepthEstimation", dpt, (6, 6)),
     "DPT on DINOv2": (
-        lambda: depth(transformers.DPTConfig, transformers.DPTForDepthEstimation, is_hybrid=False),
+        "DPTForDepthEstimation",
+        lambda model: depth(transformers.DPTConfig, model, is_hybrid=False),
         (6, 6),
     ),
     "Depth Anything": (
-        lambda: depth(
-            transformers.DepthAnythingConfig,
-            transformers.DepthAnythingForDepthEstimation,
-            head_hidden_size=8,
-            patch_size=16,
-            reassemble_hidden_size=64,
+        "DepthAnythingForDepthEstimation",
+        lambda model: depth(
+            transformers.DepthAnythingConfig, model, head_hidden_size=8, patch_size=16, reassemble_hidden_size=64
         ),
         (6, 5),
     ),
-    "Sapiens 2": (lambda: sapiens(transformers.Sapiens2ForSemanticSegmentation), (6, 5)),
-    "UperNet on DINOv2": (lambda: uper("DINOv2"), (6, 5)),
-    "UperNet on BEiT": (lambda: uper("BEiT, shared bias"), (6, 5)),
+    "Sapiens 2": ("Sapiens2ForSemanticSegmentation", sapiens, (6, 5)),
+    "UperNet on DINOv2": ("UperNetForSemanticSegmentation", lambda model: uper(model, "DINOv2"), (6, 5)),
+    "UperNet on BEiT": ("UperNetForSemanticSegmentation", lambda model: uper(model, "BEiT, shared bias"), (6, 5)),
     "EoMT": (
-        lambda: eomt(transformers.EomtForUniversalSegmentation, transformers.EomtConfig, "sdpa"),
+        "EomtForUniversalSegmentation",
+        lambda model: eomt(model, transformers.EomtConfig, "sdpa"),
         (6, 6),
     ),
     "EoMT, eager": (
-        lambda: eomt(transformers.EomtForUniversalSegmentation, transformers.EomtConfig, "eager"),
+        "EomtForUniversalSegmentation",
+        lambda model: eomt(model, transformers.EomtConfig, "eager"),
         (6, 6),
     ),
     "EoMT on DINOv3": (
-        lambda: eomt(transformers.EomtDinov3ForUniversalSegmentation, transformers.EomtDinov3Config, "sdpa"),
+        "EomtDinov3ForUniversalSegmentation",
+        lambda model: eomt(model, transformers.EomtDinov3Config, "sdpa"),
         (6, 6),
     ),
 }
+# Older releases do not have them all.
+DENSE = {name: kind for name, kind in DENSE.items() if hasattr(transformers, kind[0])}
+
+
+def make_dense(name):
+    cls, make, _ = DENSE[name]
+    torch.manual_seed(0)
+    return enliven(make(getattr(transformers, cls)))
 
 
 @pytest.fixture(params=DENSE)
 def dense(request):
     """A dense model and its image."""
-    make, grid = DENSE[request.param]
-    torch.manual_seed(0)
-    return enliven(make()), photo(grid=grid)
+    return make_dense(request.param), photo(grid=DENSE[request.param][2])
 
 
 def prediction(model, image):
@@ -162,9 +173,9 @@ def test_dense_models_train(dense):
         assert gradient.any() == expected[name].any(), name
 
 
-@pytest.mark.parametrize("name", ["EoMT", "EoMT on DINOv3"])
+@pytest.mark.parametrize("name", [name for name in DENSE if "EoMT" in name])
 def test_the_queries_of_eomt_join_the_prefix(name):
-    model = apply_algm(enliven(DENSE[name][0]()), **SETTINGS)
+    model = apply_algm(make_dense(name), **SETTINGS)
     model(pixel_values=photo(grid=(6, 6)))
     prefix = 7 + model.embeddings.num_prefix_tokens
     assert torch.equal(model.algm.token_map.labels[:, :prefix], torch.arange(prefix).expand(2, -1))
@@ -180,6 +191,7 @@ BACKBONES = {
     "PixioBackbone": "Pixio",
     "Sapiens2Backbone": "Sapiens 2",
 }
+BACKBONES = {name: family for name, family in BACKBONES.items() if hasattr(transformers, name)}
 
 
 @torch.no_grad()
@@ -219,11 +231,15 @@ def test_hidden_states(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [family for family in FAMILIES if "eager" in family and "Data2Vec" not in family])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "eager" in family])
 def test_attention_maps_have_the_size_of_their_layer(family):
     model, image = build(family), photo()
     length = model(**inputs(family, image)).last_hidden_state.shape[1]
     apply_algm(model, **SETTINGS, batch="min")
+    if returns_tuple(find_vit(model)[1].blocks[0]):
+        with pytest.raises(ValueError, match=r"output_attentions=True: .* beside its tokens.*remove_algm"):
+            model(**inputs(family, image), output_attentions=True)
+        return
     maps = model(**inputs(family, image), output_attentions=True).attentions
     assert [x.shape[-1] for x in maps] == [length, *model.algm.tokens_per_layer[:-1]]
     torch.testing.assert_close(maps[-1].sum(-1), torch.ones(maps[-1].shape[:-1]))
@@ -233,37 +249,41 @@ def test_attention_maps_have_the_size_of_their_layer(family):
 
 
 @torch.no_grad()
-def test_attention_maps_of_data2vec_are_refused():
-    model = apply_algm(build("Data2Vec, both, eager"), **SETTINGS)
-    with pytest.raises(ValueError, match=r"output_attentions=True: .*remove_algm"):
-        model(photo(), output_attentions=True)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_what_is_read_is_unmerged(family, monkeypatch):
     model = apply_algm(build(family), **SETTINGS)
     unmerged = []
     monkeypatch.setattr(TokenMap, "unmerge", lambda self, x, real=TokenMap.unmerge: unmerged.append(1) or real(self, x))
     model(**inputs(family, photo()))
-    # Data2Vec's encoder resizes the shared bias to the length of each layer's input, so that every input must be whole
-    assert len(unmerged) == (5 if family == "Data2Vec, both, eager" else 1)
+    # Encoders with a shared bias of their own resize it to the length of each layer's input, which must be whole then.
+    resizes = hasattr(getattr(model, "encoder", None), "relative_position_bias") and FAMILIES[family].call
+    assert len(unmerged) == (5 if resizes else 1)
 
 
 def use(model, attention):
     """As set_attn_implementation does, for attention that this machine may not have."""
-    for part in model.modules():
-        if hasattr(part, "config"):
-            part.config._attn_implementation = attention
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = attention
+
+
+def follows_config(family):
+    """Whether the attention of a family is computed by what its config names, whenever that changes."""
+    model = build(family)
+    use(model, "another")
+    return implementation(part(find_vit(model)[1].blocks[0], ATTENTIONS)) == "another"
+
+
+FOLLOWING = [family for family in FAMILIES if follows_config(family)]
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "one of my own"])
-@pytest.mark.parametrize("family", ["ViT", "DINOv2", "DINOv3", "BEiT, bias per layer", "CLIP", "DPT"])
+@pytest.mark.parametrize("family", FOLLOWING)
 def test_attention_that_takes_no_bias_is_refused(family, attention):
     model = build(family)
     use(model, attention)
     with pytest.raises(
-        ValueError, match=rf"block 1 of .* Pass proportional_attention=False, or call .*'sdpa'.*'{attention}'"
+        ValueError, match=rf"block 1 of .* Pass proportional_attention=False, or load .*'sdpa'.*'{attention}'"
     ):
         apply_algm(model)
     use(model, "sdpa")
@@ -275,6 +295,20 @@ def test_attention_that_takes_no_bias_is_refused(family, attention):
         model(**inputs(family, photo()))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_of_an_unknown_class_is_refused(family):
+    """A subclass may compute its logits anywhere."""
+    model = build(family)
+    for block in find_vit(model)[1].blocks:
+        attention = core(part(block, ATTENTIONS))
+        own = type(attention)
+        attention.__class__ = type(
+            "MyAttention", (own,), {"forward": lambda self, *a, own=own, **k: own.forward(self, *a, **k)}
+        )
+    with pytest.raises(ValueError, match=r"Pass proportional_attention=False, or load .*'MyAttention' adds no bias"):
+        apply_algm(model)
+
+
 def bare_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention as flash kernels compute it: without a mask."""
     assert attention_mask is None
@@ -282,7 +316,7 @@ def bare_attention(module, query, key, value, attention_mask, scaling, dropout=0
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["ViT", "DINOv2", "DINOv3", "CLIP", "DPT"])
+@pytest.mark.parametrize("family", [f for f in ("ViT", "DINOv2", "DINOv3", "CLIP", "DPT") if f in FOLLOWING])
 def test_attention_that_takes_no_bias_runs_without_proportional_attention(family):
     transformers.AttentionInterface.register("bare", bare_attention)
     model, image = build(family), photo()
@@ -321,16 +355,6 @@ def test_proportional_attention_is_attention_to_the_copies(family):
     found = second(x, *args, **kwargs)
     torch.testing.assert_close(found[0] if isinstance(found, tuple) else found, expected, atol=1e-4, rtol=1e-4)
     assert (unweighted - expected).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_eager_attention_of_dpt_takes_no_bias():
-    model = build("DPT", attn_implementation="eager")
-    with pytest.raises(ValueError, match=r"proportional_attention=False, or call .*'eager' adds no bias"):
-        apply_algm(model)
-    apply_algm(model, proportional_attention=False, **SETTINGS)
-    assert model(photo()).last_hidden_state.shape == (2, 31, 64)
-    assert model.algm.tokens_per_layer[-1] < 31
 
 
 @torch.no_grad()
