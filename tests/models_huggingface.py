@@ -46,7 +46,8 @@ class Family:
     def config(self, **options: Any) -> Any:
         name = self.model.removesuffix("Model").removesuffix("Backbone") + "Config"
         options = {**self.options, **options}
-        attention = options.pop("attn_implementation", "sdpa")
+        fused = "sdpa" if getattr(transformers, self.model)._supports_sdpa else "eager"
+        attention = options.pop("attn_implementation", fused)
         config = getattr(transformers, name)(**options)
         config._attn_implementation = attention
         return config
@@ -118,6 +119,8 @@ FAMILIES = {
     "Pixio": Family("PixioModel", {**SQUARE, "n_cls_tokens": 3, "mlp_ratio": 2}),
     "DPT": Family("DPTModel", SQUARE),
     "DPT, eager": Family("DPTModel", {**SQUARE, "attn_implementation": "eager"}),
+    "DINOv2, eager": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2, "attn_implementation": "eager"}),
+    "CLIP, eager": Family("CLIPVisionModel", {**SQUARE, "attn_implementation": "eager"}, INTERPOLATE),
 }
 # Older releases do not have them all.
 FAMILIES = {family: kind for family, kind in FAMILIES.items() if hasattr(transformers, kind.model)}
@@ -132,7 +135,11 @@ def build(family: str, model: str | None = None, **options: Any) -> nn.Module:
     """
     kind = FAMILIES[family]
     torch.manual_seed(0)
-    return enliven(getattr(transformers, model or kind.model)(kind.config(**options)))
+    built = getattr(transformers, model or kind.model)(kind.config(**options))
+    for part in built.modules():
+        if type(part).__name__ == "PixioPatchEmbeddings":
+            part.image_size = OBLONG["image_size"]  # older ones insist on it, and then resize the positions
+    return enliven(built)
 
 
 def enliven(model: nn.Module) -> nn.Module:

@@ -125,7 +125,8 @@ def trace(model):
 
 def test_4_remove_leaves_no_trace(prepared):
     model, image, case = prepared
-    before, expected, keys = trace(model), case.tokens(model, image), list(model.state_dict())
+    expected = case.tokens(model, image)  # before the trace: some models keep what they compute
+    before, keys = trace(model), list(model.state_dict())
     apply_algm(model, clap_layer=2, gbm_layers=[2])
     once = case.tokens(model, image)
     assert list(model.state_dict()) == keys

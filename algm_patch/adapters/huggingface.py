@@ -248,7 +248,5 @@ def layers_of(runner: Any) -> Any:
 def collects_hidden_states(runner: Any, args: Any, kwargs: Any) -> bool:
     if "output_hidden_states" not in parameters(unpatched(type(runner)).forward):
         return False
-    asked = arguments(runner, args, kwargs).get("output_hidden_states")
-    if asked is None:
-        asked = getattr(getattr(runner, "config", None), "output_hidden_states", False)
-    return asked is not False  # DPT's encoder is given its mask in this place
+    asked = arguments(runner, args[1:], kwargs).get("output_hidden_states")
+    return bool(getattr(getattr(runner, "config", None), "output_hidden_states", False) if asked is None else asked)

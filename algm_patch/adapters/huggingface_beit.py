@@ -86,5 +86,5 @@ def relative_bias(bias: Any, grid: tuple[int, int], interpolate: bool, x: Tensor
 @reads(*(f"{modeling(name)}.forward" for name in ("beit.BeitEncoder", "data2vec.Data2VecVisionEncoder")))
 def biased_layers_read(encoder: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
     """Return all layers if the shared bias is resized to the length of each layer's input, which must be whole then."""
-    resized = arguments(encoder, args, kwargs).get("interpolate_pos_encoding")
+    resized = arguments(encoder, args[1:], kwargs).get("interpolate_pos_encoding")
     return range(len(encoder.layer)) if resized else layers_read(encoder, *args, **kwargs)

@@ -131,9 +131,12 @@ def implementation(attention: Any) -> str:
 
 
 def passes_mask_on(attention: Any) -> bool:
-    """Return whether attention hands its ``attention_mask`` to the implementation as it is, of any shape."""
+    """Return whether attention hands its ``attention_mask``, of any shape, to fused attention, which adds it.
+
+    Eager attention of some releases multiplies by it instead, and that of others insists on its shape.
+    """
     names = parameters(type(attention).forward)
-    return "attention_mask" in names and "**" in names
+    return "attention_mask" in names and "**" in names and implementation(attention) == "sdpa"
 
 
 def attend(block: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) -> Tensor:
@@ -185,7 +188,7 @@ def check_maps(block: Any, tokens: LayerTokens, given: dict[str, Any]) -> None:
             f"output_attentions=True: {type(block).__name__} returns its attention map beside its tokens, where those "
             "of merged layers do not fit. Call remove_algm first"
         )
-    if tokens.image is not None and (gives_maps(attention, given) or is_wrapped(core(attention))):
+    if tokens.image is not None and gives_maps(attention, given):
         raise ValueError(
             "output_attentions=True: the images of this batch are left with different numbers of tokens, whose "
             "attention maps make no batch. Set model.algm.batch = 'min', or give one image at a time"
@@ -193,6 +196,14 @@ def check_maps(block: Any, tokens: LayerTokens, given: dict[str, Any]) -> None:
 
 
 def gives_maps(attention: Any, given: dict[str, Any]) -> bool:
-    """Return whether attention maps are asked for, by an argument or by the config."""
-    config = getattr(core(attention), "config", None)
-    return given.get("output_attentions", getattr(config, "output_attentions", False))
+    """Return whether attention maps are asked for: by an argument, the config, or what collects them from outside."""
+    module = core(attention)
+    config = getattr(module, "config", None)
+    asked = given.get("output_attentions", getattr(config, "output_attentions", False))
+    return asked or is_wrapped(module) or any(map(collects_maps, module._forward_hooks.values()))
+
+
+def collects_maps(hook: Any) -> bool:
+    """Return whether a hook is the one that transformers leaves on attention for good, and collects maps now."""
+    collector = getattr(hook, "__globals__", {}).get("_active_collector")
+    return collector is not None and "attentions" in (collector.get() or ())
