@@ -34,6 +34,17 @@ SLOW = {
         "hybrids in float32, and their blocks, which are timm's Block, in every precision"
     ),
     ("test_compile", r"test_inductor"): "the same graphs, run by the backend eager",
+    (
+        "test_compile",
+        r"any_content\[(?!timm ViT)|unlike_images\[(?!timm ViT).*-min|fixed_counts.*\[(?!timm ViT).*-(static)?\]",
+    ): ("every family as one whole graph, of unlike images and of fixed counts; all ways on a ViT"),
+    ("test_compile", r"without_a_whole_graph.*\[(?!timm ViT)"): "a ViT, whose halves are compiled as any other's",
+    (
+        "test_export",
+        r"\[(?!timm ViT|transformers DINOv2).*-strict\]",
+    ): "every family, exported without strict; two with it",
+    ("test_examples", r"keep_the_prediction.*\[(?!astronaut|coffee)"): "two of the photographs",
+    ("test_segmentation", r"test_processes_share_the_images\[accelerate\]"): "the same with torchrun",
 }
 
 
