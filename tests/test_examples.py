@@ -1,6 +1,7 @@
 """The main job, as a user runs it, and what it shows on a real checkpoint."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,12 @@ PICTURES = sorted(
 @pytest.fixture(scope="module")
 def model():
     return dinov2_saliency.load()
+
+
+@pytest.fixture(autouse=True)
+def _timed_once(monkeypatch):
+    """What is printed is the same after one round of timing as after nine."""
+    monkeypatch.setattr(quickstart, "milliseconds", partial(quickstart.milliseconds, rounds=1))
 
 
 def test_the_checkpoint_is_the_real_one(model):
@@ -74,7 +81,8 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(640, 333), (3, 900), (1, 1)])
-def test_the_main_job_on_any_picture_and_tau(tmp_path, size, capsys):
+def test_the_main_job_on_any_picture_and_tau(tmp_path, size, capsys, monkeypatch):
+    monkeypatch.setattr(quickstart, "SIDE", 252)
     Image.fromarray((np.random.default_rng(0).random((*size, 3)) * 255).astype(np.uint8)).save(tmp_path / "x.png")
     path = quickstart.main([str(tmp_path / "x.png"), "--tau", "0.9", "--out", str(tmp_path)])
     assert path.is_file()

@@ -28,19 +28,51 @@ QUICK = {
 
 # What a plain run leaves out, and what stays in it.
 SLOW = {
-    ("test_census", r"test_timm$"): "the contract has every kind that is patched, test_discovery every kind of refusal",
-    ("test_notebooks", r"test_every_cell_runs"): "test_readme runs the same calls on small models",
-    ("test_contract", r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)"): (
-        "hybrids in float32, and their blocks, which are timm's Block, in every precision"
-    ),
-    ("test_compile", r"test_inductor"): "the same graphs, run by the backend eager",
+    "test_census": {
+        r"test_timm$": "every kind that is patched (test_contract), every kind of refusal (test_discovery)",
+    },
+    "test_compile": {
+        r"test_inductor": "the same graphs, run by the backend eager",
+        r"any_content\[(?!timm ViT)": "every family as one whole graph, of unlike images",
+        r"unlike_images\[(?!timm ViT).*-min": "every family, each image by its own content",
+        r"fixed_counts.*\[(?!timm ViT).*-(static)?\]": "every family as one whole graph of fixed counts",
+        r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
+    },
+    "test_contract": {
+        r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
+            "hybrids in float32; their blocks, which are timm's Block, in every precision"
+        ),
+    },
+    "test_examples": {
+        r"keep_the_prediction.*\[(?!astronaut|coffee)": "two of the photographs",
+        r"test_the_export$": "the same on a small model (test_the_export_of_a_model_of_timm)",
+    },
+    "test_export": {
+        r"\[(?!timm ViT|transformers DINOv2).*-strict\]": "every family, exported without strict; two with it",
+    },
+    "test_notebooks": {
+        r"test_every_cell_runs": "the same calls on small models (test_readme, test_tune, test_register)",
+    },
+    "test_segmentation": {
+        r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
+    },
 }
 
+UNUSED = pytest.StashKey[list[tuple[str, str]]]()
 
-def mark(items: Iterable[pytest.Item]) -> None:
+
+def mark(items: Iterable[pytest.Item]) -> list[tuple[str, str]]:
+    """Mark the quick and the slow tests. Return what is listed of these tests' files and fits none of them."""
+    slow = [(file, pattern) for file, patterns in SLOW.items() for pattern in patterns]
+    listed = {"slow": slow, "quick": list(QUICK.items())}
+    files, used = set(), set()
     for item in items:
-        file, name = item.path.stem, item.name
-        if any(file == where and re.search(pattern, name) for where, pattern in SLOW):
-            item.add_marker("slow")
-        elif file in QUICK and re.search(QUICK[file], name):
-            item.add_marker("quick")
+        files.add(item.path.stem)
+        for tier, entries in listed.items():
+            found = [(file, pattern) for file, pattern in entries if file == item.path.stem]
+            found = [(file, pattern) for file, pattern in found if re.search(pattern, item.name)]
+            used.update(found)
+            if found:
+                item.add_marker(tier)
+                break
+    return [entry for entries in listed.values() for entry in entries if entry[0] in files and entry not in used]

@@ -1,0 +1,7 @@
+"""The lists of quick and slow tests are of tests that exist."""
+
+import tiers
+
+
+def test_every_entry_marks_a_test(request):
+    assert request.config.stash[tiers.UNUSED] == []
