@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .files import written_whole
