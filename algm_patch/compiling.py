@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 
 from .settings import Settings
 
+# Whether torch.compile can have a patched forward pass in one graph: it ran in 2.9, and 2.5 knows no context managers.
+ONE_GRAPH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -20,7 +24,8 @@ def in_one_graph(settings: Settings) -> bool:
 
     With fixed counts any can; else one that may read numbers from tensors: ``fullgraph=True`` or an export.
     """
-    return torch.compiler.is_compiling() and (settings.tokens is not None or reads_numbers())
+    able = ONE_GRAPH or traces_python()
+    return torch.compiler.is_compiling() and able and (settings.tokens is not None or reads_numbers())
 
 
 def traces_python() -> bool:
@@ -51,11 +56,14 @@ def refuse_jit_script(module: object) -> None:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def reads_numbers() -> bool:
+def _reads_numbers() -> bool:
     context = torch._guards.TracingContext.try_get()
     shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
     return shapes is not None and shapes.allow_scalar_outputs
+
+
+# Under another name than the function's own, in whose place torch 2.5 puts the result.
+reads_numbers = torch.compiler.assume_constant_result(_reads_numbers)
 
 
 @contextmanager
@@ -86,5 +94,23 @@ def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return function(*args, **kwargs)
 
 
+# Why a whole graph breaks where these are met.
+TOO_OLD = "torch 2.9 is the first known to compile a model with ALGM's merges as one graph. Compile without fullgraph"
+NO_NUMBERS = (
+    "ALGM merges by thresholds, so a graph of the whole model must read numbers from tensors, which this torch does for "
+    "fullgraph=True if torch._dynamo.config.capture_scalar_outputs is True. Set it; or merge fixed counts, "
+    "apply_algm(model, tokens=0.6); or compile without fullgraph"
+)
+WHY_BROKEN = NO_NUMBERS if ONE_GRAPH else TOO_OLD
+REASON = {"reason": WHY_BROKEN} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+
 # For what keeps the state of forward passes: compiled by itself, its Python state would be guarded and recompiled.
-outside: Callable[..., Any] = torch.compiler.disable(directly)
+outside: Callable[..., Any] = torch.compiler.disable(directly, **REASON)
+
+
+def by_frames(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a copy of a function whose frame no compiler traces; it compiles what the function calls."""
+    code = function.__code__.replace()  # torch marks the code itself, and the function is traced elsewhere
+    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    copy.__qualname__ = function.__qualname__ if REASON else f"{function.__name__} ({WHY_BROKEN})"  # what torch prints
+    return torch.compiler.disable(copy, recursive=False, **REASON)

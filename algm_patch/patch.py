@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapters import Adapter, is_wrapped, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
-from .compiling import directly, outside, refuse_jit_script, refuse_jit_trace
+from .compiling import by_frames, directly, outside, refuse_jit_script, refuse_jit_trace
 from .discovery import Vit, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Calibrated, Measured
@@ -251,7 +251,7 @@ def run_block(
 
 
 # What a compiler that cannot have the merges in its graph leaves alone: this frame. It compiles the halves.
-run_block_by_halves = torch.compiler.disable(run_block, recursive=False)
+run_block_by_halves = by_frames(run_block)
 
 
 def swap(module: nn.Module, role: str, patch: Patch) -> None:
@@ -345,7 +345,7 @@ def driver_methods(original: Any) -> dict[str, Any]:
                 call(handle._leave, output)
             return output
 
-        read_outside = torch.compiler.disable(read, recursive=False)
+        read_outside = by_frames(read)
 
         @wraps(method)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
