@@ -91,7 +91,7 @@ def outcome(name: str, cls: str, make: Callable[[], Any]) -> Outcome:
         ):  # only the structure, without memory for weights
             warnings.simplefilter("ignore")
             model = make()
-    except (ImportError, TypeError, ValueError) as error:  # needs a library, or has no default configuration
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:  # needs a library, data, or a configuration
         return Outcome(name, cls, f"not built: {str(error).strip().splitlines()[0]}", None)
     try:
         apply_algm(model, clap_layer=1, gbm_layers=[])
