@@ -63,7 +63,7 @@ def said_by(part: nn.Module) -> tuple[Any, Any] | None:
 
 def by_processor(part: Any) -> tuple[Any, Any] | None:
     """Return mean and standard deviation of the image processor of a model of transformers; None if it has none."""
-    if "transformers" not in sys.modules:
+    if sys.modules.get("transformers") is None:
         return None
     from transformers.configuration_utils import PretrainedConfig
 
