@@ -75,7 +75,11 @@ class Algm:
         """Make what knows the forward passes: run by Python, compiled, and exported."""
         tracing = Tracing()
         self.__dict__.update(
-            _tracker=Tracker(tracing, object()), _tracing=tracing, _exports=WeakKeyDictionary(), _latest=None, _told=False
+            _tracker=Tracker(tracing, object()),
+            _tracing=tracing,
+            _exports=WeakKeyDictionary(),
+            _latest=None,
+            _told=False,
         )
 
     @property

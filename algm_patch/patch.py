@@ -139,8 +139,8 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
-        if after_forward not in owner._forward_hooks.values():
-            owner.register_forward_hook(after_forward)
+        if patch_of(owner) is None and has_own_forward(owner):
+            swap(owner, "owner", Patch(handle))
     if measured is not None:
         warn_of_mismatch(measured, handle)
     return model
@@ -164,16 +164,12 @@ def remove_algm(model: Model) -> Model:
     for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
-            for key in [key for key, hook in owner._forward_hooks.items() if hook is after_forward]:
-                del owner._forward_hooks[key]
     return model
 
 
-def after_forward(owner: nn.Module, args: Any, output: Any) -> None:
-    """Tell the handle that a forward pass may be over. A hook on the modules that have ``algm``, and their copies."""
-    handle = owner.__dict__.get("algm")
-    if isinstance(handle, Algm):
-        handle._over()
+def has_own_forward(owner: nn.Module) -> bool:
+    """Return whether the class of a module says how it runs its parts: torch's containers and wrappers only call them."""
+    return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")
 
 
 def patched_modules(handle: Algm, model: nn.Module) -> set[nn.Module]:
@@ -318,7 +314,17 @@ def trunk_methods(original: Any) -> dict[str, Any]:
         if not self._algm.handle._linked:  # a copied handle finds its copied trunk
             self._algm.handle._link(self)
 
-    return {"__setstate__": restore, **driver_methods(original)}
+    return {"__setstate__": restore, **owner_methods(original), **driver_methods(original)}
+
+
+def owner_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        self._algm.handle._over()
+        return output
+
+    return {"forward": forward}
 
 
 def driver_methods(original: Any) -> dict[str, Any]:
@@ -368,6 +374,7 @@ METHODS = {
     "block": block_methods,
     "projection": projection_methods,
     "trunk": trunk_methods,
+    "owner": owner_methods,
     "driver": driver_methods,
     "decoder": decoder_methods,
     "head": head_methods,

@@ -145,7 +145,9 @@ def pair(**changes):
     """Two models that merge differently."""
     return (
         apply_algm(build("ViT", depth=3), **THRESHOLDS),
-        apply_algm(build("ViT", depth=3), **{**THRESHOLDS, "clap_layer": 2, "gbm_layers": [3], "window": (3, 5), **changes}),
+        apply_algm(
+            build("ViT", depth=3), **{**THRESHOLDS, "clap_layer": 2, "gbm_layers": [3], "window": (3, 5), **changes}
+        ),
     )
 
 
