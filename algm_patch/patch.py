@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, readers_of, unpatched
@@ -168,7 +167,7 @@ def remove_algm(model: Model) -> Model:
 
 
 def has_own_forward(owner: nn.Module) -> bool:
-    """Return whether the class of a module says how it runs its parts: torch's containers and wrappers only call them."""
+    """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
     return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")
 
 
