@@ -40,7 +40,7 @@ def tracing_context() -> object | None:
 
 def refuse_jit_trace() -> None:
     """Raise RuntimeError within ``torch.jit.trace``, which keeps the merges of the one image that it is given."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(
             "torch.jit.trace (which torch.onnx.export(dynamo=False), coremltools and others call) would keep the "
             "merges of the one image that it traces with. Use torch.export.export(model, (images,)) or "
@@ -97,8 +97,8 @@ def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 # Why a whole graph breaks where these are met.
 TOO_OLD = "torch 2.9 is the first known to compile a model with ALGM's merges as one graph. Compile without fullgraph"
 NO_NUMBERS = (
-    "ALGM merges by thresholds, so a graph of the whole model must read numbers from tensors, which this torch does for "
-    "fullgraph=True if torch._dynamo.config.capture_scalar_outputs is True. Set it; or merge fixed counts, "
+    "ALGM merges by thresholds, so a graph of the whole model must read numbers from tensors, which this torch does "
+    "for fullgraph=True if torch._dynamo.config.capture_scalar_outputs is True. Set it; or merge fixed counts, "
     "apply_algm(model, tokens=0.6); or compile without fullgraph"
 )
 WHY_BROKEN = NO_NUMBERS if ONE_GRAPH else TOO_OLD

@@ -415,8 +415,8 @@ class Algm:
             )
         if is_remembered(x) and self._tracker.known(x) is None:
             return (
-                "Another patched model took or left them. Give each model the image, or run the patch embedding of this "
-                "one before its blocks"
+                "Another patched model took or left them. Give each model the image, or run the patch embedding of "
+                "this one before its blocks"
             )
         if self._tracker.current is not None:
             return (

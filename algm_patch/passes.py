@@ -266,7 +266,7 @@ class ForwardPass:
 
         Empty if a method that is known ended the pass early, after some of them.
         """
-        named = {self.settings.clap_layer, *self.settings.gbm_layers} - {None}
+        named = {*self.settings.gbm_layers, self.settings.clap_layer or 0}
         asked = [layer - 1 for layer in sorted(named) if self._asked(layer - 1)]
         missing = [layer for layer in asked if layer not in self.steps]
         ended_early = self.taps is not None and len(missing) < len(asked) and max(self.steps) < min(missing, default=0)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .adapters import Adapter, is_wrapped, readers_of, unpatched
@@ -146,8 +145,8 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
-        if after_forward not in owner._forward_hooks.values():
-            owner.register_forward_hook(after_forward)
+        if patch_of(owner) is None and has_own_forward(owner):
+            swap(owner, "owner", Patch(handle))
     if settings.measured is not None:
         warn_of_mismatch(settings.measured, handle)
     return model
@@ -171,16 +170,12 @@ def remove_algm(model: Model) -> Model:
     for owner in {*model.modules(), *(owner for handle in handles for owner in handle._owners)}:
         if owner.__dict__.get("algm") in handles:
             del owner.__dict__["algm"]
-            for key in [key for key, hook in owner._forward_hooks.items() if hook is after_forward]:
-                del owner._forward_hooks[key]
     return model
 
 
-def after_forward(owner: nn.Module, args: Any, output: Any) -> None:
-    """Tell the handle that a forward pass may be over. A hook on the modules that have ``algm``, and their copies."""
-    handle = owner.__dict__.get("algm")
-    if isinstance(handle, Algm):
-        handle._over()
+def has_own_forward(owner: nn.Module) -> bool:
+    """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
+    return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")
 
 
 def patched_modules(handle: Algm, model: nn.Module) -> set[nn.Module]:
@@ -333,7 +328,17 @@ def trunk_methods(original: Any) -> dict[str, Any]:
         if not self._algm.handle._linked:  # a copied handle finds its copied trunk
             self._algm.handle._link(self)
 
-    return {"__setstate__": restore, **driver_methods(original)}
+    return {"__setstate__": restore, **owner_methods(original), **driver_methods(original)}
+
+
+def owner_methods(original: Any) -> dict[str, Any]:
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        self._algm.handle._over()
+        return output
+
+    return {"forward": forward}
 
 
 def driver_methods(original: Any) -> dict[str, Any]:
@@ -383,6 +388,7 @@ METHODS = {
     "block": block_methods,
     "projection": projection_methods,
     "trunk": trunk_methods,
+    "owner": owner_methods,
     "driver": driver_methods,
     "decoder": decoder_methods,
     "head": head_methods,

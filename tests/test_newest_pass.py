@@ -130,7 +130,7 @@ def test_an_export_leaves_nothing_behind(settings, known, strict):
     torch.export.export(model, (photo(batch=1),), strict=strict)
     assert "no forward pass yet" in str(model.algm)
     assert len(model.algm._exports) == 0
-    with pytest.raises(RuntimeError, match="cannot trace .* patch embedding did not run before"):
+    with pytest.raises(RuntimeError, match=r"cannot trace .* patch embedding did not run before"):
         trunk.blocks[1](torch.randn(1, 31, 64))
     model(photo())
     expected = told(model)
@@ -145,7 +145,9 @@ def pair(**changes):
     """Two models that merge differently."""
     return (
         apply_algm(build("ViT", depth=3), **THRESHOLDS),
-        apply_algm(build("ViT", depth=3), **{**THRESHOLDS, "clap_layer": 2, "gbm_layers": [3], "window": (3, 5), **changes}),
+        apply_algm(
+            build("ViT", depth=3), **{**THRESHOLDS, "clap_layer": 2, "gbm_layers": [3], "window": (3, 5), **changes}
+        ),
     )
 
 
