@@ -37,5 +37,14 @@ def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return function(*args, **kwargs)
 
 
+# Compilers of older torch leave a TorchFunctionMode out of what they trace, without a word.
+TRACES_MODES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+
 # For what keeps the state of forward passes: compiled by itself, its Python state would be guarded and recompiled.
 outside: Callable[..., Any] = torch.compiler.disable(directly)
+
+
+def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function that enters a TorchFunctionMode: outside of a compiler that would leave the mode out."""
+    call = directly if TRACES_MODES or not torch.compiler.is_compiling() else outside
+    return call(function, *args, **kwargs)
