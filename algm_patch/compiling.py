@@ -14,7 +14,10 @@ from torch import nn
 from .settings import Settings
 
 # Whether torch.compile can have a patched forward pass in one graph: it ran in 2.9, and 2.5 knows no context managers.
-ONE_GRAPH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
+ONE_GRAPH = RELEASE >= (2, 9)
+# Compilers of older torch leave a TorchFunctionMode out of what they trace, without a word.
+TRACES_MODES = RELEASE >= (2, 6)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -114,3 +117,9 @@ def by_frames(function: Callable[P, R]) -> Callable[P, R]:
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     copy.__qualname__ = function.__qualname__ if REASON else f"{function.__name__} ({WHY_BROKEN})"  # what torch prints
     return torch.compiler.disable(copy, recursive=False, **REASON)
+
+
+def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function that enters a TorchFunctionMode: outside of a compiler that would leave the mode out."""
+    call = directly if TRACES_MODES or not torch.compiler.is_compiling() else outside
+    return call(function, *args, **kwargs)

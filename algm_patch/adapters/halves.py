@@ -33,8 +33,16 @@ def attention_half(
     if packing is None:
         return features.attention_half(adapter, metric, block, x, tokens, *args, **kwargs)
     if not block.training and adapter.packs(block, *args, **kwargs):
-        with PackedAttention(packing, tokens.key_bias):
-            return features.attention_half(adapter, metric, block, x, tokens.packed(), *args, **kwargs)
+        mode = PackedAttention(packing, tokens.key_bias)
+        with mode:
+            half = features.attention_half(adapter, metric, block, x, tokens.packed(), *args, **kwargs)
+        if not mode.used:
+            raise ValueError(
+                f"batch='image': attention of {type(block).__name__} was given packed images and computed them without "
+                "scaled_dot_product_attention, or in a compiler that does not see where an image ends (torch before "
+                "2.6). Set model.algm.batch = 'min'"
+            )
+        return half
     if (block.training or torch.compiler.is_compiling()) and adapter.takes_mask(block):
         y, seen = features.attention_half(adapter, metric, block, packing.unpack(x), tokens.padded(), *args, **kwargs)
         return packing.pack(y), None if seen is None else packing.pack(seen)

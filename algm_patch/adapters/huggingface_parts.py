@@ -85,7 +85,10 @@ cached_names_of = cache(names_of)
 
 def arguments(module: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return by name what a module's forward is given beside its input."""
-    return {**dict(zip(parameters(unpatched(type(module)).forward), args, strict=False)), **kwargs}
+    names, given = parameters(unpatched(type(module)).forward), dict(kwargs)
+    for place, value in enumerate(args):
+        given[names[place]] = value
+    return given
 
 
 def returns_tuple(block: Any) -> bool:

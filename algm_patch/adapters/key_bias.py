@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
 
+from ..compiling import beside
+
 SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 
 
@@ -70,13 +72,19 @@ def with_key_bias(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> An
     Raises:
         ValueError: if it had no effect, because attention computes its logits elsewhere.
     """
-    mode = KeyBias(bias)
-    with mode:
-        output = attention(*args, **kwargs)
-    if not mode.used:
+    output, used = beside(run_biased, bias, attention, *args, **kwargs)
+    if not used:
         raise ValueError(
             f"proportional_attention=True: {type(attention).__name__} takes no mask, and calls neither "
             "scaled_dot_product_attention nor softmax of logits [B, heads, L, L], where ALGM could add the weights of "
             "merged keys. Set model.algm.proportional_attention = False"
         )
     return output
+
+
+def run_biased(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+    """Call attention with the bias, and tell whether that was used."""
+    mode = KeyBias(bias)
+    with mode:
+        output = attention(*args, **kwargs)
+    return output, mode.used

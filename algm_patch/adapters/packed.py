@@ -31,16 +31,20 @@ class PackedAttention(TorchFunctionMode):
     Args:
         packing: of the sequence.
         key_bias: [B, 1, 1, M], added to the logits of each image's keys; None: nothing.
+
+    Attributes:
+        used: whether it was called; if not, images may have attended to each other.
     """
 
     def __init__(self, packing: Packing, key_bias: Tensor | None) -> None:
         super().__init__()
-        self.packing, self.key_bias = packing, key_bias
+        self.packing, self.key_bias, self.used = packing, key_bias, False
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if function is scaled_dot_product_attention:
+            self.used = True
             return attention(self.packing, self.key_bias, *args, **kwargs or {})
         return function(*args, **kwargs or {})
 
