@@ -35,7 +35,7 @@ SLOW = {
         r"test_inductor": "the same graphs, run by the backend eager",
         r"any_content\[(?!timm ViT)": "every family as one whole graph, of unlike images",
         r"unlike_images\[(?!timm ViT).*-min": "every family, each image by its own content",
-        r"fixed_counts.*\[(?!timm ViT).*-(static)?\]": "every family as one whole graph of fixed counts",
+        r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "every family as one graph of fixed counts",
         r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
     },
     "test_contract": {
