@@ -13,8 +13,8 @@ from torch import nn
 
 from .settings import Settings
 
-# Whether torch.compile can have a patched forward pass in one graph: it ran in 2.9, and 2.5 knows no context managers.
 RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
+# Whether torch.compile can have a patched forward pass in one graph: it ran in 2.9, and 2.5 knows no context managers.
 ONE_GRAPH = RELEASE >= (2, 9)
 # Compilers of older torch leave a TorchFunctionMode out of what they trace, without a word.
 TRACES_MODES = RELEASE >= (2, 6)
