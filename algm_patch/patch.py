@@ -53,7 +53,7 @@ def apply_algm(
         clap_layer: the block, counted from 1, in which windows of similar tokens merge (paper §3.2). None: none.
         gbm_layers: blocks in which tokens merge over the whole image (supplement, Tab. 1). []: none.
         tau: windows at least this similar (mean cosine) merge; above 1 none does. "auto": from the image's own
-            similarities, below 1, until :func:`calibrate` has set a data set's value. "paper": mean + standard
+            similarities, inside (-1, 1), until :func:`calibrate` has set a data set's value. "paper": mean + standard
             deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
         gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, per image. "tau": that of CLAP, as the
             paper writes. Or a number, or one for each layer.

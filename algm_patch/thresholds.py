@@ -41,11 +41,12 @@ def reached_by(similarity: Tensor, parts: int, of: int) -> Tensor:
 
 
 def auto_tau(similarity: Tensor) -> Tensor:
-    """Return the mean + standard deviation of Fisher's z, mapped back: below 1 whatever the similarities.
+    """Return the mean + standard deviation of Fisher's z, mapped back: inside (-1, 1) whatever the similarities.
 
     The paper's rule (§3.3 of the paper, mean + standard deviation) on ``atanh(similarity)``. On images whose
     windows are mostly alike (a subject before an empty background) the spread comes from below and mean + standard
-    deviation exceeds every window; there the threshold is the similarity that a tenth of the windows reach.
+    deviation exceeds every window; there the threshold is the similarity that a tenth of the windows reach. Windows of
+    opposite tokens never merge.
 
     Args:
         similarity: [B, K] of K windows.
@@ -56,9 +57,10 @@ def auto_tau(similarity: Tensor) -> Tensor:
     batch, count = similarity.shape
     if similarity.numel() == 0:
         return similarity.new_full((batch,), torch.inf)
-    z = similarity.clamp(EDGE - 1, 1 - EDGE).atanh()
+    inside = similarity.clamp(EDGE - 1, 1 - EDGE)
+    z = inside.atanh()
     rule = (z.mean(1) + z.std(1, correction=min(1, count - 1))).tanh()
-    return torch.minimum(rule, reached_by(similarity, *LEAST_SHARE))
+    return torch.minimum(rule, reached_by(inside, *LEAST_SHARE))
 
 
 def paper_tau(similarity: Tensor) -> Tensor:

@@ -46,10 +46,10 @@ def pinned(*versions: str) -> dict[str, str]:
 
 SETS = {
     "oldest": Set("3.10", pinned("2.5.1", "0.20.1", "1.0.17", "4.49.0")),
-    "2.6": Set(None, pinned("2.6.0", "0.21.0", "1.0.17", "4.57.6")),
+    "2.6": Set(None, pinned("2.6.0", "0.21.0", "1.0.22", "5.0.0")),
     "2.9": Set(None, pinned("2.9.1", "0.24.1", "1.0.22", "4.57.6")),
-    "2.14": Set(None, {**pinned("2.14.1", "0.29.1"), "transformers": "5.0.0"}),
-    "5.9": Set("3.13", {"transformers": "5.9.0"}),
+    "2.14": Set("3.13", {**pinned("2.14.1", "0.29.1"), "transformers": "5.9.0"}),
+    "2.15": Set(None, pinned("2.15.0", "0.29.2")),
     "newest": Set(),
 }
 
