@@ -91,8 +91,8 @@ def outcome(name: str, cls: str, make: Callable[[], Any]) -> Outcome:
         ):  # only the structure, without memory for weights
             warnings.simplefilter("ignore")
             model = make()
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:  # needs a library, data, or a configuration
-        return Outcome(name, cls, f"not built: {str(error).strip().splitlines()[0]}", None)
+    except Exception as error:  # of the constructor's own: it needs a library, data or a configuration
+        return Outcome(name, cls, f"not built: {(str(error).strip() or type(error).__name__).splitlines()[0]}", None)
     try:
         apply_algm(model, clap_layer=1, gbm_layers=[])
     except ValueError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import models
@@ -26,10 +26,6 @@ OBLONG = {**SIZE, "image_size": (GRID[0] * PATCH, GRID[1] * PATCH)}
 SQUARE = {**SIZE, "image_size": 6 * PATCH}  # whose position table is resized to our grid
 
 
-def has_argument(cls: type, name: str) -> bool:
-    return name in inspect.signature(cls.forward).parameters
-
-
 @dataclass(frozen=True)
 class Family:
     """A kind of ViT: its model class, the arguments of its configuration and of a call."""
@@ -37,11 +33,6 @@ class Family:
     model: str
     options: dict[str, Any]
     call: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def takes_mask(self) -> bool:
-        """Whether the model's call takes a mask of pairs of tokens."""
-        return "Siglip2" not in self.model and has_argument(getattr(transformers, self.model), "attention_mask")
 
     def config(self, **options: Any) -> Any:
         name = self.model.removesuffix("Model").removesuffix("Backbone") + "Config"
@@ -175,6 +166,23 @@ def patches(image: Tensor) -> dict[str, Tensor]:
         "pixel_attention_mask": torch.ones(rows.shape[:2], dtype=torch.int64),
         "spatial_shapes": torch.tensor([grid] * len(image)),
     }
+
+
+@cache
+def takes_mask(family: str) -> bool:
+    """Whether a mask of pairs of tokens makes a difference to a family's model: some take it and leave it."""
+    model, image = build(family), photo()
+    with torch.no_grad():
+        plain = tokens(family)(model, image)
+        try:
+            masked = tokens(family)(model, image, **mask(plain.shape[1]))
+        except TypeError:
+            return False
+    return not torch.equal(plain, masked)
+
+
+def mask(length: int) -> dict[str, Tensor]:
+    return {"attention_mask": torch.randn(1, 1, length, length, generator=torch.Generator().manual_seed(1))}
 
 
 def tokens(family: str) -> Callable[..., Tensor]:

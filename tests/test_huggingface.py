@@ -427,7 +427,7 @@ def test_proportional_attention_is_attention_to_the_copies(family):
     assert (unweighted - expected).abs().max() > 1e-2
 
 
-@pytest.mark.skipif(not FAMILIES["ViT"].takes_mask, reason="this release's ViT takes no mask")
+@pytest.mark.skipif(not huggingface.takes_mask("ViT"), reason="this release's ViT takes no mask")
 @torch.no_grad()
 def test_a_mask_means_the_same_to_every_attention():
     visible = torch.ones(2, 31, dtype=torch.int64)
@@ -547,6 +547,8 @@ def test_refused_by_name(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_checkpointing(family, reentrant):
     model, image = build(family), photo()
+    if reentrant and getattr(model, "shared_position_bias", None) is not None:
+        pytest.skip("its layers share the graph of one bias, which reentrant checkpointing goes back through once")
     apply_algm(model, **SETTINGS)
 
     def gradients():
