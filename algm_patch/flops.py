@@ -9,6 +9,7 @@ behind the last block (norms, necks, heads) costs the same before and after and 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -215,14 +216,13 @@ def stem_of(trunk: nn.Module, projection: nn.Module) -> list[nn.Module]:
 
 def without_memory(module: nn.Module) -> nn.Module:
     """Return a copy of a module, unpatched, without hooks, in eval mode, whose tensors have sizes and no memory."""
-    tensors = [*module.parameters(), *module.buffers()]
     plain = object.__new__(getattr(type(module), "_algm_original", type(module)))
     plain.__dict__.update({name: value for name, value in vars(module).items() if name != "_algm"})
-    other = copy.deepcopy(plain, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
-    for part in other.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-    return other.eval()
+    tensors = [*module.parameters(), *module.buffers()]
+    copies: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for part in module.modules():  # hooks may hold what cannot be copied, such as activations
+        copies |= {id(hooks): OrderedDict() for hooks in (part._forward_hooks, part._forward_pre_hooks)}
+    return copy.deepcopy(plain, copies).eval()
 
 
 def run(stem: Sequence[nn.Module], height: int, width: int) -> tuple[int, tuple[int, int]]:

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from models import build, photo
 from test_contract import CASES
@@ -299,3 +300,23 @@ def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monk
     assert "costs is not known" in model.algm._repr_html_()
     monkeypatch.setattr(OwnHalves, "cost", lambda block: BlockCost(3 * 64 * 64, MLP, 4 * 64))
     assert model.algm.gflops < model.algm.unpatched_gflops
+
+
+def test_hooks_that_keep_activations_are_not_copied():
+    """A copy of a stem counts its operations; activations with a gradient cannot be copied."""
+    model, kept = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=0, depth=2), Kept()
+    for module in (model.patch_embed.backbone, model.patch_embed.proj, *model.blocks):
+        module.register_forward_hook(kept.keep)
+    apply_algm(model, gbm_layers=[2])(torch.rand(1, 3, 64, 64))
+    assert model.algm.gflops > 0
+    assert len(kept.outputs) == 4  # the copy has no hooks, the model has its own
+
+
+class Kept:
+    """What modules left."""
+
+    def __init__(self):
+        self.outputs = []
+
+    def keep(self, module, given, output):
+        self.outputs.append(output)
