@@ -133,8 +133,11 @@ def find(options: Any) -> int:
     images = [prepare(image, model)[0] for _, image in named_images(options.images)]
     path = new_file(options.out, "settings.json")  # before minutes are spent
     settings = tune(model, images, options.keep, budget=options.budget)
-    settings.save(path)
-    print(f"{settings}\n\n{path}")
+    try:
+        settings.save(path)
+    finally:
+        print(f"{settings}\n")  # which may be all that is left of it
+    print(path)
     pareto(settings).savefig(options.out / "pareto.png", dpi=100)
     print(options.out / "pareto.png")
     return 0

@@ -51,7 +51,8 @@ def visualize(
     named = list(zip(classes, np.asarray(colours), strict=False)) if classes else []
     if len(classes) > len(named):
         raise ValueError(f"{len(classes)} classes, but the palette has {len(named)} colours")
-    if any((panel == NO_CLASS).all(-1).any() for title, panel in shown.items() if title.startswith("prediction, ")):
+    predicted = [panel for title, panel in shown.items() if title.startswith("prediction, ") and panel.ndim == 3]
+    if any((panel == NO_CLASS).all(-1).any() for panel in predicted):
         named.append(("no class", np.array(NO_CLASS)))
     if named:
         draw_legend(figure, named)

@@ -9,7 +9,9 @@ behind the last block (norms, necks, heads) costs the same before and after and 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -134,10 +136,11 @@ def block_cost(
 
 def without_mlp(block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor]) -> tuple[nn.Module, set[nn.Module]]:
     """Return a copy of a block without memory, and the modules in it that the MLP half runs."""
-    other, ran = without_memory(block), set[nn.Module]()
-    for part in other.modules():
-        part.register_forward_hook(lambda module, *_: ran.add(module))
-    with torch.no_grad():
+    ran = set[nn.Module]()
+    with torch.no_grad(), known(block, "Give its Adapter a method cost(block) that returns a BlockCost"):
+        other = without_memory(block)
+        for part in other.modules():
+            part.register_forward_hook(lambda module, *_: ran.add(module))
         mlp_half(other, torch.empty(1, 2, width_of(block), device="meta", dtype=next(block.parameters()).dtype))
     return other, ran
 
@@ -193,16 +196,20 @@ def embedding_cost(trunk: nn.Module, projection: nn.Module, grid: tuple[int, int
 
     One layer is counted by its weights. How large the features inside a stem are shows a run on tensors without
     memory, of an image whose sides are whole numbers of tokens.
+
+    Raises:
+        ValueError: if they take more than an image, or leave no grid [B, D, H, W].
     """
     parts = [*stem_of(trunk, projection), projection]
     if sum(isinstance(layer, CONVOLUTIONS) for part in parts for layer in part.modules()) < 2:
         return 2 * grid[0] * grid[1] * sum(layer.weights for layer in layers_in(projection))
-    known = SHOWN.setdefault(projection, {})
-    if grid not in known:
-        stem = [without_memory(part) for part in parts]
-        _, probed = run(stem, PROBE, PROBE)
-        known[grid], _ = run(stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True)))
-    return known[grid]
+    shown = SHOWN.setdefault(projection, {})
+    if grid not in shown:
+        with torch.no_grad(), known(projection, "Time can be measured: tune(model, images, cost='time')"):
+            stem = [without_memory(part) for part in parts]
+            _, probed = run(stem, PROBE, PROBE)
+            shown[grid], _ = run(stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True)))
+    return shown[grid]
 
 
 def stem_of(trunk: nn.Module, projection: nn.Module) -> list[nn.Module]:
@@ -213,16 +220,27 @@ def stem_of(trunk: nn.Module, projection: nn.Module) -> list[nn.Module]:
     return [module for module in before if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())]
 
 
+@contextmanager
+def known(module: nn.Module, remedy: str) -> Iterator[None]:
+    """Within, a module runs by itself; what it raises becomes a ValueError that says so and what to do."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"what {type(module).__name__} costs is not known: run by itself on a tensor without memory, it raised "
+            f"{type(error).__name__}: {error}. {remedy}"
+        ) from error
+
+
 def without_memory(module: nn.Module) -> nn.Module:
     """Return a copy of a module, unpatched, without hooks, in eval mode, whose tensors have sizes and no memory."""
-    tensors = [*module.parameters(), *module.buffers()]
     plain = object.__new__(getattr(type(module), "_algm_original", type(module)))
     plain.__dict__.update({name: value for name, value in vars(module).items() if name != "_algm"})
-    other = copy.deepcopy(plain, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
-    for part in other.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-    return other.eval()
+    tensors = [*module.parameters(), *module.buffers()]
+    copies: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for part in module.modules():  # hooks may hold what cannot be copied, such as activations
+        copies |= {id(hooks): OrderedDict() for hooks in (part._forward_hooks, part._forward_pre_hooks)}
+    return copy.deepcopy(plain, copies).eval()
 
 
 def run(stem: Sequence[nn.Module], height: int, width: int) -> tuple[int, tuple[int, int]]:
@@ -237,10 +255,9 @@ def run(stem: Sequence[nn.Module], height: int, width: int) -> tuple[int, tuple[
     hooks = [layer.register_forward_hook(count) for layer in layers]
     channels = next(layer.in_channels for layer in layers if isinstance(layer, CONVOLUTIONS))
     x: Any = torch.empty(1, channels, height, width, device="meta", dtype=layers[0].weight.dtype)
-    with torch.no_grad():
-        for part in stem:
-            x = part(x)
-            x = x[-1] if isinstance(x, (list, tuple)) else x
+    for part in stem:
+        x = part(x)
+        x = x[-1] if isinstance(x, (list, tuple)) else x
     for hook in hooks:
         hook.remove()
     return total, (x.shape[2], x.shape[3])

@@ -155,8 +155,8 @@ def weight_sample(projection: nn.Module) -> tuple[float, ...]:
     weight = next(projection.parameters()).detach()
     if weight.is_meta or hasattr(weight, "full_tensor"):
         return ()
-    chosen = torch.linspace(0, weight.numel() - 1, SAMPLE, dtype=torch.float64).long()
-    return tuple(weight.flatten()[chosen.to(weight.device)].float().tolist())
+    chosen = [i * (weight.numel() - 1) // (SAMPLE - 1) for i in range(SAMPLE)]
+    return tuple(weight.flatten()[chosen].float().tolist())
 
 
 def same(weights: tuple[float, ...], others: tuple[float, ...]) -> bool:

@@ -14,7 +14,6 @@ from torch.nn.functional import interpolate
 
 from .bench import NOTHING
 from .calibrate import measuring
-from .compiling import eagerly
 from .discovery import class_name
 from .flops import width_of
 from .handle import Algm, eval_mode, handle_of
@@ -125,7 +124,7 @@ def look(image: Any, model: nn.Module, predict: Predict | None = None) -> View:
     parameter = next(model.parameters(), tensor)
     tensor = tensor.to(parameter.device, parameter.dtype)
     answers = None
-    with eval_mode(model), eagerly(model):
+    with eval_mode(model):
         if predict is None:
             run(handle, lambda: model(tensor), f"the forward of {class_name(model)}")
         else:

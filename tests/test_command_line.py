@@ -89,6 +89,14 @@ def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatc
     assert "new/settings.json" in files(place)
 
 
+def test_settings_that_cannot_be_saved_are_printed(place, model, capsys):
+    (place / "new" / "settings.json").mkdir(parents=True)
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
+    found = capsys.readouterr()
+    assert "of which none keeps more at less cost" in found.out
+    assert "settings.json" in found.err
+
+
 def test_a_place_that_is_none_is_told_before_anything_is_measured(place, model, monkeypatch, capsys):
     (place / "file").write_text("")
     monkeypatch.setattr("algm_patch.__main__.tune", None)

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from models import build, photo
 from test_contract import CASES
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from algm_patch import Adapter, adapters, apply_algm, register
 from algm_patch.discovery import find_vit
-from algm_patch.flops import BlockCost, block_cost
+from algm_patch.flops import BlockCost, block_cost, embedding_cost
 
 SETTINGS = {
     "one layer": {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5},
@@ -299,3 +300,43 @@ def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monk
     assert "costs is not known" in model.algm._repr_html_()
     monkeypatch.setattr(OwnHalves, "cost", lambda block: BlockCost(3 * 64 * 64, MLP, 4 * 64))
     assert model.algm.gflops < model.algm.unpatched_gflops
+
+
+def test_a_block_that_cannot_be_copied_is_said(of_own_blocks):
+    model = of_own_blocks(modules=True)
+    model.blocks[1].seen = 2 * torch.ones(1, requires_grad=True)
+    assert "Own costs is not known: run by itself" in repr(model.algm)
+
+
+class Scaled(nn.Sequential):
+    """Takes more than an image."""
+
+    def forward(self, x, scale):
+        return super().forward(scale * x)
+
+
+@pytest.mark.parametrize(("cls", "more"), [(Scaled, []), (nn.Sequential, [nn.Flatten()])], ids=["argument", "no grid"])
+def test_a_stem_that_cannot_run_by_itself_is_said(cls, more):
+    stem = cls(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 64, 4, 4), *more)
+    with pytest.raises(ValueError, match=rf"{cls.__name__} costs is not known: run by itself.*cost='time'"):
+        embedding_cost(nn.ModuleDict({"stem": stem}), stem, (4, 4))
+
+
+def test_hooks_that_keep_activations_are_not_copied():
+    """A copy of a stem counts its operations; activations with a gradient cannot be copied."""
+    model, kept = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=0, depth=2), Kept()
+    for module in (model.patch_embed.backbone, model.patch_embed.proj, *model.blocks):
+        module.register_forward_hook(kept.keep)
+    apply_algm(model, gbm_layers=[2])(torch.rand(1, 3, 64, 64))
+    assert model.algm.gflops > 0
+    assert len(kept.outputs) == 4  # the copy has no hooks, the model has its own
+
+
+class Kept:
+    """What modules left."""
+
+    def __init__(self):
+        self.outputs = []
+
+    def keep(self, module, given, output):
+        self.outputs.append(output)

@@ -1,6 +1,7 @@
 """transformers' own interface on patched models."""
 
 import copy
+import functools
 import importlib
 import inspect
 
@@ -643,3 +644,20 @@ def test_a_block_with_an_unknown_argument_is_refused_by_it(monkeypatch):
     monkeypatch.setattr(own, "forward", forward)
     with pytest.raises(ValueError, match=r"ViTLayer, ALGM does not know what its forward does with .* 'compass'"):
         apply_algm(model)
+
+
+def test_attention_below_several_decorators(monkeypatch):
+    """Releases of transformers put one around another."""
+    attention = core(part(find_vit(build("ViT"))[1].blocks[0], ATTENTIONS))
+    found = implementation(attention)
+    for _ in range(2):
+        monkeypatch.setattr(type(attention), "forward", decorated(type(attention).forward))
+        assert implementation(attention) == found
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def run(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    return run

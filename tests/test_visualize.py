@@ -325,6 +325,14 @@ def test_the_figure(model):
     assert heights == [31] * 5 + model.algm.tokens_per_layer
 
 
+@pytest.mark.parametrize("channel", [False, True])
+def test_the_figure_of_values(model, channel):
+    figure = visualize(photo(batch=1), model, lambda model, images: logits(model, images).mean(1, keepdim=channel))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert {"prediction, unpatched", "prediction, merging", "difference"} <= {*titles}
+    assert not figure.legends
+
+
 def test_panels_on_axes_of_ones_own(model):
     axes = Figure().subplots(1, 2)
     shown = panels(photo(batch=1), model)

@@ -125,7 +125,9 @@ def implementation(attention: Any) -> str:
     By what its forward calls: attention that computes itself does not follow its config.
     """
     forward = type(core(attention)).forward
-    called = getattr(forward, "__wrapped__", forward).__code__.co_names
+    while hasattr(forward, "__wrapped__"):  # by decorators of transformers
+        forward = forward.__wrapped__
+    called = forward.__code__.co_names
     if "ALL_ATTENTION_FUNCTIONS" in called:
         return core(attention).config._attn_implementation or "eager"
     if "scaled_dot_product_attention" in called:
