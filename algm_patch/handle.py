@@ -266,7 +266,7 @@ class Algm:
         """Return what merging saved in the last forward pass, or why that is not known, as a line."""
         try:
             merging, without = self.gflops, self.unpatched_gflops
-        except ValueError as unknown:
+        except (RuntimeError, ValueError) as unknown:  # the model is gone, or its attention is not recognized
             return str(unknown)
         return f"{merging:.3g} of {without:.3g} GFLOPs of the ViT an image: {1 - merging / without:.0%} fewer"
 
