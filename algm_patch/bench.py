@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from .calibrate import similarities
 from .discovery import class_name
-from .flops import width_of
 from .handle import handle_of
 from .judges import Judge, judge_of, token_shapes
 from .measured import RECORDS, SEARCHED, Measured, Trial
@@ -134,8 +133,8 @@ class Bench:
 
     def _judge_of(self, answer: Any) -> Judge:
         self._check_ran(self.handle._newest)
-        past, width = self.handle._past(), width_of(self.handle._vit.blocks[0])
-        return judge_of(answer, token_shapes(past.grid, past.num_prefix_tokens, width))
+        past = self.handle._past()
+        return judge_of(answer, token_shapes(past.grid, past.num_prefix_tokens, past.width))
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
         """Run a candidate on the images, for as long as it can be of use.

@@ -122,7 +122,7 @@ def block_cost(
         ValueError: if no layers of attention are found.
     """
     attentions = [layers for module in attention_modules(block) if (layers := layers_in(module, apart))]
-    if not attentions and (rest := layers_in(*without_mlp(block, mlp_half))):
+    if not attentions and layers_in(block) and (rest := layers_in(*without_mlp(block, mlp_half))):
         attentions = [rest]
     if not attentions:
         raise ValueError(
@@ -141,7 +141,8 @@ def without_mlp(block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor]) -> 
         other = without_memory(block)
         for part in other.modules():
             part.register_forward_hook(lambda module, *_: ran.add(module))
-        mlp_half(other, torch.empty(1, 2, width_of(block), device="meta", dtype=next(block.parameters()).dtype))
+        width = layers_in(block)[0].inputs
+        mlp_half(other, torch.empty(1, 2, width, device="meta", dtype=next(block.parameters()).dtype))
     return other, ran
 
 
@@ -177,11 +178,6 @@ def layers_in(module: Any, apart: Collection[nn.Module] = ()) -> list[Layer]:
     if isinstance(weight := getattr(module, "in_proj_weight", None), Tensor):  # of queries, keys and values
         return [Layer(weight.shape[1], weight.numel()), *inner]
     return inner
-
-
-def width_of(block: nn.Module) -> int:
-    """Return D, of the tokens that a block takes."""
-    return layers_in(block)[0].inputs
 
 
 # -- patch embedding

@@ -194,7 +194,7 @@ class ForwardPass:
         self.num_prefix_tokens = num_prefix_tokens
         self.doubtful = False
         self._tokens: tuple[object, LayerTokens] | None = None
-        self.batch, self.device = 0, torch.device("cpu")
+        self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.steps: dict[int, Step] = {}
         self._generator: torch.Generator | None = None
         if settings.reduce == "pick":
@@ -244,7 +244,7 @@ class ForwardPass:
             )
         self.num_prefix_tokens += joined
         if merged is None:
-            self.batch, self.device = x.shape[0], x.device
+            self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
         return joined
 
     def stages(self, layer: int) -> list[str]:

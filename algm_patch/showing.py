@@ -15,7 +15,6 @@ from torch.nn.functional import interpolate
 from .bench import NOTHING
 from .calibrate import measuring
 from .discovery import class_name
-from .flops import width_of
 from .handle import Algm, eval_mode, handle_of
 from .judges import AGREEMENT, CLASS_MAPS, COSINE, judge_of, token_shapes
 from .normalization import normalization
@@ -134,7 +133,7 @@ def look(image: Any, model: nn.Module, predict: Predict | None = None) -> View:
             answers = before, run(handle, answer, "predict")
     past = handle._past()
     if answers is not None:
-        check_maps(answers, token_shapes(past.grid, past.num_prefix_tokens, width_of(handle._vit.blocks[0])))
+        check_maps(answers, token_shapes(past.grid, past.num_prefix_tokens, past.width))
     seen = tensor.shape[2], tensor.shape[3]
     canvas = Canvas(picture.shape[:2], seen, pixels_per_token(trunk, past.grid, seen))
     return View(picture, canvas, past, answers)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from algm_patch import Adapter, adapters, apply_algm, register
+from algm_patch import Adapter, adapters, apply_algm, panels, register, remove_algm, tune
 from algm_patch.discovery import find_vit
 from algm_patch.flops import BlockCost, block_cost, embedding_cost
 
@@ -289,6 +289,26 @@ def test_attention_without_a_module_is_what_the_mlp_half_does_not_run(of_own_blo
     costs = model.algm._cost(model.algm._past()).blocks
     assert set(costs) == {BlockCost(4 * 64 * 64, MLP, 4 * 64)}
     assert model.algm.gflops < model.algm.unpatched_gflops
+
+
+class Bare(Own):
+    """A block without a layer."""
+
+    def __init__(self):
+        super().__init__(modules=False)
+        self.mlp = nn.Identity()
+
+
+def test_blocks_without_layers_have_pictures_and_are_tuned(of_own_blocks):
+    model = of_own_blocks(modules=False)
+    remove_algm(model)
+    model.blocks = nn.Sequential(Bare(), Bare())
+    apply_algm(model, gbm_layers=[2], tau=0.5, proportional_attention=False)
+    assert "difference" in panels(
+        photo(batch=1), model, lambda model, images: model.forward_features(images)[None, None, 0]
+    )
+    assert "Bare costs is not known: it has no linear layers" in repr(model.algm)
+    assert tune(model, photo(), keep=0.1, cost="time", budget="60s").measured.judge == "cosine"
 
 
 def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monkeypatch):

@@ -9,7 +9,6 @@ from torch import nn
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune
 from algm_patch.bench import Outcome, negative
-from algm_patch.flops import width_of
 from algm_patch.judges import judge_of, predict_dense, token_shapes
 from algm_patch.measured import Trial
 from algm_patch.search import Candidate, beginnings, neighbours, search
@@ -295,7 +294,7 @@ def test_the_tokens_of_every_family_are_tokens(family):
     with torch.no_grad():
         answer = predict_dense(model, photo(family, 1, (6, 4)))
     past = model.algm._past()
-    shapes = token_shapes(past.grid, past.num_prefix_tokens, width_of(model.algm._vit.blocks[0]))
+    shapes = token_shapes(past.grid, past.num_prefix_tokens, past.width)
     assert judge_of(answer, shapes).name == "cosine"
 
 
