@@ -153,13 +153,16 @@ def test_counts_are_whole_and_positive(option, count, capsys):
     assert "whole number from 1 on" in error or "expected" in error  # which says argparse of "-1"
 
 
-def test_help_and_usage():
+def test_help_and_usage(capsys):
     for arguments, code, words in ((["--help"], 0, "tune"), (["show", "--help"], 0, "--tau"), (["draw"], 2, "invalid")):
-        done = subprocess.run(
-            [sys.executable, "-m", "algm_patch", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-        assert done.returncode == code
-        assert words in done.stdout + done.stderr
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        assert done.value.code == code
+        assert words in "".join(capsys.readouterr())
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "algm_patch", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0
+    assert "python -m algm_patch tune" in done.stdout

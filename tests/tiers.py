@@ -29,7 +29,9 @@ QUICK = {
 # What a plain run leaves out, and what stays in it.
 SLOW = {
     "test_census": {
-        r"test_timm$": "every kind that is patched (test_contract), every kind of refusal (test_discovery)",
+        r"test_(timm|transformers)$": (
+            "every kind that is patched (test_contract), every kind of refusal (test_discovery, test_huggingface)"
+        ),
     },
     "test_compile": {
         r"test_inductor": "the same graphs, run by the backend eager",
@@ -37,6 +39,10 @@ SLOW = {
         r"unlike_images\[(?!timm ViT).*-min": "every family, each image by its own content",
         r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "every family as one graph of fixed counts",
         r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
+        r"other_settings.*(?!'place')(taps|window|key|gbm_tau|proportional)": (
+            "the place, as one graph; every setting, eager (test_pairs)"
+        ),
+        r"gradients_of_a_batch": "one image's gradients; the packed operator's own",
     },
     "test_contract": {
         r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
@@ -45,16 +51,24 @@ SLOW = {
     },
     "test_examples": {
         r"keep_the_prediction.*\[(?!astronaut|coffee)": "two of the photographs",
-        r"test_the_export$": "the same on a small model (test_the_export_of_a_model_of_timm)",
+        r"test_the_export": "what it calls, on small models (test_export); that a wrong export is an error",
     },
     "test_export": {
         r"\[(?!timm ViT|transformers DINOv2).*-strict\]": "every family, exported without strict; two with it",
+        r"test_onnx\[(?!timm ViT|transformers DINOv2)": "two families as ONNX; every family exported",
+    },
+    "test_newest_pass": {
+        r"told_of\[(?!eager|whole-eager)": "an eager and a compiled pass in either order",
+        r"leaves_nothing_behind.*-True\]": "the same without strict",
     },
     "test_notebooks": {
         r"test_every_cell_runs": "the same calls on small models (test_readme, test_tune, test_register)",
     },
     "test_segmentation": {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
+    },
+    "test_train_segmentation": {
+        r"two_processes_killed": "one process, interrupted at eight moments; two processes (test_distributed)",
     },
 }
 
