@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
@@ -206,6 +206,15 @@ def why_unknown(block: nn.Module) -> str:
 def has_attention(module: nn.Module) -> bool:
     names = {f"{name} {class_name(part)}".lower() for name, part in module.named_modules()}
     return any(word in name for name in names for word in ("attention", "attn", "qkv"))
+
+
+def around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
+    path = next(path for path, part in model.named_modules() if part is trunk)
+    yield model
+    for name in filter(None, path.split(".")):
+        model = model.get_submodule(name)
+        yield model
 
 
 def class_name(module: nn.Module) -> str:

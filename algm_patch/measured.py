@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -63,6 +65,9 @@ class Calibrated:
         value: the threshold.
         tau: the rule that gave it: "auto" or "paper".
         clap_layer, window, metric, place: the settings that it was measured with.
+
+    Raises:
+        ValueError: if the value is no finite number, as in a file that was edited.
     """
 
     value: float
@@ -71,6 +76,10 @@ class Calibrated:
     window: tuple[int, int]
     metric: str
     place: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, Real) or not math.isfinite(self.value):
+            raise ValueError(f"calibrated holds a threshold, which is a finite number; got {self.value!r}")
 
     def holds_for(self, settings: Any) -> bool:
         """Return whether ``settings`` are those that it was measured with, and name its rule."""

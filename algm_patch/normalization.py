@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .discovery import class_name
+from .discovery import around, class_name
 
 WHITE = 255
 
@@ -33,15 +32,6 @@ def normalization(model: nn.Module, trunk: nn.Module) -> tuple[Tensor, Tensor]:
 def as_channels(numbers: Any) -> Tensor:
     """One number for each channel, or one for all, as [3, 1, 1]."""
     return torch.as_tensor(numbers, dtype=torch.float32).detach().cpu().reshape(-1, 1, 1).expand(3, 1, 1)
-
-
-def around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
-    path = next(path for path, part in model.named_modules() if part is trunk)
-    yield model
-    for name in filter(None, path.split(".")):
-        model = model.get_submodule(name)
-        yield model
 
 
 def said_by(part: nn.Module) -> tuple[Any, Any] | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, is_wrapped, readers_of, unpatched
 from .adapters.halves import attention_half, mlp_half
 from .compiling import by_frames, directly, outside, refuse_jit_script, refuse_jit_trace
-from .discovery import Vit, class_name, find_decoders, find_vit
+from .discovery import Vit, around, class_name, find_decoders, find_vit
 from .handle import Algm, check_fit
 from .measured import Calibrated, Measured
 from .settings import Settings
@@ -145,8 +145,9 @@ def apply_algm(
     handle._owners.update([model, trunk])
     for owner in handle._owners:
         owner.algm = handle
-        if patch_of(owner) is None and has_own_forward(owner):
-            swap(owner, "owner", Patch(handle))
+    for module in around(model, trunk):
+        if patch_of(module) is None and has_own_forward(module):
+            swap(module, "owner", Patch(handle))
     if settings.measured is not None:
         warn_of_mismatch(settings.measured, handle)
     return model

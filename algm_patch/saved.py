@@ -60,7 +60,10 @@ def record(saved: Any, cls: Any, path: Path) -> Any:
     values = known(saved, cls, path)
     if cls is Measured:
         values["trials"] = records(values["trials"], Trial, path)
-    return cls(**{name: immutable(value) for name, value in values.items()})
+    try:
+        return cls(**{name: immutable(value) for name, value in values.items()})
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def records(saved: Any, cls: Any, path: Path) -> tuple[Any, ...]:

@@ -92,7 +92,7 @@ class Settings:
             )
         if self.tokens is not None:
             self._check_tokens(layers)
-        if self.gbm_tau == "tau" and self.clap_layer is None and isinstance(self.tau, str):
+        if self.gbm_layers and self.gbm_tau == "tau" and self.clap_layer is None and isinstance(self.tau, str):
             raise ValueError(
                 f"gbm_tau='tau' takes CLAP's threshold, but clap_layer is None and {self.named('tau')} is computed "
                 "there. Give tau as a number, or set gbm_tau"

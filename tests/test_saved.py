@@ -5,7 +5,7 @@ import json
 import pickle
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,9 @@ from models import build, photo
 from safetensors.torch import load_file, save_file
 
 from algm_patch import Settings, __version__, apply_algm, calibrate, load_settings, pareto, presets
-from algm_patch.measured import Measured, Trial, front, weight_sample
+from algm_patch.measured import Calibrated, Measured, Trial, front, weight_sample
 
+CALIBRATED = asdict(Calibrated(0.5, "auto", 1, (2, 2), "token", "before_mlp"))
 TRIALS = (
     Trial(1, 0.9, (2, 4), (0.8, 0.7), "key", kept=0.97, cost=30.5),
     Trial(None, 1.0, (), "adaptive", "token", kept=0.96, cost=31.0),
@@ -96,6 +97,11 @@ def test_a_checkpoint_carries_settings(model, tmp_path):
         ("s.json", '{"algm_patch": {"measured": 3}}', "s.json is damaged: where a Measured should be there is 3"),
         ("s.json", '{"algm_patch": {"calibrated": 3}}', "where a list of Calibrated should be there is 3"),
         ("s.json", '{"algm_patch": {"calibrated": [3]}}', "where a Calibrated should be there is 3"),
+        (
+            "s.json",
+            json.dumps({"algm_patch": {"calibrated": [{**CALIBRATED, "value": "x"}]}}),
+            "s.json is damaged: calibrated holds a threshold, which is a finite number; got 'x'",
+        ),
         ("m.safetensors", "", "m.safetensors is damaged, or no safetensors file"),
         ("m.safetensors", '{"algm_patch": {}}', "m.safetensors is damaged"),
     ],
