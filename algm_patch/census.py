@@ -26,7 +26,7 @@ FILLS = frozenset(
 
 
 class Unfilled(TorchFunctionMode):
-    """Within, weights on the meta device, which have no values, are not filled: that takes half the time of a model."""
+    """Leave weights on the meta device unfilled: they have no values, and filling takes half the time of a model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in FILLS or getattr(func, "__module__", None) == "torch.nn.init":

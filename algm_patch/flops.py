@@ -32,7 +32,7 @@ PROBE = 4096
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block costs, as a function of its tokens.
+    """Hold what a block costs, as a function of its tokens.
 
     Attributes:
         attention: weights of its attention, each of which is multiplied once with every token.
@@ -51,7 +51,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class VitCost:
-    """What a ViT costs for each image.
+    """Hold what a ViT costs for each image.
 
     Attributes:
         fixed: operations that depend on the grid alone: patch embedding and position functions.
@@ -218,7 +218,7 @@ def stem_of(trunk: nn.Module, projection: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def known(module: nn.Module, remedy: str) -> Iterator[None]:
-    """Within, a module runs by itself; what it raises becomes a ValueError that says so and what to do."""
+    """Turn what a module raises when it runs by itself into a ValueError that says so and what to do."""
     try:
         yield
     except Exception as error:

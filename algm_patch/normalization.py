@@ -30,7 +30,7 @@ def normalization(model: nn.Module, trunk: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def as_channels(numbers: Any) -> Tensor:
-    """One number for each channel, or one for all, as [3, 1, 1]."""
+    """Return one number for each channel, or one for all, as [3, 1, 1]."""
     return torch.as_tensor(numbers, dtype=torch.float32).detach().cpu().reshape(-1, 1, 1).expand(3, 1, 1)
 
 

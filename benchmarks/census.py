@@ -1,4 +1,4 @@
-"""Which models of timm and transformers are patched, as a table for the README.
+"""Write a table of the models of timm and transformers: patched, or refused and why.
 
     python benchmarks/census.py
 

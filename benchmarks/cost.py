@@ -1,4 +1,4 @@
-"""What a model's ViT costs, by the library's own count (algm_patch/flops.py): unpatched, with ALGM or with ToMe."""
+"""Count what a model's ViT costs, by the library's own cost model: unpatched, with ALGM, with ToMe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gflops(model: nn.Module, images: Tensor) -> float:
 
 @contextmanager
 def patched(model: nn.Module) -> Iterator[Algm]:
-    """Within, a model has a handle: its own, or that of a patch that merges nothing."""
+    """Give a model a handle: its own, or that of a patch that merges nothing."""
     if any(isinstance(vars(part).get("algm"), Algm) for part in model.modules()):
         yield handle_of(model)
         return

@@ -192,7 +192,7 @@ class TokenMerger:
 
     @contextmanager
     def grids(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-        """Within, note the number of images and the grid of every forward pass."""
+        """Note the number of images and the grid of every forward pass."""
         found: list[tuple[int, tuple[int, int]]] = []
         note = self.vit.projection.register_forward_hook(
             lambda _, __, patches: found.append((len(patches), (patches.shape[2], patches.shape[3])))

@@ -170,7 +170,7 @@ def patches(image: Tensor) -> dict[str, Tensor]:
 
 @cache
 def takes_mask(family: str) -> bool:
-    """Whether a mask of pairs of tokens makes a difference to a family's model: some take it and leave it."""
+    """Return whether a mask of pairs of tokens makes a difference to a family's model: some take it and leave it."""
     model, image = build(family), photo()
     with torch.no_grad():
         plain = tokens(family)(model, image)

@@ -44,7 +44,7 @@ def surveyed(outcomes, covered):
 
 
 def check_table(library, version, results):
-    """What the table in the tree says is patched is, if it was written with this version."""
+    """Compare with the table in the tree, if it was written with this version."""
     written = re.split(r"^(?=## )", census.TABLE.read_text(), flags=re.MULTILINE)
     old = next((part for part in written if part.startswith(f"## {library} {version}\n")), None)
     new = census.section(library, version, results)

@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _timed_once(monkeypatch):
-    """What is printed is the same after one round of timing as after nine."""
+    """Time one round: what is printed is the same as after nine."""
     monkeypatch.setattr(quickstart, "milliseconds", partial(quickstart.milliseconds, rounds=1))
 
 

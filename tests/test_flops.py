@@ -52,7 +52,7 @@ def counted(case, model, image):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_cost_is_what_torch_counts(name):
-    """Of one image: torch counts a product to the last operation, so does the model."""
+    """Compare one image: torch counts a product to the last operation, and so does the model."""
     case = CASES[name]
     model, image = case.build(), case.image()[:1]
     unpatched = counted(case, model, image)
@@ -353,7 +353,7 @@ def test_hooks_that_keep_activations_are_not_copied():
 
 
 class Kept:
-    """What modules left."""
+    """Keep what modules left."""
 
     def __init__(self):
         self.outputs = []

@@ -339,7 +339,7 @@ def use(model, attention):
 
 
 def follows_config(family):
-    """Whether the attention of a family is computed by what its config names, whenever that changes."""
+    """Return whether the attention of a family is computed by what its config names, whenever that changes."""
     model = build(family)
     use(model, "another")
     return implementation(part(find_vit(model)[1].blocks[0], ATTENTIONS)) == "another"

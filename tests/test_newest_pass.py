@@ -1,4 +1,4 @@
-"""Of which forward pass the handle tells: the newest, however it ran; and that blocks know their own from others'."""
+"""The handle tells of the newest forward pass, however it ran; blocks know their own model's tokens from others'."""
 
 import copy
 

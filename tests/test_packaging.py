@@ -1,4 +1,4 @@
-"""What the library imports is what setup.cfg declares; what only an extra brings is not needed without it."""
+"""The library imports what setup.cfg declares; without an extra it runs without what the extra brings."""
 
 import ast
 import configparser

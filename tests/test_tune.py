@@ -260,7 +260,7 @@ WIDTHS = st.integers(1, 40) | st.sampled_from([192, 384, 768, 1024, 1536])
 
 @given(GRIDS, st.integers(0, 8), WIDTHS, st.data())
 def test_every_answer_is_judged_by_what_it_is(grid, prefix, width, data):
-    """Of any shape and type; sides are drawn from the tokens' own as often as not."""
+    """Draw an answer of any shape and type; its sides are the tokens' own as often as not."""
     high, wide = grid
     own = st.sampled_from([high, wide, width, prefix + high * wide, high * wide, 14 * high, 14 * wide])
     shape = data.draw(st.lists(own | st.integers(1, 512), min_size=2, max_size=3).map(tuple))

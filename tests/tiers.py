@@ -1,4 +1,4 @@
-"""Which tests are quick and which are slow: by file, and by a pattern of the test's name with its parameters."""
+"""The lists of quick and slow tests: by file, and by a pattern of the test's name with its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the blocks of transformers have: read off their parts and their forward's arguments, not off a release."""
+"""Read what the blocks of transformers have off their parts and their forward's arguments, not off a release."""
 
 from __future__ import annotations
 
