@@ -176,7 +176,7 @@ def takes_mask(family: str) -> bool:
         plain = tokens(family)(model, image)
         try:
             masked = tokens(family)(model, image, **mask(plain.shape[1]))
-        except TypeError:
+        except (KeyError, TypeError):  # KeyError: transformers 5.0, which looks for the reason of the TypeError
             return False
     return not torch.equal(plain, masked)
 
