@@ -43,11 +43,13 @@ SLOW = {
             "the place, as one graph; every setting, eager (test_pairs)"
         ),
         r"gradients_of_a_batch": "one image's gradients; the packed operator's own",
+        r"compile_first.*\[True": "the same with torch.compile(model) in place of model.compile()",
     },
     "test_contract": {
         r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
             "hybrids in float32; their blocks, which are timm's Block, in every precision"
         ),
+        r"(?=.*autocast)(?!.*timm )": "every family in float32 and bfloat16, timm's under autocast too",
     },
     "test_examples": {
         r"keep_the_prediction.*\[(?!astronaut|coffee)": "two of the photographs",
@@ -68,6 +70,7 @@ SLOW = {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
     },
     "test_train_segmentation": {
+        r"rows_of_table_4d": "each way to train, by itself",
         r"two_processes_killed": "one process, interrupted at eight moments; two processes (test_distributed)",
     },
 }
