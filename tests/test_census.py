@@ -62,7 +62,7 @@ def test_timm(covered):
     patched = {result.cls for result in results if result.found == PATCHED}
     assert {"VisionTransformer", "Eva", "Beit", "NaFlexVit", "VisionTransformerRelPos"} <= patched
     assert not patched & {"SwinTransformer", "Hiera", "VisionTransformerSAM", "MultiScaleVit", "ResNet"}
-    plain = [found for _, cls, found in results if cls in ("VisionTransformer", "VisionTransformerDistilled")]
+    plain = [result.found for result in results if result.cls in ("VisionTransformer", "VisionTransformerDistilled")]
     assert plain.count(PATCHED) > 150
     assert all(found == PATCHED or "ParallelScalingBlock, its attention and MLP share one" in found for found in plain)
 
