@@ -79,6 +79,14 @@ def test_some_blocks_that_are_computed_by_their_parts(parts, missing):
     assert missing is None or f"without block {missing}, so nothing merged there" in found[0]
 
 
+def test_an_early_end_before_the_first_merge():
+    model = apply_algm(build("ViT"), clap_layer=None, gbm_layers=[5])
+    found = warned(lambda: model.forward_intermediates(photo(), indices=[0], stop_early=True, intermediates_only=True))
+    assert len(found) == 1
+    assert "ended a forward pass after block 1, before any block that merges" in found[0]
+    assert "calls the parts of a block" not in found[0]
+
+
 def skip_in_instance(model):
     model.blocks[0].forward = lambda x, **_: x
 
