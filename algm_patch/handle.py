@@ -461,8 +461,8 @@ def no_merge_in(model: str, past: ForwardPass, missing: list[int]) -> str:
     """Return what to do about a forward pass that passed by these blocks (from 0), or by all if it has no step."""
     if past.taps is not None and past.steps and missing and max(past.steps) < missing[0]:
         return (
-            f"{model} ended a forward pass after block {max(past.steps) + 1}, before any block that merges. Set "
-            "model.algm.clap_layer or gbm_layers to blocks up to there; or call remove_algm(model)"
+            f"{model} ended a forward pass after block {max(past.steps) + 1}, before any block that merges, so "
+            "nothing merged. Set model.algm.clap_layer or gbm_layers to blocks up to there; or call remove_algm(model)"
         )
     if past.steps:
         numbers = ", ".join(str(layer + 1) for layer in missing)
