@@ -28,6 +28,14 @@ QUICK = {
 
 # What a plain run leaves out, and what stays in it.
 SLOW = {
+    "test_app": {
+        r"visitors_do_not_mix|the_button": "a visit in the browser; the same functions, called (test_app)",
+    },
+    "test_apple": {
+        r"every_kind.*\[(?!timm (ViT|EVA-02|BEiT|RoPE, mixed|NaFlex)\]|transformers (DINOv3|BEiT, bias per layer)\])": (
+            "one of each kind of positions and of attention"
+        ),
+    },
     "test_census": {
         r"test_(timm|transformers)$": (
             "every kind that is patched (test_contract), every kind of refusal (test_discovery, test_huggingface)"
@@ -36,8 +44,10 @@ SLOW = {
     "test_compile": {
         r"test_inductor": "the same graphs, run by the backend eager",
         r"any_content\[(?!timm ViT)": "every family as one whole graph, of unlike images",
-        r"unlike_images\[(?!timm ViT).*-min": "every family, each image by its own content",
-        r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "every family as one graph of fixed counts",
+        r"unlike_images\[(?!timm ViT).*-min": "two families, each image by its own content",
+        r"unlike_images\[(?!timm ViT|transformers DINOv2).*-image": "two families, each image by its own content",
+        r"fixed_counts.*\[(?!timm ViT|transformers DINOv2)": "two families as one graph of fixed counts",
+        r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "one family in each way to ask for it",
         r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
         r"other_settings.*(?!'place')(taps|window|key|gbm_tau|proportional)": (
             "the place, as one graph; every setting, eager (test_pairs)"
@@ -66,12 +76,16 @@ SLOW = {
     "test_notebooks": {
         r"test_every_cell_runs": "the same calls on small models (test_readme, test_tune, test_register)",
     },
+    "test_pairs": {
+        r"after_the_other\[compile \| (?!calibrate)": "compile, then calibrate; calibrate, tune and panels, compiled",
+    },
     "test_segmentation": {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
     },
     "test_train_segmentation": {
+        r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
         r"rows_of_table_4d": "each way to train, by itself",
-        r"two_processes_killed": "one process, interrupted at eight moments; two processes (test_distributed)",
+        r"two_processes_killed": "one process, interrupted; two processes (test_distributed)",
     },
 }
 
