@@ -15,7 +15,7 @@ from models import build, photo
 from PIL import Image
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune, visualize
-from algm_patch.tuning.search import Candidate
+from algm_patch.tuning.candidates import Candidate
 from algm_patch.viz import animate, contact_sheet, panels
 
 slow = pytest.mark.slow

@@ -9,9 +9,10 @@ from torch import nn
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune
 from algm_patch.settings.record import Trial
+from algm_patch.tuning.candidates import Candidate, beginnings, neighbours
 from algm_patch.tuning.judges import judge_of, predict_dense, token_shapes
-from algm_patch.tuning.measure import Outcome, negative
-from algm_patch.tuning.search import Candidate, beginnings, neighbours, search
+from algm_patch.tuning.measure import Outcome, is_surely_negative
+from algm_patch.tuning.search import search
 
 IMAGES = photo(batch=3, seed=7)
 QUICK = {"budget": "60s"}
@@ -119,7 +120,7 @@ def test_fixed_counts_and_what_was_calibrated_give_way(model, tokens):
         calibrate(model, IMAGES)
     assert model.algm.settings == before
     settings = tune(model, IMAGES, keep=0.5, budget="3s")
-    assert (settings.tokens, settings.calibrated, settings.window) == (None, (), (2, 1))
+    assert (settings.merge_to, settings.calibrated, settings.window) == (None, None, (2, 1))
     assert dict(settings.record.others)["window"] == (2, 1)
 
 
@@ -186,7 +187,7 @@ def test_tokens_are_compared_where_there_is_no_head():
 
 def test_a_block_without_keys_to_compare():
     settings = tune(build("ParallelThingsBlock"), IMAGES, keep=0.9, budget="5s")
-    assert {trial.metric for trial in settings.record.trials} == {"token"}
+    assert {trial.compare for trial in settings.record.trials} == {"token"}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_the_tokens_of_every_family_are_tokens(family):
     model = apply_algm(build(family, grid=(6, 4), depth=1), gbm_layers=[])
     with torch.no_grad():
         answer = predict_dense(model, photo(family, 1, (6, 4)))
-    past = model.algm._past()
+    past = model.algm.last_pass
     shapes = token_shapes(past.grid, past.num_prefix_tokens, past.width)
     assert judge_of(answer, shapes).name == "cosine"
 
@@ -320,7 +321,7 @@ def test_every_candidate_is_one_that_the_model_has(depth, data):
 class Made:
     """A bench whose losses are made up: so much for each twentieth of a stage."""
 
-    depth, metrics = 12, ("token", "key")
+    depth, comparisons = 12, ("token", "key")
 
     def __init__(self, keep, clap, gbm):
         self.keep, self.losses, self.trials = keep, (clap, gbm), []
@@ -344,9 +345,9 @@ def test_whatever_keeps_enough_is_found(keep, clap, gbm):
 
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=30))
 def test_all_margins_known_decide(margins):
-    assert negative(margins, len(margins)) == (sum(margins) / len(margins) < 0) or abs(sum(margins)) < 1e-9
+    assert is_surely_negative(margins, len(margins)) == (sum(margins) / len(margins) < 0) or abs(sum(margins)) < 1e-9
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=4, max_size=30), st.integers(30, 64))
 def test_what_never_fell_short_is_not_given_up(margins, count):
-    assert not negative(margins, count)
+    assert not is_surely_negative(margins, count)

@@ -18,7 +18,7 @@ from ..handle import Algm, eval_mode, handle_of
 from ..patching.find_vit import class_name
 from ..patching.forward_pass import ForwardPass
 from ..tuning.judges import AGREEMENT, CLASS_MAPS, COSINE, judge_of, token_shapes
-from ..tuning.measure import NOTHING
+from ..tuning.measure import MERGE_NOTHING
 from .normalization import normalization
 from .paint import (
     Array,
@@ -129,7 +129,7 @@ def look(model: nn.Module, image: Any, predict: Predict | None = None) -> View:
             run(handle, lambda: model(tensor), f"the forward of {class_name(model)}")
         else:
             answer = partial(predict, model, tensor)
-            with handle.using(**NOTHING, merge_to=None):
+            with handle.using(**MERGE_NOTHING):
                 before = run(handle, answer, "predict")
             answers = before, run(handle, answer, "predict")
     past = handle._past()
