@@ -107,7 +107,7 @@ def test_the_table_is_written_by_the_command_alone(monkeypatch, tmp_path):
 def test_weights_that_are_not_filled_change_no_outcome(monkeypatch, name):
     """And the models are the same, but for values that none of them has."""
     (quick,) = timm_models([name])
-    monkeypatch.setattr("algm_patch.census.Unfilled", nullcontext)
+    monkeypatch.setattr("algm_patch.cli.census.Unfilled", nullcontext)
     (slow,) = timm_models([name])
     assert (quick.cls, quick.found) == (slow.cls, slow.found)
     shapes = [[(key, value.shape) for key, value in each.model.state_dict().items()] for each in (quick, slow)]

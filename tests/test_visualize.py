@@ -17,7 +17,8 @@ from torch import nn
 from algm_patch import apply_algm, visualize
 from algm_patch.viz import animate, contact_sheet, panels
 from algm_patch.viz import film as films
-from algm_patch.viz.figure import draw_panel, draw_tokens, named_images
+from algm_patch.viz.figure import draw_panel, draw_tokens
+from algm_patch.viz.images import named_images
 from algm_patch.viz.paint import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
 
 
@@ -239,7 +240,7 @@ def test_a_prediction_that_cannot_be_shown(model, predict, message):
     settings, hooks = model.algm.settings, len(model.patch_embed.proj._forward_pre_hooks)
     for verb in (panels, visualize):
         with pytest.raises(ValueError, match=message):
-            verb(photo(batch=1), model, predict)
+            verb(model, photo(batch=1), predict)
     assert model.algm.settings == settings
     assert len(model.patch_embed.proj._forward_pre_hooks) == hooks
 
@@ -264,12 +265,12 @@ class Bypassed(nn.Module):
         return images
 
 
-@pytest.mark.parametrize("verb", [panels, visualize, lambda image, model: contact_sheet(model, [image]), "animate"])
+@pytest.mark.parametrize("verb", [panels, visualize, lambda model, image: contact_sheet(model, [image]), "animate"])
 def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
-    verb = (lambda image, model: animate(model, [image], tmp_path / "film.gif")) if verb == "animate" else verb
+    verb = (lambda model, image: animate(model, [image], tmp_path / "film.gif")) if verb == "animate" else verb
     panels(model, photo(batch=1))
     with pytest.raises(ValueError, match="the forward of Bypassed did not run the ViT"):
-        verb(photo(batch=1)[0], Bypassed(model))
+        verb(Bypassed(model), photo(batch=1)[0])
     assert not any(tmp_path.iterdir())
 
 
@@ -405,7 +406,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("settings", NOTHING.values(), ids=NOTHING)
 def test_every_picture_of_an_image_in_which_nothing_merges(folder, narrow, settings):
-    model = apply_algm(build("ViT", dynamic_img_size=True), settings=settings)
+    model = apply_algm(build("ViT", dynamic_img_size=True), **settings)
     assert animate(model, folder, folder / "film.gif").exists()
     told = [title.split("\n")[1] for title in titles(contact_sheet(model, folder))]
     assert len(told) == 2
@@ -525,13 +526,13 @@ def test_errors(model, image, error, message):
 
 def test_an_unpatched_model():
     with pytest.raises(ValueError, match="not patched"):
-        visualize(photo(batch=1), build("ViT"))
+        visualize(build("ViT"), photo(batch=1))
 
 
 def test_a_picture_is_brought_to_the_models_own_size():
     model = apply_algm(build("ViT", grid=(4, 7)))
     panels(model, astronaut())
-    assert model.algm._past().grid == (4, 7)
+    assert model.algm.last_pass.grid == (4, 7)
 
 
 def test_tokens_of_a_padded_image_are_drawn_where_they_are():
