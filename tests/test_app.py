@@ -17,6 +17,8 @@ sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import app
 import dinov2_saliency
+import pictures
+import uploads
 
 from algm_patch import apply_algm, remove_algm
 
@@ -32,7 +34,7 @@ def model():
 @pytest.fixture(autouse=True)
 def _small_and_once(monkeypatch):
     """What the page does is the same at 252 pixels a side, and quicker."""
-    monkeypatch.setattr(app.quickstart, "SIDE", 252)
+    monkeypatch.setattr(pictures, "SIDE", 252)
     monkeypatch.setattr(app, "ROUNDS", 1)
 
 
@@ -86,7 +88,7 @@ def test_what_is_seen_is_kept(tmp_path):
 
 
 def test_large_images_are_made_smaller(tmp_path):
-    assert app.read(saved(Image.new("L", (20_000, 400)), tmp_path / "wide.png")).width == app.SHOWN
+    assert app.read(saved(Image.new("L", (20_000, 400)), tmp_path / "wide.png")).width == uploads.SHOWN
 
 
 REFUSED = {
@@ -133,7 +135,7 @@ def test_a_run_shows_groups_predictions_and_costs(model, photograph):
     assert all(picture.shape == (252, 252, 3) and picture.dtype == np.uint8 for picture, _ in found.pictures)
     apply_algm(model, **DEFAULT)
     with torch.no_grad():
-        model(app.quickstart.to_input(app.read(photograph)))
+        model(pictures.to_input(app.read(photograph)))
     assert f"| tokens after the last layer | 325 | {model.algm.tokens_per_layer[-1]} |" in found.numbers
     work = re.search(r"GFLOPs of the ViT \| ([\d.]+) \| ([\d.]+) \|", found.numbers)
     assert work.groups() == (f"{model.algm.unpatched_gflops:.1f}", f"{model.algm.gflops:.1f}")

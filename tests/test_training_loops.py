@@ -22,7 +22,10 @@ from algm_patch import apply_algm, remove_algm
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import training_loops
-from training_loops import BATCH, EPOCHS, HALF, PATCH, SIDE, STEPS, VAL, LinearSegmentor, Patch
+from loops.common import BATCH, EPOCHS, HALF, PATCH, SIDE, STEPS, VAL, LinearSegmentor, Patch
+from loops.huggingface import beit, dpt, load_pretrained
+from loops.in_lightning import LightningSegmentor
+from loops.in_mmengine import linear_encoder_decoder
 
 IMAGES = torch.stack([sample["pixel_values"] for sample in VAL])
 
@@ -56,7 +59,7 @@ def load_safetensors(model: nn.Module, place: Path) -> None:
 
 
 def load_lightning(model: nn.Module, place: Path) -> None:
-    training_loops.LightningSegmentor(model).load_state_dict(torch.load(place)["state_dict"])
+    LightningSegmentor(model).load_state_dict(torch.load(place)["state_dict"])
 
 
 @on_mmcv_lite_and_new_torch()
@@ -73,16 +76,12 @@ RUNNER = [f"iter_{HALF}.pth", f"iter_{STEPS}.pth"]
 SCRIPTS = training_loops.SCRIPTS
 LOOPS = {
     "plain PyTorch": Loop(SCRIPTS["plain"], LinearSegmentor, *EPOCH, load_safetensors),
-    "transformers Trainer, BEiT": Loop(
-        SCRIPTS["trainer-beit"], training_loops.beit, *TRAINER, training_loops.load_pretrained
-    ),
-    "transformers Trainer, DPT": Loop(
-        SCRIPTS["trainer-dpt"], training_loops.dpt, *TRAINER, training_loops.load_pretrained
-    ),
+    "transformers Trainer, BEiT": Loop(SCRIPTS["trainer-beit"], beit, *TRAINER, load_pretrained),
+    "transformers Trainer, DPT": Loop(SCRIPTS["trainer-dpt"], dpt, *TRAINER, load_pretrained),
     "Lightning": Loop(SCRIPTS["lightning"], LinearSegmentor, *LIGHTNING, load_lightning),
     "accelerate": Loop(SCRIPTS["accelerate"], LinearSegmentor, *EPOCH, load_safetensors),
     "mmengine Runner": Loop(
-        on_mmcv_lite_and_new_torch()(SCRIPTS["mmengine"]), training_loops.linear_encoder_decoder, *RUNNER, load_mmengine
+        on_mmcv_lite_and_new_torch()(SCRIPTS["mmengine"]), linear_encoder_decoder, *RUNNER, load_mmengine
     ),
 }
 

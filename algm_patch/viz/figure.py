@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 11.0  # of a figure in inches: a notebook shows it without shrinking the text much
+TITLE = 9  # points: of four panels in a row, titles do not touch
 
 
 @model_first
@@ -44,7 +45,9 @@ def visualize(
     """
     colours = distinct_colours(len(classes)) if palette is None and classes else palette
     shown = panels(model, image, predict, colours)
-    figure, axes = grid_of_axes(len(shown) + 1, next(iter(shown.values())).shape)
+    count = len(shown) + 1
+    columns = min(3, 4, key=lambda columns: -count % columns)  # whichever leaves fewer cells empty
+    figure, axes = grid_of_axes(count, shown["image"].shape, columns)
     draw_panels(axes, shown.items())
     draw_tokens(axes[len(shown)], handle_of(model))
     high, wide, _ = shown["image"].shape
@@ -58,15 +61,6 @@ def visualize(
     if named:
         draw_legend(figure, named)
     return figure
-
-
-def draw(shown: Mapping[str, Array], columns: int = 3) -> Figure:
-    """Draw panels, given by title, with so many in a row.
-
-    Raises:
-        ModuleNotFoundError: if matplotlib is not installed.
-    """
-    return draw_sheet(list(shown.items()), columns)
 
 
 def draw_sheet(shown: Sequence[tuple[str, Array]], columns: int) -> Figure:
@@ -86,7 +80,7 @@ def draw_panels(axes: Sequence[Axes], shown: Iterable[tuple[str, Array]]) -> Non
 def draw_panel(axes: Axes, panel: Array, title: str = "") -> None:
     """Draw colours [H, W, 3] as they are, or values [H, W] as a map with its scale in a corner."""
     axes.set_axis_off()
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize=TITLE)
     drawn = axes.imshow(panel, interpolation="nearest", cmap="viridis")
     if panel.ndim == 2:
         draw_scale(axes, drawn)
@@ -114,11 +108,12 @@ def draw_tokens(axes: Axes, handle: Algm) -> None:
     whole = handle.last_pass.num_prefix_tokens + height * width
     axes.bar(layers, [whole] * len(counts), width=0.9, color="0.88")
     axes.bar(layers, counts, width=0.9, color="#3f90da")
-    axes.set_title("tokens after each layer", fontsize="medium")
+    axes.set_title("tokens after each layer", fontsize=TITLE)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, whole * 1.12)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.tick_right()  # on the left, its numbers would push the panels apart
+    axes.spines[["top", "left"]].set_visible(False)
     for layer, count in zip(layers, counts, strict=True):
         if layer == 1 or count != counts[layer - 2]:
             axes.text(layer, count, f"{count}", ha="center", va="bottom", fontsize="small")
@@ -160,7 +155,7 @@ def contact_sheet(model: nn.Module, images: Any, columns: int = 4) -> Figure:
     return draw_sheet(cells, columns)
 
 
-def grid_of_axes(count: int, shape: tuple[int, ...], columns: int = 3, lines: int = 1) -> tuple[Figure, Any]:
+def grid_of_axes(count: int, shape: tuple[int, ...], columns: int, lines: int = 1) -> tuple[Figure, Any]:
     """Return a figure with axes for so many panels.
 
     Args:
