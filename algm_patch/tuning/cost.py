@@ -1,4 +1,4 @@
-"""What an answer of a patched model costs: GFLOPs or seconds."""
+"""The cost of an answer of a patched model: GFLOPs or seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What candidates keep of a model's answers, and what they cost, measured on images."""
+"""The measurement of candidates on images: how much of a model's answers they keep, and what they cost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .cost import Predict, answer_and_cost
 from .reference import Forward, Metric, Reference, take_reference
 from .shares import Thresholds
 
-# A candidate is given up when it is this many standard errors away from being of use, after at least so many images.
+# A candidate is given up after LEAST_IMAGES at the earliest, if it is STANDARD_ERRORS away from being of use.
 STANDARD_ERRORS, LEAST_IMAGES = 2.0, 4
-# Thresholds are taken from so many images.
+# The number of images from which thresholds are taken.
 THRESHOLD_IMAGES = 8
 # Changes of settings with which nothing merges.
 MERGE_NOTHING: dict[str, Any] = {
@@ -93,7 +93,7 @@ class Bench:
 
     @property
     def comparisons(self) -> list[Compare]:
-        """What the ViT can compare: tokens, and keys if every block has one module that makes them."""
+        """The vectors that the ViT can compare: tokens, and keys if every block has one module that makes them."""
         vit = self.handle._vit
         has_keys = all(adapter.features(block, "key") for block, adapter in zip(vit.blocks, vit.adapters, strict=True))
         return ["token", "key"] if has_keys else ["token"]

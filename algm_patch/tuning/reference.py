@@ -1,4 +1,4 @@
-"""What the unpatched model answers, with which others are compared."""
+"""The answers of the unpatched model, with which others are compared."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def search(bench: Bench) -> None:
 
 
 def bracket(bench: Bench, candidate: Candidate, best: Best | None) -> Best | None:
-    """Turn a candidate's knob up to where too little is kept; return the best so far, which may be another candidate.
+    """Turn a candidate's knob up until too little is kept; return the best so far, which may be another candidate.
 
     Raises:
         OutOfTime: if the budget is spent.

@@ -58,7 +58,7 @@ class Thresholds:
 
 
 def threshold(similarity: Tensor, twentieths: int) -> float:
-    """Return the threshold that so many twentieths of the similarities [K] reach; 1 if there is none.
+    """Return the threshold that a share of the similarities [K], in twentieths, reaches; 1 if there is no similarity.
 
     It is at most 1, where only equal tokens merge.
     """

@@ -64,7 +64,7 @@ def visualize(
 
 
 def draw_sheet(shown: Sequence[tuple[str, Array]], columns: int) -> Figure:
-    """Draw titles and panels, with so many in a row; several titles may be the same."""
+    """Draw titles and panels in rows of ``columns``; several titles may be the same."""
     lines = 1 + max(title.count("\n") for title, _ in shown)
     figure, axes = grid_of_axes(len(shown), shown[0][1].shape, columns, lines)
     draw_panels(axes, shown)
@@ -156,9 +156,10 @@ def contact_sheet(model: nn.Module, images: Any, columns: int = 4) -> Figure:
 
 
 def grid_of_axes(count: int, shape: tuple[int, ...], columns: int, lines: int = 1) -> tuple[Figure, Any]:
-    """Return a figure with axes for so many panels.
+    """Return a figure with axes for panels.
 
     Args:
+        count: the number of panels.
         shape: of a panel: height and width in pixels come first.
         columns: panels in a row.
         lines: of a title.

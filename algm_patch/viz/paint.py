@@ -110,7 +110,7 @@ def paint_classes(classes: Array, palette: Array) -> Array:
 
 
 def without_class(classes: Array, count: int) -> Array:
-    """Return where pixels have none of ``count`` classes [H, W] bool: below 0, or 255 if there are not so many."""
+    """Return where pixels have none of ``count`` classes [H, W] bool: below 0, or 255 if there are fewer."""
     return (classes < 0) | ((classes == IGNORED) & (count <= IGNORED))
 
 

@@ -36,7 +36,7 @@ def panels(model: nn.Module, image: Any, predict: Predict | None = None, palette
         predict: from the model and images [1, 3, h, w] to class logits [1, C, h, w], whole numbers of classes
             [1, h, w], or a map of values [1, h, w] or [1, 1, h, w]. It runs the model once, or several times on the
             same images. Pixels of a class below 0 have no class and are shown in light grey; so are those of class 255,
-            unless there are so many classes. None: no predictions are shown.
+            if there are fewer classes than that. None: no predictions are shown.
         palette: [C, 3], whole numbers from 0 to 255: the colours of the classes. Default: colours that colour-blind
             people can tell apart.
 

@@ -1,4 +1,4 @@
-"""What all scripts train: a small network, on images whose rectangles tell the classes by their colours."""
+"""The network and the images that all scripts train on: coloured rectangles, whose colours are the classes."""
 
 from __future__ import annotations
 
