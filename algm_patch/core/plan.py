@@ -83,40 +83,6 @@ class Plan:
         return replace(self, picked=order.gather(1, shuffled.first))
 
 
-def windows_to_merge(kept: float | int, grid: tuple[int, int], window: tuple[int, int]) -> int:
-    """How many windows of a grid leave nearest to ``kept`` of its patches: a share, or a number.
-
-    Raises:
-        ValueError: if that number is beyond what merging all windows, or none, leaves.
-    """
-    patches, windows = grid[0] * grid[1], (grid[0] // window[0]) * (grid[1] // window[1])
-    fewer = window[0] * window[1] - 1
-    least = patches - windows * fewer
-    if isinstance(kept, int):
-        check_number("CLAP", kept, least, patches)
-    return min(round((patches - number(kept, patches)) / fewer), windows)
-
-
-def proposals_to_carry_out(kept: float | int, patches: int, candidates: int) -> int:
-    """How many of GBM's proposals leave ``kept`` of so many patches: a share, or a number.
-
-    Raises:
-        ValueError: if there are not so many proposals.
-    """
-    if isinstance(kept, int):
-        check_number("GBM", kept, patches - candidates, patches)
-    return min(patches - number(kept, patches), candidates)
-
-
-def number(kept: float | int, patches: int) -> int:
-    return kept if isinstance(kept, int) else round(kept * patches)
-
-
-def check_number(stage: str, kept: int, least: int, most: int) -> None:
-    if not least <= kept <= most:
-        raise ValueError(f"merge_to asks {stage} to leave {kept} of {most} patches: it can leave {least} to {most}")
-
-
 def plan_clap(
     x: Tensor,
     grid: tuple[int, int],

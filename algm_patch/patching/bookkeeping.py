@@ -1,0 +1,125 @@
+"""Keep the state of forward passes, around what the model computes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapters.base import Adapter
+from ..core.compiling import traces_python, untraced
+from ..core.layer_tokens import LayerTokens
+from .block_pass import BlockPass
+from .bypassed import MANY_IDLE, warn_of_passed_by, why_untraced
+from .decoding import decode, unmerge_decoded
+from .fit import check_unchanged, runs_in_order
+from .forward_pass import ForwardPass
+from .halves import packed_attention_half, padded_mlp_half
+from .hooks import reads_and_changes
+from .runtime import Runtime
+from .tracker import Passes
+
+
+def open_pass(
+    runtime: Runtime, adapter: type[Adapter], projection: Any, output: Any, *args: Any, **kwargs: Any
+) -> None:
+    """Begin a forward pass: the patch projection has left ``output`` of these arguments."""
+    grid = adapter.grid(projection, output, *args, **kwargs)
+    trunk, passes = runtime.trunk, runtime.passes
+    check_unchanged(runtime.sequence, runtime.vit.blocks, runtime.model_name)
+    prefix = getattr(trunk, "num_prefix_tokens", 0)
+    opened = ForwardPass(runtime.settings, grid, prefix, runtime.depth, trunk.training)
+    runtime.traced.end()
+    passes.begin(opened)
+    if passes.last is opened and not traces_python():
+        runtime.latest = opened
+    if not torch.compiler.is_compiling() and runtime.idle >= MANY_IDLE:
+        warn_of_passed_by(runtime, opened, [])
+
+
+def close_pass(runtime: Runtime, x: object) -> None:
+    """Note that the method that runs the blocks returns ``x``: tokens that are still merged remember their pass."""
+    passes = runtime.passes
+    forward_pass = passes.current
+    if forward_pass is not None and forward_pass.settings.unmerge_at == "after_head":
+        passes.remember(x, forward_pass)
+    warn_of_passed_by(runtime)
+
+
+def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, LayerTokens, Tensor]:
+    """Return the pass that the input of a block (counted from 0) belongs to, and what the block is to do.
+
+    Args:
+        x: as the block is given it.
+
+    Returns:
+        The pass, the block's part in it, what its attention must know of its tokens, and these: one per group.
+
+    Raises:
+        RuntimeError: if the pass cannot be told.
+        ValueError: if the tokens are not those of its grid.
+    """
+    passes = runtime.passes
+    forward_pass = passes.find(x, layer)
+    if forward_pass is None:
+        raise RuntimeError(
+            f"block {layer + 1} of {runtime.model_name} was given tokens that ALGM cannot trace to a forward pass, so "
+            f"it does not know their grid. {why_untraced(passes, x)}"
+        )
+    block = forward_pass.blocks.get(layer)
+    if block is None:
+        if not forward_pass.blocks:
+            forward_pass.taps = taps(runtime, passes)
+        read, changed = reads_and_changes(runtime.vit.blocks, layer)
+        # The last block's tokens stay merged for the head, hooks or not.
+        read = read and not (layer + 1 == runtime.depth and runtime.settings.unmerge_at == "after_head")
+        block = forward_pass.begin(layer, x, read, changed)
+    x = x if block.before is None else block.enter(x)
+    return forward_pass, block, forward_pass.tokens(block, x.dtype), x
+
+
+def taps(runtime: Runtime, passes: Passes) -> frozenset[int] | None:
+    """Return the blocks (from 0) that must give back the full grid; None if every one must."""
+    read = passes.taps if runs_in_order(runtime.sequence) else None
+    if runtime.settings.unmerge_at != "after_head":
+        return read
+    if read is None:
+        raise RuntimeError(
+            f"unmerge_at='after_head': the blocks of {runtime.model_name} are run by a method that ALGM does not know, "
+            "which may read merged tokens as a grid. Call apply_algm with unmerge_at='before_head'"
+        )
+    return read - {runtime.depth - 1}
+
+
+def merge(forward_pass: ForwardPass, layer: int, x: Tensor, features: Tensor | None) -> Tensor:
+    """Carry out the merges of a block (counted from 0): see :meth:`ForwardPass.merge`."""
+    return forward_pass.merge(layer, x, features)
+
+
+def close_block(runtime: Runtime, forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tensor:
+    """Return what a block gives back, its tokens or the full grid, which remembers its pass."""
+    if block.after is not None:
+        x = block.leave(x)
+    runtime.passes.remember(x, forward_pass)
+    return x
+
+
+class Bookkeeping(NamedTuple):
+    """The functions around what the model computes, as they are, or where no compiler looks into them."""
+
+    open_pass: Any = open_pass
+    close_pass: Any = close_pass
+    open_block: Any = open_block
+    packed_attention_half: Any = packed_attention_half
+    merge: Any = merge
+    padded_mlp_half: Any = padded_mlp_half
+    close_block: Any = close_block
+    decode: Any = decode
+    unmerge_decoded: Any = unmerge_decoded
+
+
+# In one graph of the whole forward pass.
+TRACED = Bookkeeping()
+# Else: compiled by itself, its state would be guarded, and compiled anew whenever it changes.
+UNTRACED = Bookkeeping(*map(untraced, TRACED))
