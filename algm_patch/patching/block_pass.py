@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..core.layer_tokens import LayerTokens
 from ..core.plan import Plan
 from ..core.token_map import TokenMap
 from .merges import Merge
@@ -27,6 +28,7 @@ class BlockPass:
         last: whether it is the last block, whose tokens leave as a batch [B, M, D].
         num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
         merges: those to carry out here.
+        tokens: what the block's attention must know of its tokens.
         idle: whether nothing was merged before, and nothing merges here.
         plans: of the merges, made when the tokens first come by.
     """
@@ -38,6 +40,7 @@ class BlockPass:
     last: bool
     num_prefix_tokens: int
     merges: list[Merge]
+    tokens: LayerTokens
     idle: bool
     plans: dict[str, Plan] = field(default_factory=dict)
 
@@ -55,8 +58,7 @@ class BlockPass:
         return self.before.pack(first)
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return the full grid if the block gives it back; of the last block, merged tokens [B, M, D], padded."""
-        if self.after is None or not (self.gives_grid or self.last):
-            return x
-        x = self.after.unpack(x)
+        """Return the full grid if the block gives it back; else merged tokens [B, M, D], padded."""
+        assert self.after is not None
+        x = x if self.after.packing is None else self.after.packing.unpack(x)
         return self.after.unmerge(x) if self.gives_grid else x

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..adapters.base import Adapter
 from ..core.compiling import traces_python, untraced
-from ..core.layer_tokens import LayerTokens
 from .block_pass import BlockPass
 from .bypassed import MANY_IDLE, warn_of_passed_by, why_untraced
 from .decoding import decode, unmerge_decoded
@@ -18,7 +17,7 @@ from .forward_pass import ForwardPass
 from .halves import packed_attention_half, padded_mlp_half
 from .hooks import reads_and_changes
 from .runtime import Runtime
-from .tracker import Passes
+from .tracker import remember
 
 
 def open_pass(
@@ -27,14 +26,16 @@ def open_pass(
     """Begin a forward pass: the patch projection has left ``output`` of these arguments."""
     grid = adapter.grid(projection, output, *args, **kwargs)
     trunk, passes = runtime.trunk, runtime.passes
-    check_unchanged(runtime.sequence, runtime.vit.blocks, runtime.model_name)
+    vit = trunk.algm_part.vit
+    sequence = trunk.get_submodule(vit.path)
+    check_unchanged(sequence, vit.blocks, runtime.model_name)
     prefix = getattr(trunk, "num_prefix_tokens", 0)
-    opened = ForwardPass(runtime.settings, grid, prefix, runtime.depth, trunk.training)
-    runtime.traced.end()
+    opened = ForwardPass(runtime.settings, grid, prefix, runtime.depth, trunk.training, runs_in_order(sequence))
+    runtime.traced.current = None
     passes.begin(opened)
     if passes.last is opened and not traces_python():
         runtime.latest = opened
-    if not torch.compiler.is_compiling() and runtime.idle >= MANY_IDLE:
+    if not torch.compiler.is_compiling() and runtime.threads.passes.idle >= MANY_IDLE:
         warn_of_passed_by(runtime, opened, [])
 
 
@@ -43,18 +44,18 @@ def close_pass(runtime: Runtime, x: object) -> None:
     passes = runtime.passes
     forward_pass = passes.current
     if forward_pass is not None and forward_pass.settings.unmerge_at == "after_head":
-        passes.remember(x, forward_pass)
+        remember(x, forward_pass)
     warn_of_passed_by(runtime)
 
 
-def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, LayerTokens, Tensor]:
+def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, Tensor]:
     """Return the pass that the input of a block (counted from 0) belongs to, and what the block is to do.
 
     Args:
         x: as the block is given it.
 
     Returns:
-        The pass, the block's part in it, what its attention must know of its tokens, and these: one per group.
+        The pass, the block's part in it, and its tokens, one per group.
 
     Raises:
         RuntimeError: if the pass cannot be told.
@@ -70,38 +71,35 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
     block = forward_pass.blocks.get(layer)
     if block is None:
         if not forward_pass.blocks:
-            forward_pass.taps = taps(runtime, passes)
+            forward_pass.taps = passes.taps if forward_pass.in_order else None
+            if runtime.settings.unmerge_at == "after_head":
+                forward_pass.taps = without_last(runtime, forward_pass.taps)
         read, changed = reads_and_changes(runtime.vit.blocks, layer)
         # The last block's tokens stay merged for the head, hooks or not.
         read = read and not (layer + 1 == runtime.depth and runtime.settings.unmerge_at == "after_head")
         block = forward_pass.begin(layer, x, read, changed)
-    x = x if block.before is None else block.enter(x)
-    return forward_pass, block, forward_pass.tokens(block, x.dtype), x
+    return forward_pass, block, x if block.before is None else block.enter(x)
 
 
-def taps(runtime: Runtime, passes: Passes) -> frozenset[int] | None:
-    """Return the blocks (from 0) that must give back the full grid; None if every one must."""
-    read = passes.taps if runs_in_order(runtime.sequence) else None
-    if runtime.settings.unmerge_at != "after_head":
-        return read
-    if read is None:
+def without_last(runtime: Runtime, taps: frozenset[int] | None) -> frozenset[int]:
+    """Return the blocks (from 0) that must give back the full grid, without the last, whose tokens the head takes.
+
+    Raises:
+        RuntimeError: if every one must.
+    """
+    if taps is None:
         raise RuntimeError(
             f"unmerge_at='after_head': the blocks of {runtime.model_name} are run by a method that ALGM does not know, "
             "which may read merged tokens as a grid. Call apply_algm with unmerge_at='before_head'"
         )
-    return read - {runtime.depth - 1}
+    return taps - {runtime.depth - 1}
 
 
-def merge(forward_pass: ForwardPass, layer: int, x: Tensor, features: Tensor | None) -> Tensor:
-    """Carry out the merges of a block (counted from 0): see :meth:`ForwardPass.merge`."""
-    return forward_pass.merge(layer, x, features)
-
-
-def close_block(runtime: Runtime, forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tensor:
+def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tensor:
     """Return what a block gives back, its tokens or the full grid, which remembers its pass."""
-    if block.after is not None:
+    if block.after is not None and (block.gives_grid or block.last):
         x = block.leave(x)
-    runtime.passes.remember(x, forward_pass)
+    remember(x, forward_pass)
     return x
 
 
@@ -112,7 +110,7 @@ class Bookkeeping(NamedTuple):
     close_pass: Any = close_pass
     open_block: Any = open_block
     packed_attention_half: Any = packed_attention_half
-    merge: Any = merge
+    merge: Any = ForwardPass.merge
     padded_mlp_half: Any = padded_mlp_half
     close_block: Any = close_block
     decode: Any = decode

@@ -24,7 +24,7 @@ def warn_of_passed_by(runtime: Runtime, past: ForwardPass | None = None, missing
     """
     if runtime.warned or torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
         return
-    past = past or runtime.newest_of_thread
+    past = past or runtime.threads.passes.newest
     if past is None:
         return
     if missing is None and not (missing := past.passed_by()):

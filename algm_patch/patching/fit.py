@@ -37,10 +37,10 @@ def check_fit(settings: Settings, vit: Vit, model: str) -> None:
 def check_unchanged(sequence: nn.Module, blocks: list[nn.Module], model: str) -> None:
     """Raise RuntimeError if a sequence no longer runs the blocks that were patched (as they are, or wrapped)."""
     found = list(sequence.children())
-    if len(found) != len(blocks) or any(
-        child is not block and all(part is not block for part in child.modules())
-        for child, block in zip(found, blocks, strict=False)
-    ):
+    if found == blocks:
+        return
+    pairs = zip(found, blocks, strict=False)
+    if len(found) != len(blocks) or not all(block in child.modules() for child, block in pairs):
         raise RuntimeError(
             f"the blocks of {model} are no longer those that apply_algm patched (blocks were replaced, added or "
             "removed). Call apply_algm again"
@@ -48,7 +48,7 @@ def check_unchanged(sequence: nn.Module, blocks: list[nn.Module], model: str) ->
 
 
 def runs_in_order(sequence: nn.Module) -> bool:
-    """Whether a sequence of blocks has no forward that might read between them."""
+    """Return whether a sequence of blocks has no forward that might read between them."""
     own = type(sequence).forward
     return "forward" not in sequence.__dict__ and (
         own in (nn.Sequential.forward, nn.ModuleList.forward) or "forward" in readers_of(type(sequence))

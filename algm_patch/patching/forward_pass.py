@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.layer_tokens import LayerTokens
-from ..core.plan import Plan, plan_clap, plan_gbm, warn_of_nothing
+from ..core.plan import HowMany, Plan, plan_clap, plan_gbm, warn_of_nothing
 from ..core.thresholds import Share
 from ..core.token_map import TokenMap
 from ..settings.settings import Settings
@@ -27,6 +27,7 @@ class ForwardPass:
         num_prefix_tokens: at least so many stand before the patches.
         depth: the number of blocks.
         training: whether the model is.
+        in_order: whether the sequence of blocks runs them one after the other, and nothing in between.
 
     Attributes:
         batch, width, device: of the tokens before anything merged.
@@ -34,14 +35,22 @@ class ForwardPass:
         merges: those to carry out, by block from 0.
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
             None if anything may be read or changed between blocks: then every block gives back the full grid.
+        key: of the patched model, in the memory of tokens; None: this is traced, and tokens have none.
         doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
             whose tokens these are.
     """
 
     def __init__(
-        self, settings: Settings, grid: tuple[int, int], num_prefix_tokens: int, depth: int, training: bool
+        self,
+        settings: Settings,
+        grid: tuple[int, int],
+        num_prefix_tokens: int,
+        depth: int,
+        training: bool,
+        in_order: bool,
     ) -> None:
-        self.settings, self.depth, self.num_prefix_tokens = settings, depth, num_prefix_tokens
+        self.settings, self.depth, self.in_order = settings, depth, in_order
+        self.num_prefix_tokens = num_prefix_tokens
         by_default: Literal["image", "min"] = "min" if training else "image"
         self.batching: Literal["image", "min"] = by_default if settings.batch == "auto" else settings.batch
         # Fixed counts are numbers, also where a compiler or an export would have an image's size a variable.
@@ -51,7 +60,8 @@ class ForwardPass:
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
         self.doubtful = False
-        self._tokens: tuple[object, LayerTokens] | None = None
+        self.key: object = None
+        self._tokens = LayerTokens(None, None, num_prefix_tokens)
         self._generator: torch.Generator | None = None
         if settings.reduce == "pick":
             if torch.compiler.is_compiling():
@@ -73,12 +83,18 @@ class ForwardPass:
             changed: something other than a block may have written the input.
         """
         before, full = None, True
-        earlier = [index for index in self.blocks if index < layer]
-        if earlier:
-            previous = self.blocks[max(earlier)]
+        previous = self._block_before(layer) if self.blocks else None
+        if previous is not None:
             before, full = previous.after, previous.gives_grid
-        joined = self._check_tokens(layer, x, before, full)
-        before = before.with_prefix(joined) if before is not None and joined else before
+        merged = None if full else before
+        length = self.num_prefix_tokens + self.grid[0] * self.grid[1] if merged is None else merged.shape[1]
+        if x.dim() != 3 or x.shape[1] != length:
+            before = self._with_joined(layer, x, before, full)
+        if merged is None:
+            self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
+        tokens = self._tokens
+        if tokens.token_map is not before or tokens.num_prefix_tokens != self.num_prefix_tokens:
+            tokens = self._tokens = self._tokens_of(before, x.dtype)
         regroup: Regroup = "merged already" if not full else "average" if self.taps is None or changed else "take"
         gives_grid = read or self.taps is None or layer in self.taps
         merges = self.merges.get(layer, []) if self.batch else []  # an empty batch merges nothing
@@ -90,18 +106,29 @@ class ForwardPass:
             last=layer + 1 == self.depth,
             num_prefix_tokens=self.num_prefix_tokens,
             merges=merges,
+            tokens=tokens,
             idle=before is None and not merges,
         )
         return block
 
-    def _check_tokens(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> int:
-        """Return how many tokens (prompts, queries) joined the prefix before this block."""
-        patches = self.grid[0] * self.grid[1]
-        length = self.num_prefix_tokens + patches
+    def _block_before(self, layer: int) -> BlockPass | None:
+        """Return the last block that has run before this one (counted from 0)."""
+        if layer - 1 in self.blocks:
+            return self.blocks[layer - 1]
+        earlier = [index for index in self.blocks if index < layer]
+        return self.blocks[max(earlier)] if earlier else None
+
+    def _with_joined(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> TokenMap | None:
+        """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.
+
+        Raises:
+            ValueError: if the tokens are fewer, or merged, or of a pass that is in doubt.
+        """
+        length = self.num_prefix_tokens + self.grid[0] * self.grid[1]
         merged = None if full else before
         expected = length if merged is None else merged.shape[1]
         joined = x.shape[1] - expected if x.dim() == 3 and merged is None and not self.doubtful else 0
-        if x.dim() != 3 or x.shape[1] != expected + max(joined, 0):
+        if joined <= 0:
             raise ValueError(
                 f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
                 f"{self.num_prefix_tokens} prefix tokens, then {self.grid[0]}x{self.grid[1]} patches"
@@ -109,19 +136,14 @@ class ForwardPass:
                 "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
             )
         self.num_prefix_tokens += joined
-        if merged is None:
-            self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
-        return joined
+        return None if before is None else before.with_prefix(joined)
 
-    def tokens(self, block: BlockPass, dtype: torch.dtype) -> LayerTokens:
-        """Return what a block's attention must know of its tokens; the same object while they stay the same."""
-        key = (block.before, block.num_prefix_tokens, dtype)
-        if self._tokens is None or self._tokens[0] != key:
-            bias = None
-            if block.before is not None and self.settings.proportional_attention:
-                bias = block.before.key_bias.to(dtype)
-            self._tokens = key, LayerTokens(block.before, bias, block.num_prefix_tokens)
-        return self._tokens[1]
+    def _tokens_of(self, before: TokenMap | None, dtype: torch.dtype) -> LayerTokens:
+        """Return what attention must know of its tokens, which are of this dtype."""
+        bias = None
+        if before is not None and self.settings.proportional_attention:
+            bias = before.key_bias.to(dtype)
+        return LayerTokens(before, bias, self.num_prefix_tokens)
 
     def merge(self, layer: int, x: Tensor, features: Tensor | None) -> Tensor:
         """Carry out the merges of a block (counted from 0), planned when its tokens first come by.
@@ -146,7 +168,9 @@ class ForwardPass:
         """Return what a merge does to the tokens of a block (counted from 0)."""
         block, settings = self.blocks[layer], self.settings
         prefix = block.num_prefix_tokens
-        how_many = merge.how_many(self.batching, x.shape[1], prefix, self.grid)
+        how_many: HowMany = self.batching
+        if merge.patches_left is not None:
+            how_many = merge.how_many(x.shape[1] - prefix, prefix, self.grid)
         if merge.stage == "CLAP":
             plan = plan_clap(x, self.grid, merge.tau, merge.window, prefix, how_many)  # type: ignore[arg-type]
             if settings.tau == "paper":
@@ -175,9 +199,9 @@ class ForwardPass:
 
         Empty if a method that is known ended the pass early, after some of them.
         """
-        missing = [layer for layer in self.merges if layer not in self.blocks]
+        missing = self.merges.keys() - self.blocks.keys()
         if not missing:
-            return missing
+            return []
         ended_early = self.taps is not None and len(missing) < len(self.merges) and max(self.blocks) < min(missing)
         return [] if ended_early else sorted(missing)
 

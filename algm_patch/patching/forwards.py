@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters.registry import readers_of
@@ -32,22 +33,27 @@ def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *a
         original: the forward of the block's own class.
     """
     part = block.algm_part
-    runtime, layer, adapter = part.runtime, part.layer, part.adapter
-    forward_pass, here, tokens, x = bookkeeping.open_block(runtime, layer, x)
+    adapter = part.adapter
+    forward_pass, here, x = bookkeeping.open_block(part.runtime, part.layer, x)
     if here.idle:
         output = original(block, x, *args, **kwargs)
-        bookkeeping.close_block(runtime, forward_pass, here, output[0] if isinstance(output, tuple) else output)
+        bookkeeping.close_block(forward_pass, here, output[0] if isinstance(output, tuple) else output)
         return output
-    settings = forward_pass.settings
+    settings, features = forward_pass.settings, None
     compare = settings.compare if here.merges and not here.plans else "token"
-    half = attention_half_and_features if tokens.packing is None else bookkeeping.packed_attention_half
-    x, features = half(adapter, compare, block, x, tokens, *args, **kwargs)
+    if here.before is not None and here.before.packing is not None:
+        x, features = bookkeeping.packed_attention_half(adapter, compare, block, x, here.tokens, *args, **kwargs)
+    elif compare == "token":
+        x = adapter.attention_half(block, x, here.tokens, *args, **kwargs)
+    else:
+        x, features = attention_half_and_features(adapter, compare, block, x, here.tokens, *args, **kwargs)
     if settings.place == "after_mlp":
         x = run_mlp(bookkeeping, adapter, block, x, here.before)
-    x = bookkeeping.merge(forward_pass, layer, x, features)
+    if here.merges:
+        x = bookkeeping.merge(forward_pass, part.layer, x, features)
     if settings.place == "before_mlp":
         x = run_mlp(bookkeeping, adapter, block, x, here.after)
-    return adapter.pack(block, bookkeeping.close_block(runtime, forward_pass, here, x))
+    return adapter.pack(block, bookkeeping.close_block(forward_pass, here, x))
 
 
 def run_mlp(bookkeeping: Bookkeeping, adapter: Any, block: Any, x: Tensor, token_map: TokenMap | None) -> Tensor:
@@ -63,8 +69,9 @@ run_block_by_halves = by_frames(run_block)
 
 def bookkeeping_of(runtime: Runtime) -> Bookkeeping:
     """Return the functions around what a module computes, traced in a graph of the whole forward pass."""
-    refuse_jit_trace()
-    return TRACED if runtime.in_graph() else UNTRACED
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        refuse_jit_trace()
+    return TRACED if torch.compiler.is_compiling() and runtime.in_graph() else UNTRACED
 
 
 def block_methods(original: Any) -> dict[str, Any]:
@@ -73,12 +80,13 @@ def block_methods(original: Any) -> dict[str, Any]:
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_jit_trace()
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            refuse_jit_trace()
         if not args and first not in kwargs:
             return original.forward(self, **kwargs)  # which raises its own TypeError
         x, *others = args or (kwargs.pop(first),)
         runtime = self.algm_part.runtime
-        if runtime.in_graph() and runtime.passes.current is not None:
+        if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
             return run_block(TRACED, original.forward, self, x, *others, **kwargs)
         return run_block_by_halves(UNTRACED, original.forward, self, x, *others, **kwargs)
 
@@ -146,7 +154,7 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
 
     @wraps(method)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.algm_part.runtime.in_graph():
+        if torch.compiler.is_compiling() and self.algm_part.runtime.in_graph():
             return read(TRACED, self, *args, **kwargs)
         return read_by_frames(UNTRACED, self, *args, **kwargs)
 

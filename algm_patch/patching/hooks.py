@@ -12,6 +12,7 @@ from ..adapters.registry import is_wrapped
 # Modules of torch whose hooks leave the tokens alone: one gathers weights, the other notes which module runs.
 NOT_OF_TOKENS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp", "torch.utils.module_tracker")
 EVERYWHERE = nn.modules.module  # holds the hooks on every module
+HOOKS_EVERYWHERE = [f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre")]
 
 
 def reads_and_changes(blocks: Sequence[nn.Module], layer: int) -> tuple[bool, bool]:
@@ -19,8 +20,14 @@ def reads_and_changes(blocks: Sequence[nn.Module], layer: int) -> tuple[bool, bo
 
     A forward that was set on a block since counts as a hook before and after it.
     """
-    if not has_hooks(blocks[max(layer - 1, 0) : layer + 2]):
-        return False, False
+    for block in blocks[max(layer - 1, 0) : layer + 2]:
+        if block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks:
+            break
+        if "forward" in block.__dict__:
+            break
+    else:
+        if not any(map(vars(EVERYWHERE).get, HOOKS_EVERYWHERE)):
+            return False, False
     before, block, after = blocks[max(layer - 1, 0) : layer], blocks[layer], blocks[layer + 1 : layer + 2]
     everywhere = of_tokens(EVERYWHERE._global_forward_hooks) or of_tokens(EVERYWHERE._global_forward_pre_hooks)
     read = (
@@ -40,21 +47,6 @@ def reads_and_changes(blocks: Sequence[nn.Module], layer: int) -> tuple[bool, bo
         or any(map(is_wrapped, [*before, block]))
     )
     return bool(read), bool(changed)
-
-
-def has_hooks(blocks: Sequence[nn.Module]) -> bool:
-    """Return whether there is any hook on these blocks or on every module, or a forward set on an instance."""
-    for block in blocks:
-        if block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks:
-            return True
-        if "forward" in block.__dict__:
-            return True
-    return bool(
-        EVERYWHERE._global_forward_hooks
-        or EVERYWHERE._global_forward_pre_hooks
-        or EVERYWHERE._global_backward_hooks
-        or EVERYWHERE._global_backward_pre_hooks
-    )
 
 
 def of_tokens(hooks: Mapping[int, Callable[..., Any]]) -> bool:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..core.counts import proposals_to_carry_out, windows_to_merge
 from ..core.matching import num_proposals
-from ..core.plan import HowMany
 from ..core.thresholds import Share
 from ..settings.checks import above_all
 from ..settings.settings import Settings
@@ -31,18 +30,16 @@ class Merge(NamedTuple):
     patches_left: float | int | None
     window: tuple[int, int]
 
-    def how_many(self, otherwise: HowMany, length: int, prefix: int, grid: tuple[int, int]) -> HowMany:
-        """Return how many windows or proposals merge in a sequence of this length, prefix included.
+    def how_many(self, patches: int, prefix: int, grid: tuple[int, int]) -> int:
+        """Return how many windows or proposals merge so that ``patches_left`` of so many patches are left.
 
         Args:
-            otherwise: the answer if the merge goes by its threshold.
-            grid: (H, W) of the patches.
+            grid: (H, W) of the patches, of CLAP.
         """
-        if self.patches_left is None:
-            return otherwise
+        assert self.patches_left is not None
         if self.stage == "CLAP":
             return windows_to_merge(self.patches_left, grid, self.window)
-        return proposals_to_carry_out(self.patches_left, length - prefix, num_proposals(length, prefix))
+        return proposals_to_carry_out(self.patches_left, patches, num_proposals(prefix + patches, prefix))
 
 
 def merges_of(settings: Settings) -> dict[int, list[Merge]]:

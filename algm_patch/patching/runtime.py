@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import nn
 
 from ..core.compiling import in_one_graph, traces_python, tracing_context
@@ -31,6 +30,7 @@ class Runtime:
         settings: for the next forward pass.
         model_name: the class of the ViT.
         owners: modules whose attribute ``algm`` shows this runtime.
+        threads: the passes that Python runs; ``threads.passes`` are those of this thread.
         traced: the passes that a compiler traces as one graph.
         latest: the newest pass of any thread.
         warned: whether a warning of blocks that were passed by was given.
@@ -50,7 +50,7 @@ class Runtime:
         self.traced = TracedPasses()
         self.latest: ForwardPass | None = None
         self.warned = False
-        self._threads = PerThread(self.traced, object())
+        self.threads = PerThread(self.traced, object())
         self._exports: WeakKeyDictionary[object, TracedPasses] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Runtime:
         Raises:
             RuntimeError: if it is gone.
         """
-        trunk = None if self._trunk is None else self._trunk()
+        trunk: Any = None if self._trunk is None else self._trunk()
         if trunk is None:
             raise RuntimeError("the model of this handle is gone: it was deleted, or a part of it was copied alone")
         return trunk
@@ -83,12 +83,8 @@ class Runtime:
     @property
     def vit(self) -> Vit:
         """The parts of the ViT that are patched."""
-        return self.trunk.algm_part.vit
-
-    @property
-    def sequence(self) -> nn.Module:
-        """The module that runs the blocks."""
-        return self.trunk.get_submodule(self.vit.path)
+        trunk: Any = None if self._trunk is None else self._trunk()
+        return self.trunk.algm_part.vit if trunk is None else trunk.algm_part.vit
 
     def change(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""
@@ -100,41 +96,31 @@ class Runtime:
     @property
     def passes(self) -> Passes:
         """The forward passes of this thread, or the one that is compiled or exported now."""
-        if not (torch.compiler.is_compiling() and in_one_graph(self.settings.merge_to is not None)):
-            return self._threads.passes
+        if not self.in_graph():
+            return self.threads.passes
         if traces_python() and (context := tracing_context()) is not None:
             return self._exports.setdefault(context, TracedPasses())  # and gone with it
         return self.traced
 
     def in_graph(self) -> bool:
         """Return whether a compiler traces now, and can have the whole forward pass in one graph."""
-        return torch.compiler.is_compiling() and in_one_graph(self.settings.merge_to is not None)
+        return in_one_graph(self.settings.merge_to is not None)
 
     @property
     def newest(self) -> ForwardPass | None:
         """The newest forward pass: of this thread, or of all if it has run none itself."""
-        own = self._threads.passes
+        own = self.threads.passes
         return self.latest if own.last is None else own.newest
-
-    @property
-    def newest_of_thread(self) -> ForwardPass | None:
-        """The newest pass of this thread, or of a compiled graph that has run since."""
-        return self._threads.passes.newest
-
-    @property
-    def idle(self) -> int:
-        """How many passes in a row this thread has begun since a block last ran."""
-        return self._threads.passes.idle
 
     def forget(self) -> None:
         """Know no forward pass."""
-        self._threads.passes.forget()
+        self.threads.passes.forget()
         self.latest = None
 
     @contextmanager
     def collecting(self) -> Iterator[list[ForwardPass]]:
         """Give a list in which every pass is noted that this thread begins outside of a backward pass."""
-        own = self._threads.passes
+        own = self.threads.passes
         outer, own.collected = own.collected, []
         try:
             yield own.collected

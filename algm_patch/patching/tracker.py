@@ -52,9 +52,6 @@ class TracedPasses:
         """Return the pass that left these tokens; None if it cannot be told."""
         return self.last
 
-    def remember(self, x: object, forward_pass: ForwardPass) -> None:
-        """Do nothing: a graph holds one pass."""
-
 
 class ThreadPasses:
     """The forward passes of one patched model in one thread.
@@ -104,9 +101,10 @@ class ThreadPasses:
         untouched = before is not None and not before.blocks
         forward_pass.doubtful = untouched and before is not None and before.grid != forward_pass.grid
         self._under_way = forward_pass, now
+        forward_pass.key = self.key
         if now == NOT_IN_BACKWARD:
             self.idle = self.idle + 1 if untouched else 0
-            self._make_newest(forward_pass)
+            self.last, self._traced_before = forward_pass, self.traced.last
             if self.collected is not None:
                 self.collected.append(forward_pass)
 
@@ -120,42 +118,31 @@ class ThreadPasses:
         A block that has run in it already, and runs again outside of a backward pass, begins a pass of its own from
         there on.
         """
-        memory, now, current = memory_of(x), backward_pass(), self.current
+        memory, now = memory_of(x), backward_pass()
         known = found = memory.get(self.key)
-        if known is None or (layer == 0 and current is not None and not current.blocks):
-            found = current
+        if known is None or layer == 0:
+            current = self.current
+            if known is None or (current is not None and not current.blocks):
+                found = current
         if found is None:
             return None
         if now == NOT_IN_BACKWARD and layer in found.blocks:
             if known is None and (layer > 0 or memory):
                 return None
             found = found.again_from(layer)
-            self._make_newest(found)
+            self.last, self._traced_before = found, self.traced.last
         self._under_way = found, now
         if found is not known:
-            self.remember(x, found)
+            remember(x, found)
         return found
 
     def that_left(self, x: Tensor) -> ForwardPass | None:
         """Return the pass that left these tokens; None if it cannot be told."""
         return memory_of(x).get(self.key)
 
-    def remember(self, x: object, forward_pass: ForwardPass) -> None:
-        """Note that these tokens are of this pass."""
-        if isinstance(x, Tensor):
-            try:
-                storage = x.untyped_storage()
-            except NotImplementedError:  # the wrappers of torch.func have no storage
-                return
-            setattr(storage, MEMORY, {**getattr(storage, MEMORY, {}), self.key: forward_pass})
-
     def forget(self) -> None:
         """Know no pass."""
-        self.traced.last = None
-        self._make_newest(None)
-
-    def _make_newest(self, forward_pass: ForwardPass | None) -> None:
-        self.last, self._traced_before = forward_pass, self.traced.last
+        self.last = self.traced.last = self._traced_before = None
 
 
 Passes = TracedPasses | ThreadPasses
@@ -180,6 +167,17 @@ def decoding(passes: Passes, forward_pass: ForwardPass, image: int | None = None
         yield
     finally:
         passes.decoded = outer
+
+
+def remember(x: object, forward_pass: ForwardPass) -> None:
+    """Note in the storage of tokens which pass they are of; a traced pass is the only one of its graph."""
+    if forward_pass.key is None or not isinstance(x, Tensor):
+        return
+    try:
+        storage = x.untyped_storage()
+    except NotImplementedError:  # the wrappers of torch.func have no storage
+        return
+    setattr(storage, MEMORY, {**getattr(storage, MEMORY, {}), forward_pass.key: forward_pass})
 
 
 def memory_of(x: Tensor) -> dict[object, ForwardPass]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.eval_mode import eval_mode
-from ..core.plan import clap_tau
+from ..core.thresholds import clap_tau
 from ..handle import Algm, handle_of
 from ..settings.record import Calibrated
 from ..settings.settings import Settings

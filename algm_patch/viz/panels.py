@@ -157,7 +157,7 @@ def run(handle: Algm, answer: Callable[[], Any], name: str) -> Any:
         hook.remove()
     if not taken:
         raise ValueError(
-            f"{name} did not run the ViT ({handle.runtime.model_name}) on the image, so there is nothing of it to show. "
+            f"{name} did not run the ViT ({handle.runtime.model_name}) on the image, so there is nothing to show. "
             "Pass predict=function(model, images) that runs the patched model on the images it is given"
         )
     batch = max(map(len, taken))
