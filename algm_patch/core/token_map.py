@@ -209,7 +209,7 @@ class TokenMap:
         flat = x.transpose(0, 1).flatten(1).index_select(1, pairs.flatten())
         return flat.view(-1, *pairs.shape).transpose(0, 1)
 
-    @cached
+    @property
     def key_bias(self) -> Tensor:
         """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
 

@@ -13,7 +13,7 @@ from ..core.token_map import TokenMap
 from .merges import Merge
 
 # Ways to get one token per group from the tokens that a block is given.
-Regroup = Literal["merged already", "take", "average"]
+Regroup = Literal["none", "take", "average"]
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class BlockPass:
     Attributes:
         before: from the original tokens to those that the block's attention sees; None while nothing is merged.
         after: likewise, to those that the block leaves.
-        regroup: how the block's input becomes one token per group.
+        regroup: how the block's input becomes one token per group; "none": it is that, or nothing is merged.
         gives_grid: whether the block gives back the full grid.
         last: whether it is the last block, whose tokens leave as a batch [B, M, D].
         num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
@@ -50,8 +50,7 @@ class BlockPass:
         The copies that a block made when it gave back the grid are equal unless something changed them since; then
         they are averaged, in the form that returns equal copies bit for bit.
         """
-        if self.before is None or self.regroup == "merged already":
-            return x
+        assert self.before is not None
         first = self.before.take(x)
         if self.regroup == "average":
             first = first + self.before.merge(x - self.before.unmerge(first))

@@ -10,14 +10,14 @@ from torch import Tensor
 from ..adapters.base import Adapter
 from ..core.compiling import traces_python, untraced
 from .block_pass import BlockPass
-from .bypassed import MANY_IDLE, warn_of_passed_by, why_untraced
+from .bypassed import MANY_IDLE, check_over, warn_of_passed_by, why_untraced
 from .decoding import decode, unmerge_decoded
 from .fit import check_unchanged, runs_in_order
 from .forward_pass import ForwardPass
 from .halves import packed_attention_half, padded_mlp_half
 from .hooks import reads_and_changes
 from .runtime import Runtime
-from .tracker import remember
+from .tracker import Passes, remember
 
 
 def open_pass(
@@ -33,19 +33,17 @@ def open_pass(
     opened = ForwardPass(runtime.settings, grid, prefix, runtime.depth, trunk.training, runs_in_order(sequence))
     runtime.traced.current = None
     passes.begin(opened)
-    if passes.last is opened and not traces_python():
+    if passes.last is opened and not (torch.compiler.is_compiling() and traces_python()):
         runtime.latest = opened
     if not torch.compiler.is_compiling() and runtime.threads.passes.idle >= MANY_IDLE:
         warn_of_passed_by(runtime, opened, [])
 
 
-def close_pass(runtime: Runtime, x: object) -> None:
+def close_pass(runtime: Runtime, passes: Passes, x: object) -> None:
     """Note that the method that runs the blocks returns ``x``: tokens that are still merged remember their pass."""
-    passes = runtime.passes
-    forward_pass = passes.current
-    if forward_pass is not None and forward_pass.settings.unmerge_at == "after_head":
-        remember(x, forward_pass)
-    warn_of_passed_by(runtime)
+    if runtime.settings.unmerge_at == "after_head" and passes.current is not None:
+        remember(x, passes.current)
+    check_over(runtime)
 
 
 def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, Tensor]:
@@ -61,7 +59,7 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
         RuntimeError: if the pass cannot be told.
         ValueError: if the tokens are not those of its grid.
     """
-    passes = runtime.passes
+    passes = runtime.passes if torch.compiler.is_compiling() else runtime.threads.passes
     forward_pass = passes.find(x, layer)
     if forward_pass is None:
         raise RuntimeError(
@@ -78,7 +76,7 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
         # The last block's tokens stay merged for the head, hooks or not.
         read = read and not (layer + 1 == runtime.depth and runtime.settings.unmerge_at == "after_head")
         block = forward_pass.begin(layer, x, read, changed)
-    return forward_pass, block, x if block.before is None else block.enter(x)
+    return forward_pass, block, x if block.regroup == "none" else block.enter(x)
 
 
 def without_last(runtime: Runtime, taps: frozenset[int] | None) -> frozenset[int]:

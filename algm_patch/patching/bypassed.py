@@ -15,22 +15,22 @@ from .tracker import NOT_IN_BACKWARD, Passes, backward_pass, memory_of
 MANY_IDLE = 32
 
 
-def warn_of_passed_by(runtime: Runtime, past: ForwardPass | None = None, missing: list[int] | None = None) -> None:
-    """Warn, once, of a forward pass that is over and went past blocks that were to merge.
+def check_over(runtime: Runtime) -> None:
+    """Warn, once, if the newest pass of this thread, which is over, went past blocks that were to merge."""
+    past = runtime.threads.passes.newest
+    if past is None or past.over or torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
+        return
+    if past.merges.keys() <= past.blocks.keys():
+        past.over = True
+    elif missing := past.passed_by():
+        warn_of_passed_by(runtime, past, missing)
 
-    Args:
-        past: the pass. Default: the newest of this thread.
-        missing: the blocks (from 0) that it went past. Default: those that were to merge.
-    """
-    if runtime.warned or torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
-        return
-    past = past or runtime.threads.passes.newest
-    if past is None:
-        return
-    if missing is None and not (missing := past.passed_by()):
-        return
-    runtime.warned = True
-    warnings.warn(no_merge_in(runtime.model_name, past, missing), stacklevel=2)
+
+def warn_of_passed_by(runtime: Runtime, past: ForwardPass, missing: list[int]) -> None:
+    """Warn, once, of a forward pass that went past these blocks (from 0), or past all if none ran."""
+    if not runtime.warned:
+        runtime.warned = True
+        warnings.warn(no_merge_in(runtime.model_name, past, missing), stacklevel=2)
 
 
 def no_merge_in(model: str, past: ForwardPass, missing: list[int]) -> str:

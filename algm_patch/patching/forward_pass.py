@@ -38,6 +38,7 @@ class ForwardPass:
         key: of the patched model, in the memory of tokens; None: this is traced, and tokens have none.
         doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
             whose tokens these are.
+        over: all blocks that merge have run, and the method that ran them has returned.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ForwardPass:
         self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
-        self.doubtful = False
+        self.doubtful = self.over = False
         self.key: object = None
         self._tokens = LayerTokens(None, None, num_prefix_tokens)
         self._generator: torch.Generator | None = None
@@ -72,6 +73,7 @@ class ForwardPass:
     def again_from(self, layer: int) -> ForwardPass:
         """Return a pass that has gone the same way so far, and takes a block (counted from 0) anew."""
         other = copy.copy(self)
+        other.over = False
         other.blocks = {earlier: block for earlier, block in self.blocks.items() if earlier < layer}
         return other
 
@@ -83,7 +85,7 @@ class ForwardPass:
             changed: something other than a block may have written the input.
         """
         before, full = None, True
-        previous = self._block_before(layer) if self.blocks else None
+        previous = self.blocks.get(layer - 1) or (self._block_before(layer) if self.blocks else None)
         if previous is not None:
             before, full = previous.after, previous.gives_grid
         merged = None if full else before
@@ -95,7 +97,9 @@ class ForwardPass:
         tokens = self._tokens
         if tokens.token_map is not before or tokens.num_prefix_tokens != self.num_prefix_tokens:
             tokens = self._tokens = self._tokens_of(before, x.dtype)
-        regroup: Regroup = "merged already" if not full else "average" if self.taps is None or changed else "take"
+        regroup: Regroup = "average" if self.taps is None or changed else "take"
+        if not full or before is None:
+            regroup = "none"
         gives_grid = read or self.taps is None or layer in self.taps
         merges = self.merges.get(layer, []) if self.batch else []  # an empty batch merges nothing
         self.blocks[layer] = block = BlockPass(
@@ -112,9 +116,7 @@ class ForwardPass:
         return block
 
     def _block_before(self, layer: int) -> BlockPass | None:
-        """Return the last block that has run before this one (counted from 0)."""
-        if layer - 1 in self.blocks:
-            return self.blocks[layer - 1]
+        """Return the last block that has run before this one (counted from 0), if some were left out."""
         earlier = [index for index in self.blocks if index < layer]
         return self.blocks[max(earlier)] if earlier else None
 
@@ -199,11 +201,9 @@ class ForwardPass:
 
         Empty if a method that is known ended the pass early, after some of them.
         """
-        missing = self.merges.keys() - self.blocks.keys()
-        if not missing:
-            return []
+        missing = sorted(self.merges.keys() - self.blocks.keys())
         ended_early = self.taps is not None and len(missing) < len(self.merges) and max(self.blocks) < min(missing)
-        return [] if ended_early else sorted(missing)
+        return [] if ended_early else missing
 
     def unmerge(self, x: Tensor, image: int | None = None) -> Tensor:
         """Copy results of merged tokens back to the full grid; of one image of the batch alone, without padding.

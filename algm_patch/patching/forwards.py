@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..adapters.registry import readers_of
 from ..core.compiling import by_frames, refuse_jit_trace
-from ..core.token_map import TokenMap
 from .bookkeeping import TRACED, UNTRACED, Bookkeeping
-from .bypassed import warn_of_passed_by
+from .bypassed import check_over
 from .features import attention_half_and_features
 from .runtime import Runtime
 
@@ -47,20 +46,16 @@ def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *a
         x = adapter.attention_half(block, x, here.tokens, *args, **kwargs)
     else:
         x, features = attention_half_and_features(adapter, compare, block, x, here.tokens, *args, **kwargs)
-    if settings.place == "after_mlp":
-        x = run_mlp(bookkeeping, adapter, block, x, here.before)
-    if here.merges:
+    if here.merges and settings.place == "before_mlp":
         x = bookkeeping.merge(forward_pass, part.layer, x, features)
-    if settings.place == "before_mlp":
-        x = run_mlp(bookkeeping, adapter, block, x, here.after)
+    token_map = here.after if settings.place == "before_mlp" else here.before
+    if block.training and token_map is not None and token_map.packing is not None:
+        x = bookkeeping.padded_mlp_half(adapter, block, x, token_map.packing)
+    else:
+        x = adapter.mlp_half(block, x)
+    if here.merges and settings.place == "after_mlp":
+        x = bookkeeping.merge(forward_pass, part.layer, x, features)
     return adapter.pack(block, bookkeeping.close_block(forward_pass, here, x))
-
-
-def run_mlp(bookkeeping: Bookkeeping, adapter: Any, block: Any, x: Tensor, token_map: TokenMap | None) -> Tensor:
-    """Run the MLP half: in training on a batch, for what the block does to some images and not to others."""
-    if token_map is None or token_map.packing is None or not block.training:
-        return adapter.mlp_half(block, x)
-    return bookkeeping.padded_mlp_half(adapter, block, x, token_map.packing)
 
 
 # A compiler that cannot have the merges in its graph leaves this frame alone, and compiles the halves it calls.
@@ -123,7 +118,7 @@ def owner_methods(original: Any) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
-        warn_of_passed_by(self.algm_part.runtime)
+        check_over(self.algm_part.runtime)
         return output
 
     return {"forward": forward}
@@ -144,7 +139,7 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
         outer, passes.taps = passes.taps, frozenset(blocks_read(self, *args, **kwargs))
         try:
             output = method(self, *args, **kwargs)
-            bookkeeping.close_pass(runtime, output)
+            bookkeeping.close_pass(runtime, passes, output)
         finally:
             passes.taps = outer
             passes.end()

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..core.counts import proposals_to_carry_out, windows_to_merge
 from ..core.matching import num_proposals
 from ..core.thresholds import Share
-from ..settings.checks import above_all
 from ..settings.settings import Settings
 
 Stage = Literal["CLAP", "GBM"]
@@ -49,7 +48,7 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
     clap_tau = settings.tau if calibrated is None else calibrated
     number = 0
     if settings.clap_layer is not None:
-        if by_rank or not above_all(settings.tau):
+        if by_rank or isinstance(settings.tau, str) or settings.tau <= 1:
             left = settings.patches_left(number) if by_rank else None
             merges[settings.clap_layer - 1] = [Merge("CLAP", clap_tau, left, settings.window)]
         number += 1
@@ -59,7 +58,7 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
             tau = tau[index]
         elif tau == "tau" and not isinstance(clap_tau, str):
             tau = clap_tau
-        if by_rank or not above_all(tau):
+        if by_rank or not isinstance(tau, float) or tau <= 1:
             left = settings.patches_left(number + index) if by_rank else None
             merges.setdefault(layer - 1, []).append(Merge("GBM", tau, left, settings.window))
     return merges

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import nn
 
 from ..core.compiling import in_one_graph, traces_python, tracing_context
@@ -96,7 +97,7 @@ class Runtime:
     @property
     def passes(self) -> Passes:
         """The forward passes of this thread, or the one that is compiled or exported now."""
-        if not self.in_graph():
+        if not torch.compiler.is_compiling() or not self.in_graph():
             return self.threads.passes
         if traces_python() and (context := tracing_context()) is not None:
             return self._exports.setdefault(context, TracedPasses())  # and gone with it

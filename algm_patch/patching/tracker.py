@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ NOT_IN_BACKWARD = -1
 # The number of the backward pass under way in this thread, or NOT_IN_BACKWARD.
 backward_pass = torch._C._current_graph_task_id
 # The attribute of a storage that holds the passes its tokens belong to, by the key of the patched model.
-MEMORY = "_algm_passes"
+MEMORY = "algm_passes"
+NO_MEMORY: dict[object, ForwardPass] = {}
 
 
 class TracedPasses:
@@ -118,7 +118,11 @@ class ThreadPasses:
         A block that has run in it already, and runs again outside of a backward pass, begins a pass of its own from
         there on.
         """
-        memory, now = memory_of(x), backward_pass()
+        now = backward_pass()
+        try:
+            memory = getattr(x.untyped_storage(), MEMORY, NO_MEMORY)
+        except NotImplementedError:  # the wrappers of torch.func have no storage
+            memory = NO_MEMORY
         known = found = memory.get(self.key)
         if known is None or layer == 0:
             current = self.current
@@ -183,7 +187,6 @@ def remember(x: object, forward_pass: ForwardPass) -> None:
 def memory_of(x: Tensor) -> dict[object, ForwardPass]:
     """Return the passes that took or left these tokens, by the key of the patched model."""
     try:
-        found: Any = getattr(x.untyped_storage(), MEMORY, None)
+        return getattr(x.untyped_storage(), MEMORY, NO_MEMORY)
     except NotImplementedError:
-        return {}
-    return found or {}
+        return NO_MEMORY
