@@ -47,7 +47,6 @@ class Plan:
         before: how the images of the sequence are packed.
         picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
         width: of the vectors that were compared with each other, all A with all B tokens; 0: none were (CLAP).
-        merges: whether any token merges. A compiler does not know, and one graph serves both.
     """
 
     step: TokenMap
@@ -58,10 +57,11 @@ class Plan:
     picked: Tensor | None = None
     width: int = 0
 
-    def __post_init__(self) -> None:
-        batch, length = self.sizes.shape
-        shape = (batch, length) if self.before is None else (1, self.before.total)
-        self.merges = torch.compiler.is_compiling() or self.step.shape != shape
+    @property
+    def merges(self) -> bool:
+        """True if any token merges. A compiler does not know, and one graph serves both."""
+        shape = self.sizes.shape if self.before is None else (1, self.before.total)
+        return torch.compiler.is_compiling() or self.step.shape != shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """Merge tokens [B, L, D], or [1, T, D] if packed; those that are left are packed if they need to be."""

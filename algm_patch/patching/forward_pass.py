@@ -156,14 +156,14 @@ class ForwardPass:
         """
         block = self.blocks[layer]
         for merge in block.merges:
-            plan = block.plans.get(merge.stage)
-            if plan is None:
-                plan = self._plan(merge, layer, x if features is None else features)
-                block.plans[merge.stage] = plan
-                if plan.merges:
-                    block.after = plan.step if block.after is None else block.after.then(plan.step)
-            if plan.merges:
-                x, features = plan(x), None if features is None else plan(features)
+            planned = block.plans.get(merge.stage)
+            plan = planned or self._plan(merge, layer, x if features is None else features)
+            block.plans[merge.stage] = plan
+            if not plan.merges:
+                continue
+            if planned is None:
+                block.after = plan.step if block.after is None else block.after.then(plan.step)
+            x, features = plan(x), None if features is None else plan(features)
         return x
 
     def _plan(self, merge: Merge, layer: int, x: Tensor) -> Plan:
