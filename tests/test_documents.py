@@ -70,7 +70,7 @@ class Console(code.InteractiveConsole):
 
 @pytest.fixture
 def names(monkeypatch, tmp_path):
-    """Return the names of a fresh Python, whose working directory is empty and which has no adapters registered yet."""
+    """Return the names of a fresh Python, whose working directory is empty; what it registers goes with it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(adapters.registry, "ADAPTERS", dict(adapters.registry.ADAPTERS))
     with torch.set_grad_enabled(True), warnings.catch_warnings():
@@ -168,7 +168,7 @@ def test_the_facts_of_the_first_page_are_those_of_the_handle():
 @pytest.mark.parametrize("module", [algm_patch, functional, viz, adapters], ids=lambda module: module.__name__)
 def test_every_public_name_is_documented(module):
     text = "".join(page.read_text() for page in PAGES)
-    assert [name for name in module.__all__ if not re.search(rf"\b{name}\b", text)] == []
+    assert [name for name in module.__all__ if not re.search(rf"\b{name}\b", text) and name != "__version__"] == []
 
 
 # -- links, files, commands
@@ -194,15 +194,14 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_files_that_are_named_exist(document):
-    for path in re.findall(
-        r"(?<![\w./-])(?:algm_patch|benchmarks|docs|examples|tests)/[\w./*-]*\w", document.read_text()
-    ):
+    folders = "algm_patch|benchmarks|docs|examples|tests"
+    for path in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*\.\w+", document.read_text()):
         assert list(ROOT.glob(path)), path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_benchmarks_that_are_named_exist(document):
-    for module in re.findall(r"\bbenchmarks(?:\.\w+)+", document.read_text()):
+    for module in re.findall(r"\bbenchmarks(?:\.\w+){2}", document.read_text()):
         assert ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file(), module
 
 
