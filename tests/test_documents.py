@@ -15,6 +15,7 @@ import torch
 
 import algm_patch
 from algm_patch import Algm, Settings, adapters, functional, viz
+from algm_patch.settings import renamed
 
 matplotlib.use("agg")
 
@@ -169,6 +170,15 @@ def test_the_facts_of_the_first_page_are_those_of_the_handle():
 def test_every_public_name_is_documented(module):
     text = "".join(page.read_text() for page in PAGES)
     assert [name for name in module.__all__ if not re.search(rf"\b{name}\b", text) and name != "__version__"] == []
+
+
+def test_every_old_name_has_its_new_one():
+    text = (ROOT / "docs" / "migrating.md").read_text()
+    for old, new in renamed.SETTINGS.items():
+        assert re.search(rf"^\| `{old}\b.*\| `{new}\b", text, re.MULTILINE), old
+    for old, wing in algm_patch.MOVED.items():
+        assert re.search(rf"^\|.*`{old}`.*\| from `algm_patch\.{wing}`", text, re.MULTILINE), old
+    assert f"`{renamed.WITHOUT_EFFECT}=" in text
 
 
 # -- links, files, commands
