@@ -49,7 +49,8 @@ def python_blocks(document):
 
 def section(document, heading):
     """Return the text under a heading of level two."""
-    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", document.read_text(), re.DOTALL | re.MULTILINE)[1]
+    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", document.read_text(), re.DOTALL | re.MULTILINE)
+    return text
 
 
 def name_of(document):
@@ -142,6 +143,9 @@ def test_the_table_is_what_the_quickstart_gives(quickstart, arguments, gflops, c
     whole = f" of {without:.1f}" if "auto" in arguments else ""
     assert gflops == f"{merging:.1f}{whole}: {without / merging:.2f} × fewer"
     assert torch.corrcoef(answers)[0, 1].item() == pytest.approx(float(correlation), abs=1e-4)
+    if "auto" in arguments:
+        clap, gbm = (model.algm.tokens_per_layer[layer] - 1 for layer in (0, -1))
+        assert f"Of 1369 patch tokens CLAP leaves\n{clap} and GBM {gbm}." in README.read_text()
 
 
 def test_the_table_of_the_quickstart_is_the_same_in_both_places():
