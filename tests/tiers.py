@@ -74,7 +74,7 @@ SLOW = {
         r"leaves_nothing_behind.*-True\]": "the same without strict",
     },
     "test_notebooks": {
-        r"test_every_cell_runs": "the same calls on small models (test_readme, test_tune, test_register)",
+        r"test_every_cell_runs": "the same calls on small models (test_documents, test_tune, test_register)",
     },
     "test_pairs": {
         r"after_the_other\[compile \| (?!calibrate)": "compile, then calibrate; calibrate, tune and panels, compiled",
