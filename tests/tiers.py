@@ -17,6 +17,7 @@ QUICK = {
     "test_examples": r"test_the_main_job$",
     "test_fixed_counts": r"timm ViT|\bgolden",
     "test_handle": "",
+    "test_layout": "",
     "test_matching": "",
     "test_merging": "",
     "test_packaging": "",
