@@ -41,12 +41,12 @@ from throughput import in_turns, inputs, times_faster
 from torch import Tensor
 from tqdm import tqdm
 
-from algm_patch.calibrate import calibrate
-from algm_patch.calibrate import similarities as of_layers
-from algm_patch.discovery import find_vit
 from algm_patch.handle import handle_of
-from algm_patch.passes import ForwardPass
-from algm_patch.settings import Settings
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.patching.forward_pass import ForwardPass
+from algm_patch.settings.settings import Settings
+from algm_patch.tuning.calibrate import calibrate
+from algm_patch.tuning.calibrate import similarities as of_layers
 
 SAMPLE = 64  # images at most, evenly spaced, on which thresholds are measured
 NOTHING = 2.0  # a threshold above every cosine
@@ -99,7 +99,7 @@ def feature(base: Settings, depth: int) -> list[Table]:
         "value": ("V (Value)", Published(46.0, 192, 26.1)),
         "token": ("T (Token)", Published(46.4, 192, 26.3)),
     }
-    rows = [Row(label, replace(base, metric=metric), row) for metric, (label, row) in published.items()]
+    rows = [Row(label, replace(base, compare=metric), row) for metric, (label, row) in published.items()]
     return [Table("Table 4f", "Feature selection.", "Feature", SEGMENTER, rows, equal=True)]
 
 

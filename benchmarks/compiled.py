@@ -92,7 +92,7 @@ def measured(
     for name, settings in variants.items():
         eager = twin(model)
         if settings is not None:
-            apply_algm(eager, **settings)
+            apply_algm(eager, settings=settings)
         compiled = torch.compile(eager, fullgraph=True, dynamic=name == THRESHOLDS, backend=backend)
         runners[name, "eager"], runners[name, "compiled"] = eager, compiled
         counters.clear()

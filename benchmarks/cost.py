@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.flops import VitCost, matching_cost
 from algm_patch.handle import Algm, handle_of
+from algm_patch.report.cost import VitCost, matching_cost
 
 Result = TypeVar("Result")
 

@@ -28,7 +28,7 @@ from torchvision.datasets import Cityscapes
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from algm_patch.pictures import distinct_colours
+from algm_patch.viz.paint import distinct_colours
 
 Result = TypeVar("Result")
 

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from algm_patch import apply_algm, patch, remove_algm
+from algm_patch import apply as patch
+from algm_patch import apply_algm, remove_algm
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 REMOVED: dict[str, Any] = {}
@@ -135,7 +136,7 @@ def variant(model: nn.Module, settings: dict[str, Any] | None) -> Iterator[None]
     if settings is None:
         yield
         return
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     if settings is REMOVED:
         remove_algm(model)
         yield

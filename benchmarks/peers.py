@@ -20,12 +20,13 @@ from segmentation import number_or_rule
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from algm_patch import TokenMap, apply_algm, load_settings, remove_algm
-from algm_patch.discovery import Vit, find_vit
-from algm_patch.flops import vit_cost
-from algm_patch.matching import best_matches, gbm_leaders
-from algm_patch.merging import planning
-from algm_patch.passes import LayerTokens
+from algm_patch import Settings, apply_algm, remove_algm
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.core.matching import best_matches, gbm_leaders
+from algm_patch.core.plan import planning
+from algm_patch.functional import TokenMap
+from algm_patch.patching.find_vit import Vit, find_vit
+from algm_patch.report.cost import vit_cost
 
 # The authors' thresholds: Segmenter on ADE20K (Ti, S, B, L), Cityscapes, Pascal-Context.
 PUBLISHED_TAUS = (0.88, 0.9, 0.94, 0.95, 0.955)
@@ -78,7 +79,7 @@ def default_methods(taus: Iterable[float | str]) -> list[Method]:
 
 def tuned_methods(paths: Iterable[Path]) -> list[Method]:
     """ALGM with settings that ``tune`` found and saved."""
-    return [Method("ALGM tuned", path.stem, partial(algm, **load_settings(path))) for path in paths]
+    return [Method("ALGM tuned", path.stem, partial(algm, **Settings.load(path))) for path in paths]
 
 
 def add_options(
@@ -117,7 +118,7 @@ def chosen(options: argparse.Namespace) -> list[Method]:
 @contextmanager
 def algm(model: nn.Module, **settings: Any) -> Iterator[None]:
     """Within, the model is patched with these arguments of ``apply_algm``."""
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     try:
         yield
     finally:

@@ -23,8 +23,8 @@ from skimage import data
 from torch import Tensor, nn
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.passes import LayerTokens
-from algm_patch.tokens import TokenMap
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.core.token_map import TokenMap
 
 SIZE = 384
 FAMILIES = {
@@ -68,7 +68,7 @@ def agreement(model: Any, settings: dict[str, Any], rotary: Any, biases: Any) ->
         image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
         image = nn.functional.interpolate(image, side, mode="bilinear", antialias=True)
         expected = model.forward_features(image)
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
         with replaced(rotary, biases):
             found = model.forward_features(image)
         remove_algm(model)

@@ -43,9 +43,9 @@ from segmentation import positive
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from algm_patch import TokenMap
-from algm_patch.matching import CHUNK_BYTES, best_matches, window_similarity
-from algm_patch.merging import plan_clap, plan_gbm
+from algm_patch.core.matching import CHUNK_BYTES, best_matches, window_similarity
+from algm_patch.core.plan import plan_clap, plan_gbm
+from algm_patch.functional import TokenMap
 
 WINDOW = (2, 2)
 LAYER = 5  # of GBM; a threshold that is a number does not depend on it
@@ -74,7 +74,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Record:
     """What a number of tokens in a batch costs.
 
     Attributes:
@@ -107,7 +107,7 @@ class LeftOut:
     seconds: float
 
 
-def main(arguments: list[str] | None = None) -> tuple[list[Measured], list[LeftOut]]:
+def main(arguments: list[str] | None = None) -> tuple[list[Record], list[LeftOut]]:
     options = parse(arguments)
     model = network(options.model).eval().to(options.device, getattr(torch, options.dtype))
     title = f"{options.model}, {options.dtype}, {machine(options.device)}"
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> tuple[list[Measured], list[LeftO
     measured, left_out = [], []
     with torch.inference_mode():
         for found in scaling(model, combinations, options.rounds, options.budget):
-            (measured if isinstance(found, Measured) else left_out).append(found)
+            (measured if isinstance(found, Record) else left_out).append(found)
             print(line(found), flush=True)
     out = options.out or Path(__file__).parent / "results" / f"scaling_{torch.device(options.device).type}"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def machine(device: str) -> str:
 
 def scaling(
     model: VisionTransformer, combinations: Sequence[tuple[int, int]], rounds: int, budget: float
-) -> Iterator[Measured | LeftOut]:
+) -> Iterator[Record | LeftOut]:
     """Of each combination (tokens, batch), as far as it is expected to take no more than ``budget`` seconds."""
     turns = rounds + 2  # and one to measure memory, one to warm up
     fewest = min(tokens for tokens, _ in combinations)
@@ -182,7 +182,7 @@ def random_tokens(model: VisionTransformer, tokens: int, batch: int) -> Tensor:
     return torch.randn(batch, model.num_prefix_tokens + tokens, model.embed_dim).to(weight)
 
 
-def measure(model: VisionTransformer, tokens: int, batch: int, rounds: int, whole: bool) -> Measured:
+def measure(model: VisionTransformer, tokens: int, batch: int, rounds: int, whole: bool) -> Record:
     """
     Args:
         tokens: of an image, a square grid.
@@ -208,7 +208,7 @@ def measure(model: VisionTransformer, tokens: int, batch: int, rounds: int, whol
         )
         for name, times in spent.items()
     }
-    return Measured(tokens, batch, whole, costs)
+    return Record(tokens, batch, whole, costs)
 
 
 def in_turns(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
@@ -259,7 +259,7 @@ def fresh(token_map: TokenMap) -> TokenMap:
 # -- what must hold
 
 
-def verdicts(measured: Sequence[Measured]) -> list[str]:
+def verdicts(measured: Sequence[Record]) -> list[str]:
     slowest = max(measured, key=lambda found: found.share(MATCHING))
     share = slowest.share(MATCHING)
     largest = max(measured, key=lambda found: found.matching_memory / allowed(found, measured))
@@ -273,13 +273,13 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
     ]
 
 
-def allowed(found: Measured, measured: Sequence[Measured]) -> float:
+def allowed(found: Record, measured: Sequence[Record]) -> float:
     """Bytes that matching may allocate: as many a token as at the fewest tokens of this batch, and one chunk."""
     fewest = min((other for other in measured if other.batch == found.batch), key=lambda other: other.tokens)
     return fewest.matching_memory / fewest.tokens * found.tokens + CHUNK_BYTES
 
 
-def place(found: Measured | LeftOut) -> str:
+def place(found: Record | LeftOut) -> str:
     return f"{found.tokens} tokens, batch {found.batch}"
 
 
@@ -305,19 +305,19 @@ HEADER = f"{'% of the forward pass':>49}{'bytes a token':>66}\n" + "".join(
 )
 
 
-def line(found: Measured | LeftOut) -> str:
+def line(found: Record | LeftOut) -> str:
     """A row of the table."""
     cells = [str(found.tokens), str(found.batch)]
-    if isinstance(found, Measured):
+    if isinstance(found, Record):
         forward = found.costs[FORWARD]
         cells.append(f"{1e3 * forward.seconds:.1f}{' ' if found.whole else '*'}")
         cells += [f"{100 * found.share(stages):.2f}" for stages in (*([stage] for stage in STAGES), MATCHING, STAGES)]
         cells += [f"{memory:.0f}" for memory in (forward.memory, found.matching_memory / found.batch / found.tokens)]
     row = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=False))
-    return row if isinstance(found, Measured) else f"{row}    left out: would take about {found.seconds:.0f} s"
+    return row if isinstance(found, Record) else f"{row}    left out: would take about {found.seconds:.0f} s"
 
 
-def write(path: Path, measured: Sequence[Measured], left_out: Sequence[LeftOut]) -> None:
+def write(path: Path, measured: Sequence[Record], left_out: Sequence[LeftOut]) -> None:
     """A row for each stage; for what was left out, one without numbers."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -342,7 +342,7 @@ STYLES = {
 }
 
 
-def draw(measured: Sequence[Measured], left_out: Sequence[LeftOut], title: str) -> Figure:
+def draw(measured: Sequence[Record], left_out: Sequence[LeftOut], title: str) -> Figure:
     """For each batch a row: time, share of the forward pass, memory."""
     batches = sorted({found.batch for found in measured})
     figure = Figure(figsize=(16, 2 + 4.2 * len(batches)), layout="constrained")
@@ -377,19 +377,19 @@ def draw(measured: Sequence[Measured], left_out: Sequence[LeftOut], title: str) 
     return figure
 
 
-def milliseconds(found: Measured, stage: str) -> float:
+def milliseconds(found: Record, stage: str) -> float:
     return 1e3 * found.costs[stage].seconds / found.batch
 
 
-def percent(found: Measured, stage: str) -> float:
+def percent(found: Record, stage: str) -> float:
     return 100 * found.costs[stage].share
 
 
-def kilobytes(found: Measured, stage: str) -> float:
+def kilobytes(found: Record, stage: str) -> float:
     return found.costs[stage].memory / 1e3
 
 
-def draw_panel(axes: Axes, measured: Sequence[Measured], values: Callable[[Measured, str], float]) -> None:
+def draw_panel(axes: Axes, measured: Sequence[Record], values: Callable[[Record, str], float]) -> None:
     """A curve for each stage; the forward pass, unless it is 100 % by definition."""
     tokens = [found.tokens for found in measured]
     for stage, (colour, marker) in STYLES.items():

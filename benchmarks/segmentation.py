@@ -264,7 +264,7 @@ def fingerprint(model: SegmentationModel) -> str:
 
 def applied(handle: Any) -> dict[str, Any]:
     """The settings of a patched model, without how they were found."""
-    return {key: value for key, value in vars(handle.settings).items() if key != "measured"}
+    return {key: value for key, value in vars(handle.settings).items() if key != "record"}
 
 
 def is_plain(value: Any) -> bool:
@@ -419,14 +419,14 @@ def given_settings(options: argparse.Namespace, file: Path | None) -> dict[str, 
 
 def read_settings(path: Path) -> dict[str, Any]:
     try:
-        return dict(**algm_patch.load_settings(path))
+        return dict(**algm_patch.Settings.load(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"--algm: {error}") from error
 
 
 def patched_copy(model: SegmentationModel, settings: dict[str, Any]) -> SegmentationModel:
     try:
-        return apply_algm(copy.deepcopy(model), **settings)
+        return apply_algm(copy.deepcopy(model), settings=settings)
     except (TypeError, ValueError) as error:
         raise ModelError(f"ALGM cannot be applied to {model.name}: {error}") from error
 

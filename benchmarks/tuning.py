@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from algm_patch import pareto, remove_algm, tune
+from algm_patch import remove_algm, tune
+from algm_patch.viz import pareto
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 model = build("timm:vit_small_patch16_224", "mask", classes=11, size=(448, 448))
 save("out/best.safetensors", model.state_dict(), model, {"mIoU": 0.56}, settings)
 model = load("out/best.safetensors")
-apply_algm(model, **load_settings("out/best.safetensors"))
+apply_algm(model, settings=Settings.load("out/best.safetensors"))
 """
 
 from __future__ import annotations

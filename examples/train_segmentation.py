@@ -147,7 +147,7 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
     model = make_model(options, len(images["train"].classes)).to(accelerator.device)
     try_out(model, settings)
     if options.algm == "train":
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
 
     loader = DataLoader(
         Crops(images["train"], model), options.batch, shuffle=True, drop_last=True, num_workers=options.workers
@@ -330,7 +330,7 @@ def merging(model: nn.Module, settings: Settings | None) -> Iterator[None]:
     if settings is None:
         yield
         return
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     try:
         yield
     finally:
