@@ -5,10 +5,10 @@ import subprocess
 from configparser import ConfigParser
 from pathlib import Path
 
-import versions
 import yaml
 
 from algm_patch import __version__
+from tests import versions
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
