@@ -15,6 +15,7 @@ HEAVY |= {"transformers", "yaml", "tensorboard"}
 QUICK = {
     "test_contract": r"float32",
     "test_contributing": "",
+    "test_docstrings": "",
     "test_examples": r"test_the_main_job$",
     "test_fixed_counts": r"timm ViT|\bgolden",
     "test_handle": "",
