@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from algm_patch import __version__
+import algm_patch
+from algm_patch import __version__, adapters, viz
 from tests import versions
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,12 @@ def test_the_documents_are_built_with_what_their_extra_names():
     setup.read(ROOT / "setup.cfg")
     install = commands("docs")[0].replace("'", "").split()
     assert install == ["python", "-m", "pip", "install", *setup["options.extras_require"]["docs"].split()]
+
+
+def test_the_reference_has_every_public_name():
+    shown = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    public = {*algm_patch.__all__, *viz.__all__, *adapters.__all__, "clap", "gbm", "TokenMap"} - {"__version__"}
+    assert sorted(path.rpartition(".")[2] for path in shown) == sorted(public)
 
 
 def test_the_scripts_are_valid():
