@@ -14,13 +14,17 @@ HEAVY |= {"transformers", "yaml", "tensorboard"}
 # Two minutes: the method on tensors, the recorded tensors, the contract in one precision, the main job.
 QUICK = {
     "test_contract": r"float32",
+    "test_contributing": "",
+    "test_docstrings": "",
     "test_examples": r"test_the_main_job$",
     "test_fixed_counts": r"timm ViT|\bgolden",
     "test_handle": "",
+    "test_layout": "",
     "test_matching": "",
     "test_merging": "",
     "test_packaging": "",
     "test_register": "",
+    "test_repository": "",
     "test_settings": "",
     "test_thresholds": "",
     "test_tokens": "",
