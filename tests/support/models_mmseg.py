@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import GRID
 from torch import Tensor, nn
+
+from tests.support.models import GRID
 
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("VisionTransformer", {}),

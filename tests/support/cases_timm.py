@@ -3,10 +3,11 @@
 import inspect
 from typing import Any
 
-import models
 import torch
-from contract import Case
 from torch import Tensor
+
+from tests.support import models
+from tests.support.contract import Case
 
 
 def mask(length: int) -> dict[str, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import models
 import torch
-from contract import Case
-from third_party import third_party
 from torch import nn
+
+from tests.support import models
+from tests.support.contract import Case
+from tests.support.third_party import third_party
 
 CLASSES = 7
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import models
 import torch
 import transformers
 from torch import Tensor, nn
+
+from tests.support import models
 
 GRID = (6, 5)
 PATCH = 16

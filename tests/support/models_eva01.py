@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from models import GRID
-from models_mmseg import with_random_weights
-from third_party import third_party
 from torch import Tensor, nn
+
+from tests.support.models import GRID
+from tests.support.models_mmseg import with_random_weights
+from tests.support.third_party import third_party
 
 SEG = "EVA/EVA-01/seg"
 EVEN_GRID = (6, 4)  # the adapters halve the grid
@@ -54,14 +55,12 @@ def grid_of(model: str) -> tuple[int, int]:
 
 
 def backbones() -> Any:
-    """mmseg_custom.models.backbones, or skip the test."""
-    third_party(SEG)
-    return imported()
+    """Return the module mmseg_custom.models.backbones, or skip the test."""
+    return import_backbones(third_party(SEG))
 
 
 @cache
-def imported() -> Any:
-    seg = next(Path(place) for place in sys.path if place.endswith(SEG))
+def import_backbones(seg: Path) -> Any:
     for name in ("mmseg_custom", "mmseg_custom.models"):  # without what they import: data sets, heads
         sys.modules[name] = package = ModuleType(name)
         package.__path__ = [str(seg.joinpath(*name.split(".")))]

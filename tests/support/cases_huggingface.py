@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 
-from contract import Case
+from tests.support.contract import Case
 
 CASES: dict[str, Case] = {}
 
 
 if importlib.util.find_spec("transformers"):
-    import models_huggingface as huggingface
+    from tests.support import models_huggingface as huggingface
 
     CASES = {
         f"transformers {family}": Case(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import models
 import pytest
 import torch
-from cases_segmenter import with_random_weights
-from contract import Case
-from third_party import third_party
 from torch import Tensor
+
+from tests.support import models
+from tests.support.cases_segmenter import with_random_weights
+from tests.support.contract import Case
+from tests.support.third_party import third_party
 
 
 def dino(depth: int = 5, **options: Any) -> Any:

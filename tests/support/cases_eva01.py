@@ -1,9 +1,8 @@
 """Models of the EVA-01 segmentation code."""
 
-import models
-import models_eva01
-from contract import Case
-from models_mmseg import last_tokens
+from tests.support import models, models_eva01
+from tests.support.contract import Case
+from tests.support.models_mmseg import last_tokens
 
 CASES = {
     f"EVA-01 {model}": Case(

@@ -1,8 +1,7 @@
 """Models of mmsegmentation."""
 
-import models
-import models_mmseg
-from contract import Case
+from tests.support import models, models_mmseg
+from tests.support.contract import Case
 
 CASES = {
     f"mmseg {family}": Case(
