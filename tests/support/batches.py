@@ -77,7 +77,7 @@ def patched(model: Any, final_tokens: Callable[..., Tensor], images: Tensor, **s
 
 
 def assert_as_alone(
-    algm: Algm, final_tokens: Callable[..., Tensor], images: Tensor, tolerance: dict[str, float] = CLOSE
+    algm: Algm, final_tokens: Callable[..., Tensor], images: Tensor, tolerance: Any = CLOSE
 ) -> list[int]:
     """Assert that each image's output and map in the batch are those of the image alone. Return the token counts."""
     together, token_map = final_tokens(images), algm.token_map

@@ -1,4 +1,4 @@
-"""Models of transformers."""
+"""Models of transformers; none where it is not installed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tests.support.contract import Case
 
 CASES: dict[str, Case] = {}
 
-
 if importlib.util.find_spec("transformers"):
     from tests.support import models_huggingface as huggingface
 
-    CASES = {
-        f"transformers {family}": Case(
-            lambda family=family: huggingface.build(family),
-            huggingface.photo,
-            huggingface.tokens(family),
-            lambda length, family=family: huggingface.mask(length) if huggingface.takes_mask(family) else {},
+    def case(family: str) -> Case:
+        """Return the case of one of transformers' families."""
+        return Case(
+            build=lambda: huggingface.build(family),
+            image=huggingface.photo,
+            tokens=huggingface.tokens(family),
+            position_inputs=lambda length: huggingface.mask(length) if huggingface.takes_mask(family) else {},
         )
-        for family in huggingface.FAMILIES
-    }
+
+    CASES = {f"transformers {family}": case(family) for family in huggingface.FAMILIES}

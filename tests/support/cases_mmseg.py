@@ -1,14 +1,19 @@
 """Models of mmsegmentation."""
 
+from __future__ import annotations
+
 from tests.support import models, models_mmseg
 from tests.support.contract import Case
 
-CASES = {
-    f"mmseg {family}": Case(
-        lambda family=family: models_mmseg.backbone(family),
-        models.photo,
-        models_mmseg.last_tokens,
-        lambda length: {},
+
+def case(family: str) -> Case:
+    """Return the case of one of mmsegmentation's backbones."""
+    return Case(
+        build=lambda: models_mmseg.backbone(family),
+        image=models.photo,
+        tokens=models_mmseg.last_tokens,
+        position_inputs=lambda length: {},
     )
-    for family in models_mmseg.BACKBONES
-}
+
+
+CASES = {f"mmseg {family}": case(family) for family in models_mmseg.BACKBONES}

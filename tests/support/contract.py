@@ -14,8 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.plan import Plan
 from algm_patch.functional import TokenMap
+
+# Both merges, and a threshold that some of the small models' tokens pass and some do not.
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+UNMERGED = LayerTokens(None, None, 0)
 
 
 @dataclass(frozen=True)

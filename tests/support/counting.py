@@ -42,7 +42,7 @@ class Synchronisations(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def unmerges(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def record_unmerges(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Return a list to which every unmerge from now on adds the tokens that it is given."""
     found: list[Tensor] = []
 

@@ -20,11 +20,13 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
     """Assert that two sets of named tensors are the same, and name the tensor that is not."""
+
+    def message(name: str) -> Callable[[str], str]:
+        return lambda text: f"{name}: {text}"
+
     assert found.keys() == expected.keys()
     for name in found:
-        torch.testing.assert_close(
-            found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
-        )
+        torch.testing.assert_close(found[name], expected[name], msg=message(name), **tolerance)
 
 
 def checkpointed(model: Any, how: str) -> Callable[[Tensor], Tensor]:
