@@ -1,15 +1,14 @@
-"""What is special to timm's ViTs with rotary angles, relative biases and patches of their own."""
+"""timm's ViTs with rotary angles, relative biases and patch embeddings of their own."""
 
 import pytest
 import torch
-from timm.data.naflex_transforms import patchify_image
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.functional import TokenMap
 from tests.support import models
+from tests.support.contract import SETTINGS
+from tests.support.counting import record_unmerges
 from tests.support.models import OTHERS, build, photo
-
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+from tests.support.training import assert_same, gradients
 
 
 @pytest.fixture(params=OTHERS)
@@ -38,8 +37,7 @@ def test_forward_intermediates(family, output_fmt, options):
 @torch.no_grad()
 def test_only_what_is_read_is_unmerged(family, monkeypatch):
     model, image = apply_algm(build(family), **SETTINGS), photo(family)
-    unmerged = []
-    monkeypatch.setattr(TokenMap, "unmerge", lambda self, x, real=TokenMap.unmerge: unmerged.append(1) or real(self, x))
+    unmerged = record_unmerges(monkeypatch)
     model.forward_features(image)
     assert len(unmerged) == 1
     assert model(image).shape == (2, 3)
@@ -50,19 +48,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
     model, image = build(family).train(), photo(family)
     apply_algm(model, **SETTINGS)
 
-    def gradients():
+    def seeded_gradients():
         torch.manual_seed(0)  # relative positions by MLP have dropout
-        model.zero_grad()
-        model.forward_features(image).square().mean().backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return gradients(model, model.forward_features(image).square().mean())
 
-    expected = gradients()
+    expected = seeded_gradients()
     assert set(dict(model.blocks.named_parameters(prefix="blocks"))) <= set(expected)
     model.set_grad_checkpointing()
-    found = gradients()
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], atol=0, rtol=0)
+    assert_same(seeded_gradients(), expected, atol=0, rtol=0)
 
 
 @torch.no_grad()
@@ -82,39 +75,3 @@ def test_proportional_attention_adds_to_the_bias(name):
     outputs, patched = [], outputs
     model.blocks[1](patched[0])
     torch.testing.assert_close(outputs[0], patched[1], atol=1e-5, rtol=1e-5)
-
-
-def naflex_input(grids, length):
-    """Patches of images of these grids, padded to one length."""
-    batch = {"patches": [], "patch_coord": [], "patch_valid": []}
-    for image in (photo(batch=1, grid=grid)[0] for grid in grids):
-        patches, coordinates, valid = patchify_image(image, (16, 16))
-        missing = length - len(patches)
-        batch["patches"].append(torch.nn.functional.pad(patches, (0, 0, 0, missing)))
-        batch["patch_coord"].append(torch.nn.functional.pad(coordinates, (0, 0, 0, missing)))
-        batch["patch_valid"].append(torch.nn.functional.pad(valid, (0, missing)))
-    return {name: torch.stack(values) for name, values in batch.items()}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith("NaFlex")])
-def test_naflex_batches_of_one_grid(name):
-    model = build(name)
-    inputs = naflex_input([(6, 5), (6, 5)], 30)
-    expected = model(inputs)
-    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=2.0, gbm_tau=2.0)
-    assert torch.equal(model(inputs), expected)
-    model.algm.tau, model.algm.gbm_tau = 0.5, "adaptive"
-    found = model(inputs)
-    assert found.shape == expected.shape
-    assert model.algm._past().grid == (6, 5)
-    assert model.algm.tokens_per_layer[-1] < 30
-    torch.testing.assert_close(found, model(photo(grid=(6, 5), batch=1).expand(2, -1, -1, -1)), atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("grids", "length"), [([(6, 5), (5, 6)], 30), ([(6, 5), (4, 5)], 30), ([(6, 5)], 33)])
-def test_naflex_batches_of_several_grids_or_with_padding_are_refused(grids, length):
-    model = apply_algm(build("NaFlex"), **SETTINGS)
-    with pytest.raises(ValueError, match="patches of this batch are not one whole grid"):
-        model(naflex_input(grids, length))

@@ -1,0 +1,1 @@
+"""Tests of how a ViT is found and patched."""
