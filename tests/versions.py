@@ -53,6 +53,8 @@ SETS = {
     "newest": Set(),
 }
 
+CONTRACT = "tests/adapters/test_contract.py"
+
 # What the unpatched model of some releases cannot do either: the library, its versions, the reason, the tests.
 IMPOSSIBLE = [
     (
@@ -60,24 +62,29 @@ IMPOSSIBLE = [
         ("1.0.17", "1.0.22"),
         "mixed rotary angles stay float32",
         [
-            "tests/test_contract.py::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
-            "tests/test_contract.py::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
+            f"{CONTRACT}::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
         ],
     )
 ]
 
+
+def files(pattern: str) -> list[str]:
+    """Return the test files that match, as pytest is given them."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
 # Golden tensors, the adapters' contract, the two libraries that every set has, and the README's first command.
 TESTS = [
-    "tests/test_merging.py",
-    "tests/test_matching.py",
-    "tests/test_contract.py",
-    "tests/test_timm.py",
-    "tests/test_timm_others.py",
-    "tests/test_huggingface.py",
-    "tests/test_examples.py::test_the_main_job",
+    *files("tests/core/test_merging*.py"),
+    *files("tests/core/test_matching*.py"),
+    CONTRACT,
+    *files("tests/adapters/test_timm_*.py"),
+    *files("tests/adapters/test_huggingface_*.py"),
+    "tests/examples/test_examples.py::test_the_main_job",
 ]
 
 

@@ -19,14 +19,14 @@ HEAVY |= {"transformers", "yaml", "tensorboard"}
 
 # Two minutes: the method on tensors, the recorded tensors, the contract in one precision, the main job.
 QUICK = {
-    "test_contract": r"float32",
+    "adapters/test_contract": r"float32",
     "test_examples": r"test_the_main_job$",
     "test_fixed_counts": r"timm ViT|\bgolden",
     "test_handle": "",
     "test_matching": "",
     "test_merging": "",
     "test_packaging": "",
-    "test_register": "",
+    "adapters/test_register": "",
     "test_settings": "",
     "test_thresholds": "",
     "test_tokens": "",
@@ -42,9 +42,9 @@ SLOW = {
             "one of each kind of positions and of attention"
         ),
     },
-    "test_census": {
+    "cli/test_census": {
         r"test_(timm|transformers)$": (
-            "every kind that is patched (test_contract), every kind of refusal (test_discovery, test_huggingface)"
+            "every kind that is patched (test_contract), every kind of refusal (test_find_vit, test_*_refused)"
         ),
     },
     "test_compile": {
@@ -61,7 +61,7 @@ SLOW = {
         r"gradients_of_a_batch": "one image's gradients; the packed operator's own",
         r"compile_first.*\[True": "the same with torch.compile(model) in place of model.compile()",
     },
-    "test_contract": {
+    "adapters/test_contract": {
         r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
             "hybrids in float32; their blocks, which are timm's Block, in every precision"
         ),
