@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoBackbone, AutoModel
 
 from algm_patch import apply_algm, remove_algm
-from tests.support.contract import SETTINGS, permute_in_place_of_clap
+from tests.support.contract import SETTINGS, permute_in_place_of_clap, token_map_after
 from tests.support.counting import record_unmerges
 from tests.support.models_huggingface import FAMILIES, build, inputs, photo
 
@@ -37,7 +37,7 @@ def test_backbones(name, stages, monkeypatch):
     for stage, x in zip(stages, found, strict=True):
         layer = 0 if stage == "stem" else int(stage[-1])
         prefix = model.algm.token_map.labels.shape[1] - 30
-        groups = model.algm.last_pass.steps[max(layer - 1, 0)].after  # each patch has a copy of its group
+        groups = token_map_after(model, max(layer - 1, 0))  # each patch has a copy of its group's token
         x = nn.functional.pad(x.flatten(2).mT, (0, 0, prefix, 0))
         assert torch.equal(groups.unmerge(groups.take(x)), x) == (layer > 0)
     permute_in_place_of_clap(monkeypatch)

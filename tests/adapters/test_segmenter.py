@@ -45,7 +45,7 @@ def test_by_default_the_decoder_sees_the_full_grid(model, monkeypatch):
 @pytest.mark.parametrize("settings", [SETTINGS, AFTER_HEAD])
 def test_images_of_any_size_are_padded_as_ever(model, settings):
     plain = [model(photo(grid=grid)[..., 3:, 5:]).shape for grid in [(6, 5), (4, 7), (2, 2)]]
-    apply_algm(model, settings=settings)
+    apply_algm(model, **settings)
     assert [model(photo(grid=grid)[..., 3:, 5:]).shape for grid in [(6, 5), (4, 7), (2, 2)]] == plain
 
 
@@ -55,7 +55,7 @@ def test_training_and_recomputation(model, settings):
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.1
-    apply_algm(model.train(), settings=settings)
+    apply_algm(model.train(), **settings)
     images = [photo(seed=1), photo(seed=2)]
 
     def encode(image):

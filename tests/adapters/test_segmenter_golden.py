@@ -31,7 +31,7 @@ def test_golden_unpatched(golden):
 @torch.no_grad()
 def test_golden_encoder(golden):
     model, tensors, settings = golden
-    apply_algm(model, settings=settings)
+    apply_algm(model, **settings)
     found = model.encoder(tensors["image"], return_features=True)
     index = tensors["token_map"].long()[..., None].expand(-1, -1, found.shape[-1])
     torch.testing.assert_close(found, tensors["encoder_out"].gather(1, index), atol=1e-4, rtol=1e-4)

@@ -1,1 +1,0 @@
-"""Tests of how a ViT is found and patched."""

@@ -53,6 +53,12 @@ def tokens_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def token_map_after(model: Any, block: int) -> TokenMap:
+    """Return the map from the original tokens to those that a block (counted from 0) left in the last pass."""
+    token_map: TokenMap = model.algm.last_pass.steps[block].after
+    return token_map
+
+
 def trace(model: nn.Module) -> list[tuple[str, type, list[str], list[list[int]]]]:
     """Return everything that a patch could leave behind: each module's class, attributes and hooks."""
     return [
