@@ -1,4 +1,4 @@
-"""What the tests of the adapters' contract work with: cases, precisions, a plan that permutes, traces of a patch.
+"""The parts of the adapters' contract: cases, precisions, a plan that permutes tokens, the traces of a patch.
 
 The models of the cases are in cases_*.py, one file a library; cases.py has them all.
 """
