@@ -118,7 +118,7 @@ def install_and_test(name: str, python: str | None, only_quick: bool) -> bool:
 
 
 def interpreter(version: str | None) -> str:
-    """Return the Python of a version such as "3.10" that is on PATH and starts; for None, the one that runs this file."""
+    """Return a Python of a version such as "3.10", on PATH and able to start; for None, the one that runs this file."""
     if version is None:
         return sys.executable
     found = shutil.which(f"python{version}")
