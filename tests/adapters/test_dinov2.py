@@ -13,7 +13,7 @@ from tests.support.models import photo
 
 @pytest.fixture
 def unmerged(monkeypatch):
-    """The tokens of every unmerge."""
+    """Return a list to which every unmerge adds the tokens that it is given."""
     return record_unmerges(monkeypatch)
 
 

@@ -64,7 +64,7 @@ def test_vit_baseline_unmerges_its_four_levels():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_the_interactions_of_an_adapter_see_full_grids(name):
-    """They read and write between the blocks, whatever is merged inside them."""
+    """An adapter reads and writes between the blocks; inside them tokens merge."""
     model, image = build(name), image_of(name)
     plain = model(image)
     shapes = set()

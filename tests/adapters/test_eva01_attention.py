@@ -28,7 +28,7 @@ def block_outputs_of_vit(model, image):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", [*BASELINES, "ViTBaseline"])
 def test_proportional_attention_is_attention_to_the_copies(name, training):
-    """Where no bias tells them apart: a merged token of size s counts as s equal tokens."""
+    """A merged token of size s counts as s equal tokens, if no bias tells these apart."""
     model, image = build(name), photo()
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias_table"):

@@ -58,7 +58,7 @@ def without_positions(model):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_proportional_attention_is_attention_to_the_copies(family):
-    """A merged token of size s counts as s equal tokens: the same as unmerging before attention."""
+    """A merged token of size s counts as s equal tokens, as if it were unmerged before attention."""
     model = without_positions(build(family))
     apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
     calls = []
@@ -94,7 +94,7 @@ def test_a_mask_means_the_same_to_every_attention():
 @pytest.mark.parametrize("module", ["beit.modeling_beit.Beit", "data2vec.modeling_data2vec_vision.Data2VecVision"])
 @pytest.mark.parametrize("grid", [(6, 6), (6, 5), (5, 6), (4, 4)])
 def test_biases_between_groups_are_those_of_all_tokens_paired(module, grid):
-    """Also where they are looked up for the groups alone: on the square grid of the table."""
+    """This holds too on the square grid of the table, where biases are looked up for the groups alone."""
     path, _, name = f"transformers.models.{module}".rpartition(".")
     config = getattr(transformers, f"{name}Config")(image_size=96, patch_size=16, num_attention_heads=4, hidden_size=64)
     cls = getattr(importlib.import_module(path), f"{name}RelativePositionBias")
@@ -118,7 +118,7 @@ def decorated(forward):
 
 
 def test_attention_below_several_decorators(monkeypatch):
-    """Releases of transformers put one around another."""
+    """Some releases of transformers put one decorator around another."""
     attention = core(part(blocks_of(build("ViT"))[0], ATTENTIONS))
     found = implementation(attention)
     for _ in range(2):

@@ -63,7 +63,7 @@ def test_hidden_states(family):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patching_follows_a_call_for_hidden_states(family):
-    """Some releases leave forwards on the layers and their attention then."""
+    """In some releases, that call leaves forwards on the layers and their attention."""
     model, image = build(family), photo()
     expected = model(**inputs(family, image)).last_hidden_state
     merged = apply_algm(copy.deepcopy(model), **SETTINGS)(**inputs(family, image)).last_hidden_state

@@ -61,7 +61,7 @@ def test_a_block_with_an_unknown_argument_is_refused_by_it(monkeypatch):
     own = type(blocks_of(model)[0])
 
     def forward(self, hidden_states, compass=None):
-        """A forward of a release that is to come."""
+        """Stand for the forward of a later release."""
 
     forward.__module__, forward.__qualname__ = own.forward.__module__, own.forward.__qualname__
     monkeypatch.setattr(own, "forward", forward)

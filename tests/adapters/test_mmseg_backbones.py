@@ -76,7 +76,7 @@ def test_images_of_any_size_are_padded_to_whole_patches(pad, size):
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_proportional_attention_is_attention_to_the_copies(family, training, gradients):
-    """Where no bias tells them apart. PyTorch has several ways of attention, by mode: none may lose the key bias."""
+    """No bias tells the copies apart here. PyTorch computes attention in several ways: none may lose the key bias."""
     model, image = backbone(family), photo()
     for name, parameter in model.named_parameters():
         if name.endswith("bias_table"):
@@ -93,7 +93,7 @@ def test_proportional_attention_is_attention_to_the_copies(family, training, gra
 @pytest.mark.parametrize("proportional", [True, False])
 @torch.no_grad()
 def test_padding_mask_is_an_additive_bias(proportional):
-    """What nn.MultiheadAttention does with a float mask, in the words of attention."""
+    """Compare with attention written out: nn.MultiheadAttention adds a float mask to the logits."""
     model, image = backbone("ViT"), photo()
     apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, proportional_attention=proportional)
     seen = []
@@ -136,7 +136,7 @@ def test_gradients_with_its_own_checkpointing(name):
 
 
 def test_checkpointing_turned_on_by_the_runner():
-    """After the patch, as mmengine's Runner does when training begins."""
+    """mmengine's Runner does so when training begins, after the patch."""
     models = [apply_algm(backbone("ViT"), **SETTINGS) for _ in range(2)]
     from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 

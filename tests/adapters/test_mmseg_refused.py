@@ -29,7 +29,7 @@ def test_windowed_and_hierarchical_backbones_are_refused(name):
 
 
 def test_a_block_with_a_forward_of_its_own_is_refused():
-    """SegViT's shrink layer is one: it drops queries on the way."""
+    """SegViT's shrink layer is such a block: it drops queries on the way."""
     model = backbone("ViT")
     parent = type(model.layers[0])
 
@@ -62,7 +62,7 @@ class Unknown(nn.Module):
 
 
 def test_an_attention_of_ones_own_is_refused(family):
-    """It could leave out the mask without a word."""
+    """Such an attention could ignore the mask silently."""
     model = backbone(family)
     model.layers[1].attn = Unknown(model.layers[1].attn)
     with pytest.raises(ValueError, match=r"model\.layers\[1\] cannot be patched: .* of its attention, Unknown"):

@@ -34,7 +34,7 @@ def test_segmentors_whole(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", SEGMENTORS)
 def test_segmentors_predict(name):
-    """Whole images, or slides over larger ones."""
+    """Segmentors take whole images, or slide over larger ones."""
     model = apply_algm(segmentor(name), **SETTINGS)
     slides = model.test_cfg.mode == "slide"
     size = (130, 100) if slides else (90, 70)
@@ -71,7 +71,7 @@ def test_segmentors_learn(name):
 
 @torch.no_grad()
 def test_side_adapter_network():
-    """A ViT in a head: queries before the patches, and features of CLIP added between the blocks."""
+    """This ViT is in a head: queries stand before the patches, and CLIP's features are added between the blocks."""
     models = mmseg()
     from mmengine import ConfigDict
 

@@ -114,7 +114,7 @@ def test_clip_training_and_recomputation(options):
 
 
 def test_clip_runs_alike_with_and_without_gradients():
-    """Without, torch takes another path through unmerged attention."""
+    """Without gradients, torch computes unmerged attention in another way."""
     model, image = apply_algm(clip(), **SETTINGS), photo()
     with torch.no_grad():
         expected = model(image)

@@ -23,7 +23,7 @@ MASKS = {
 @pytest.mark.parametrize("proportional", [True, False])
 @pytest.mark.parametrize("kind", MASKS)
 def test_clip_masks_go_with_their_tokens(options, proportional, kind, monkeypatch):
-    """As the model means them: open_clip's own blocks add a bool mask, its custom blocks leave out what is True."""
+    """Masks keep their meaning: open_clip's own blocks add a bool mask, its custom blocks leave out what is True."""
     model, image, mask = clip(**options), photo(), MASKS[kind]()
     x = model._embeds(image)
     expected = model.transformer(x, attn_mask=mask)
@@ -41,7 +41,7 @@ def test_clip_masks_go_with_their_tokens(options, proportional, kind, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 @pytest.mark.parametrize("masked", ["not", "alike", "by image and head"])
 def test_clip_proportional_attention_is_attention_to_the_copies(options, dtype, masked):
-    """With a mask that is alike for all members of a group, so that each copy may see what its token sees."""
+    """The mask is alike for all members of a group, so that each copy sees what its token sees."""
     vit = find_vit(clip(**options))[1]
     block, adapter = vit.blocks[0], vit.adapters[0]
     tokens = tokens_of_groups(GROUPS if masked == "by image and head" else GROUPS[:1] * 4)
@@ -62,7 +62,7 @@ def test_clip_proportional_attention_is_attention_to_the_copies(options, dtype, 
     [({}, None, "attention"), ({}, "attn", "forward"), ({"qk_norm": True}, "attn", "forward")],
 )
 def test_clip_attention_of_another_kind(options, own, method):
-    """A method of its own, in the block or in its attention."""
+    """The block or its attention has a method of its own."""
     model, lengths = clip(**options), []
     block = model.transformer.resblocks[3]
     part = block if own is None else block.get_submodule(own)

@@ -30,7 +30,7 @@ def test_after_the_head_a_copy_goes_its_own_way(how):
 
 @torch.no_grad()
 def test_after_the_head_each_decoding_finds_its_own_encoding():
-    """Two images encoded one after the other, then decoded; every grid merges to the same number of tokens."""
+    """Two images are encoded, then decoded in the other order; both merge to the same number of tokens."""
     model, images = build("mask"), [photo(seed=1), photo(seed=2)]
     apply_algm(model, clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge_at="after_head")
     expected = [model.decoder(model.encoder(image, return_features=True)[:, 1:], (96, 80)) for image in images]

@@ -11,7 +11,7 @@ from tests.support.models import FAMILIES, block_outputs, build, photo
 
 @torch.no_grad()
 def test_attention_masks_reach_merged_layers():
-    """Keys that are masked for every query stay without influence when tokens around them merge."""
+    """Keys that are masked for every query have no influence when tokens around them merge."""
     model, image = build("ViT"), photo(batch=1)
     apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
     length = 31
@@ -87,7 +87,7 @@ def test_attention_without_a_mask():
 
 @torch.no_grad()
 def test_proportional_attention_is_attention_to_the_copies():
-    """A merged token of size s counts as s equal tokens: the same as unmerging before attention."""
+    """A merged token of size s counts as s equal tokens, as if it were unmerged before attention."""
     model, image = build("ViT"), photo(batch=1)
     apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
     outputs = block_outputs(model, image)

@@ -9,7 +9,7 @@ from tests.support.models import build, photo, read_every_block
 
 
 class Neck(VisionTransformer):
-    """Someone's segmenter: reads blocks and writes between them, in a method that no library knows."""
+    """A segmenter that reads blocks and writes between them, in a method that no library knows."""
 
     def forward_features(self, x):
         x = self._pos_embed(self.patch_embed(x))
@@ -94,7 +94,7 @@ def test_backward_hooks_on_a_block_see_full_grids():
 
 
 class Prompted(VisionTransformer):
-    """Prompt tuning: learned tokens after the class token, for the first block and all that follow."""
+    """A ViT with prompts: learned tokens after the class token, in every block."""
 
     def forward_features(self, x):
         x = self._pos_embed(self.patch_embed(x))
@@ -116,7 +116,7 @@ def test_prompts_before_the_patches_are_prefix():
 
 
 class LateQueries(VisionTransformer):
-    """Queries join before the prefix in the middle of the blocks, as EoMT's do."""
+    """A ViT whose queries join before the prefix in the middle of the blocks, as EoMT's do."""
 
     def forward_features(self, x):
         x = self._pos_embed(self.patch_embed(x))

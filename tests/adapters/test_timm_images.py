@@ -22,7 +22,7 @@ def test_grids_of_any_size_one_after_the_other():
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("where", ["everywhere", "in one pixel"])
 def test_hostile_images(value, where):
-    """What is not finite stays in its image, whatever its neighbour in the batch."""
+    """Values that are not finite spoil no other image of the batch."""
     model, image = build("ViT"), photo()
     image[0, :, 40 if where == "in one pixel" else slice(None), 50] = value
     if where == "everywhere":

@@ -61,7 +61,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith(("BEiT", "relative"))])
 def test_proportional_attention_adds_to_the_bias(name):
-    """Where the bias is constant, a merged key weighs as much as its copies do before they merge."""
+    """Under a constant bias, a merged key weighs as much as its copies."""
     model, image = build(name), photo(name, batch=1)
     for parameter_name, parameter in model.named_parameters():
         if "bias_table" in parameter_name or "rel_pos.mlp" in parameter_name:

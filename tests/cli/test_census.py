@@ -39,7 +39,7 @@ def surveyed(outcomes, covered):
 
 
 def check_table(library, version, results):
-    """Compare with the table in the tree, if it was written with this version."""
+    """Assert that the table in the tree, if this version wrote it, has these results."""
     written = re.split(r"^(?=## )", census.TABLE.read_text(), flags=re.MULTILINE)
     old = next((part for part in written if part.startswith(f"## {library} {version}\n")), None)
     new = census.section(library, version, results)
