@@ -11,12 +11,6 @@ from tests.support.counting import record_unmerges
 from tests.support.models import photo
 
 
-@pytest.fixture
-def unmerged(monkeypatch):
-    """Return a list to which every unmerge adds the tokens that it is given."""
-    return record_unmerges(monkeypatch)
-
-
 @pytest.fixture(params=DINOS)
 def model(request):
     return dino(**DINOS[request.param]())
@@ -32,8 +26,8 @@ def block_outputs(model, image):
 
 
 @torch.no_grad()
-def test_dino_features(model, unmerged):
-    image = photo("DINOv2")
+def test_dino_features(model, monkeypatch):
+    image, unmerged = photo("DINOv2"), record_unmerges(monkeypatch)
     apply_algm(model, **SETTINGS)
     outputs = block_outputs(model, image)
     prefix = 1 + model.num_register_tokens
@@ -50,8 +44,8 @@ def test_dino_features(model, unmerged):
 
 @torch.no_grad()
 @pytest.mark.parametrize("n", [1, 3, [1], [0, 2, 3], (4,)])
-def test_dino_intermediate_layers(model, unmerged, n):
-    image = photo("DINOv2")
+def test_dino_intermediate_layers(model, monkeypatch, n):
+    image, unmerged = photo("DINOv2"), record_unmerges(monkeypatch)
     apply_algm(model, **SETTINGS)
     outputs = block_outputs(model, image)
     taken = list(range(5 - n, 5)) if isinstance(n, int) else list(n)
