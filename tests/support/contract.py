@@ -68,9 +68,12 @@ def trace(model: nn.Module) -> list[tuple[str, type, list[str], list[list[int]]]
 
 
 class Permutation(Plan):
-    """A plan that moves the patches and merges none."""
+    """A plan that moves the patches and merges none. It is carried out all the same."""
 
     merges = True
+
+    def __post_init__(self) -> None:
+        """Leave ``merges`` as it is, though no token is fewer."""
 
 
 def permute(x: Tensor, grid: Any, tau: Any, window: Any, num_prefix_tokens: int, how_many: Any) -> Permutation:
