@@ -505,4 +505,4 @@ def test_refused(given, message):
 
 
 def test_the_defaults_are_the_published_ones():
-    assert (Settings.metric, Settings.reduce, Settings.place) == ("token", "mean", "before_mlp")
+    assert (Settings.compare, Settings.reduce, Settings.place) == ("token", "mean", "before_mlp")

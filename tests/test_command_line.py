@@ -68,8 +68,8 @@ def test_tune_then_bench_with_what_was_found(place, model, capsys):
 
 
 def test_bench_merges_as_it_is_told(place, model, capsys):
-    assert main(["bench", "images/0.png", *model, "--tokens", "0.5", "--batch", "2", "--rounds", "1"]) == 0
-    assert "tokens 0.5" in capsys.readouterr().out
+    assert main(["bench", "images/0.png", *model, "--merge-to", "0.5", "--batch", "2", "--rounds", "1"]) == 0
+    assert "merge_to 0.5" in capsys.readouterr().out
     assert main(["bench", "images/0.png", *model, "--tau", "2", "--gbm-layers", "--rounds", "1"]) == 0
     assert "1.00 x fewer" in capsys.readouterr().out
     assert files(place) == set()
@@ -79,12 +79,12 @@ def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatc
     def fails(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("algm_patch.record.Record.__str__", fails)
+    monkeypatch.setattr("algm_patch.settings.record.Record.__str__", fails)
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s"]) == 1
     assert files(place) == {"algm_out/settings.json"}
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    monkeypatch.setattr("algm_patch.__main__.pareto", fails)
+    monkeypatch.setattr("algm_patch.cli.main.pareto", fails)
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
     assert "new/settings.json" in files(place)
 
@@ -99,7 +99,7 @@ def test_settings_that_cannot_be_saved_are_printed(place, model, capsys):
 
 def test_a_place_that_is_none_is_told_before_anything_is_measured(place, model, monkeypatch, capsys):
     (place / "file").write_text("")
-    monkeypatch.setattr("algm_patch.__main__.tune", None)
+    monkeypatch.setattr("algm_patch.cli.main.tune", None)
     assert main(["tune", "images", *model, "--out", "file"]) == 1
     assert "file" in capsys.readouterr().err
 

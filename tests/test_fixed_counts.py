@@ -1,4 +1,4 @@
-"""The setting ``tokens``: each merge keeps so many patches, chosen by similarity alone, whatever the images."""
+"""The setting ``merge_to``: each merge leaves so many patches, chosen by similarity alone, whatever the images."""
 
 from functools import cache
 
@@ -109,10 +109,10 @@ def of_any_size():
     ],
 )
 @torch.no_grad()
-def test_shares_and_numbers_for_each_merge(tokens, kept):
-    model = apply_algm(build("ViT", depth=4), clap_layer=1, gbm_layers=[3], merge_to=tokens)
+def test_shares_and_numbers_for_each_merge(merge_to, left):
+    model = apply_algm(build("ViT", depth=4), clap_layer=1, gbm_layers=[3], merge_to=merge_to)
     model(unlike(photo()))
-    assert patches_kept(model.algm) == kept
+    assert patches_kept(model.algm) == left
 
 
 @pytest.mark.parametrize(
@@ -277,17 +277,17 @@ def test_what_cannot_be_kept_is_refused(settings, error, message):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"),
+    ("merge_to", "message"),
     [
-        ([10, 0.6], "tokens asks CLAP to keep 10 of 30 patches: it can keep 12 to 30"),
-        ([31, 0.6], "tokens asks CLAP to keep 31 of 30 patches"),
-        ([0.6, 5], "tokens asks GBM to keep 5 of 18 patches: it can keep 9 to 18"),
-        ([0.6, 20], "tokens asks GBM to keep 20 of 18 patches"),
+        ([10, 0.6], "merge_to asks CLAP to leave 10 of 30 patches: it can leave 12 to 30"),
+        ([31, 0.6], "merge_to asks CLAP to leave 31 of 30 patches"),
+        ([0.6, 5], "merge_to asks GBM to leave 5 of 18 patches: it can leave 9 to 18"),
+        ([0.6, 20], "merge_to asks GBM to leave 20 of 18 patches"),
     ],
 )
 @torch.no_grad()
-def test_a_number_that_the_image_does_not_allow_is_named(tokens, message):
-    model = apply_algm(build("ViT"), clap_layer=1, gbm_layers=[3], merge_to=tokens)
+def test_a_number_that_the_image_does_not_allow_is_named(merge_to, message):
+    model = apply_algm(build("ViT"), clap_layer=1, gbm_layers=[3], merge_to=merge_to)
     with pytest.raises(ValueError, match=message):
         model(photo())
     model.algm.merge_to = 0.6
@@ -321,15 +321,15 @@ def test_the_setting_changes_from_one_forward_pass_to_the_next():
     assert torch.equal(model(image), by_threshold)
 
 
-@pytest.mark.parametrize("tokens", [0.6, [0.7, 400], (27, 0.5), None])
-def test_saved_and_loaded(tokens, tmp_path):
-    settings = Settings(clap_layer=1, gbm_layers=[3], merge_to=tokens)
+@pytest.mark.parametrize("merge_to", [0.6, [0.7, 400], (27, 0.5), None])
+def test_saved_and_loaded(merge_to, tmp_path):
+    settings = Settings(clap_layer=1, gbm_layers=[3], merge_to=merge_to)
     settings.save(tmp_path / "settings.json")
     save_file(build("ViT", depth=3).state_dict(), tmp_path / "weights.safetensors", metadata=settings.metadata())
     for path in ("settings.json", "weights.safetensors"):
         loaded = Settings.load(tmp_path / path)
         assert loaded == settings
-        assert loaded.tokens == (tuple(tokens) if isinstance(tokens, list) else tokens)
+        assert loaded.merge_to == (tuple(merge_to) if isinstance(merge_to, list) else merge_to)
         model = apply_algm(build("ViT"), **loaded)
         assert model.algm.settings == settings
 

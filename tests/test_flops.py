@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from algm_patch import Adapter, adapters, apply_algm, register, remove_algm, tune
+from algm_patch import Adapter, apply_algm, register, remove_algm, tune
+from algm_patch.adapters import registry
 from algm_patch.adapters.cost import BlockCost, block_cost
 from algm_patch.patching.find_vit import find_vit
 from algm_patch.report.cost import embedding_cost
@@ -228,9 +229,9 @@ def test_the_cost_of_an_ordinary_block_is_read_off_its_parts(name):
 def test_low_rank_adapters_add_their_weights():
     peft = pytest.importorskip("peft")
     model = build("ViT")
-    before = adapters.timm.Block.cost(model.blocks[0])
+    before = registry.adapter_of(model.blocks[0]).cost(model.blocks[0])
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1"]))
-    after = adapters.timm.Block.cost(wrapped.base_model.model.blocks[0])
+    after = registry.adapter_of(wrapped.base_model.model.blocks[0]).cost(wrapped.base_model.model.blocks[0])
     assert after.pairs == before.pairs
     assert after.attention == before.attention + 2 * (64 + 192) + 2 * (64 + 64)
     assert after.mlp == before.mlp + 2 * (64 + 256)
@@ -272,7 +273,7 @@ class OwnHalves(Adapter):
 
 @pytest.fixture
 def of_own_blocks(monkeypatch):
-    monkeypatch.setattr(adapters, "ADAPTERS", dict(adapters.ADAPTERS))
+    monkeypatch.setattr(registry, "ADAPTERS", dict(registry.ADAPTERS))
     register(f"{Own.__module__}.Own.forward")(OwnHalves)
 
     def of(modules):

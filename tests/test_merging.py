@@ -202,7 +202,7 @@ def test_similarities_are_held_in_chunks_and_the_rest_is_linear_in_the_tokens(ba
 def test_chunks_do_not_change_the_matches(monkeypatch):
     x = torch.randn(2, 300, 8)
     whole = gbm(x, TokenMap.identity(2, 300), layer=3)
-    monkeypatch.setattr("algm_patch.matching.CHUNK_BYTES", 2 * 150 * 4 * 7)
+    monkeypatch.setattr("algm_patch.core.matching.CHUNK_BYTES", 2 * 150 * 4 * 7)
     chunked = gbm(x, TokenMap.identity(2, 300), layer=3)
     assert torch.equal(whole[1].labels, chunked[1].labels)
 

@@ -162,7 +162,7 @@ def tuned(model, folder):
     settings = tune(model, IMAGES, keep=1e-6, budget="60s", predict=as_pixels)
     assert model.algm.settings == settings
     assert settings.merge_to is None
-    assert not settings.calibrated
+    assert settings.calibrated is None
     assert len(settings.record.trials) == 2
     assert str(settings.record).count("*") == 1
     for name in ("window", "proportional_attention", "reduce", "place", "batch"):
@@ -290,7 +290,7 @@ def two_trials(bench):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(sys.modules[tune.__module__], "search", two_trials)
-    monkeypatch.setattr("algm_patch.films.WIDTH", 96)
+    monkeypatch.setattr("algm_patch.viz.film.WIDTH", 96)
 
 
 def pair(name, verb):
@@ -354,9 +354,9 @@ def test_one_verb_after_the_other(first, second, tmp_path):
 
 def test_what_needs_a_patched_model_says_so_when_it_no_longer_is(tmp_path):
     model, film = remove_algm(patched("tau 0.5")), tmp_path / "film.gif"
-    for verb in (calibrate, panels, visualize, contact_sheet, lambda images, model: animate(model, images, film)):
+    for verb in (calibrate, panels, visualize, contact_sheet, lambda model, images: animate(model, images, film)):
         with pytest.raises(ValueError, match="VisionTransformer is not patched"):
-            verb(*((model, IMAGES) if verb is calibrate else (IMAGES[:1], model)))
+            verb(model, IMAGES if verb is calibrate else IMAGES[:1])
     assert not list(tmp_path.iterdir())
 
 

@@ -96,8 +96,8 @@ def test_a_checkpoint_carries_settings(model, tmp_path):
         ("s.json", '{"algm_patch": {"tau": -3}}', "s.json: tau is a cosine"),
         ("s.json", '{"algm_patch": {"clap_layer": "one"}}', "s.json: clap_layer counts blocks"),
         ("s.json", '{"algm_patch": {"record": 3}}', "s.json is damaged: where a Record should be there is 3"),
-        ("s.json", '{"algm_patch": {"calibrated": 3}}', "where a list of Calibrated should be there is 3"),
-        ("s.json", '{"algm_patch": {"calibrated": [3]}}', "where a Calibrated should be there is 3"),
+        ("s.json", '{"algm_patch": {"calibrated": 3}}', "where a Calibrated should be there is 3"),
+        ("s.json", '{"algm_patch": {"calibrated": [3]}}', "s.json is damaged: where a Calibrated should be there is 3"),
         (
             "s.json",
             json.dumps({"algm_patch": {"calibrated": [{**CALIBRATED, "value": "x"}]}}),
@@ -145,7 +145,7 @@ def test_the_same_model_does_not_warn(model):
 
 
 def test_changed_settings_were_not_measured(model):
-    apply_algm(model, **settings_on(model))
+    apply_algm(model, settings=settings_on(model, others=OTHERS))
     model.algm.proportional_attention = False
     assert model.algm.settings.record is None
 
@@ -188,7 +188,7 @@ def test_settings_that_another_trial_chose_are_not_those_that_were_measured(mode
 def test_a_trial_without_gbm_is_printed_and_drawn(model, gbm_tau):
     cheapest = Trial(1, 0.8, (), gbm_tau, "token", kept=0.5, cost=10.0)
     settings = settings_on(model, trials=(*TRIALS, cheapest))
-    assert "CLAP 1, tau 0.8000; no GBM" in str(settings)
+    assert "CLAP 1, tau 0.8000; no GBM" in str(settings.record)
     assert "no CLAP; no GBM" in str(TRIALS[1])
     assert "GBM 3, tau adaptive" in str(replace(cheapest, gbm_layers=(3,), gbm_tau="adaptive"))
     pareto(settings)
@@ -234,7 +234,7 @@ def test_one_threshold_for_each_layer(model):
 
 
 def test_the_table(model):
-    lines = str(settings_on(model)).splitlines()
+    lines = str(settings_on(model).record).splitlines()
     assert lines[0] == (
         "VisionTransformer, 5 blocks, 8 images, keep 0.95: of 2 settings, those of which none keeps more at less cost"
     )

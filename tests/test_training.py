@@ -297,7 +297,7 @@ def test_gradients_of_micro_batches_add_up(settings, recompute):
     for part in images.split(2):
         loss(model, part).backward()
     assert_same({name: model.get_parameter(name).grad for name in expected}, expected, atol=1e-3, rtol=1e-5)
-    if settings.get("batch") or settings.get("tokens"):
+    if settings.get("batch") or settings.get("merge_to"):
         assert_same(gradients(model, loss(model, images)), expected, atol=1e-3, rtol=1e-4)
 
 

@@ -106,11 +106,11 @@ def test_other_settings_stay(model):
     assert model.algm.settings == settings
 
 
-@pytest.mark.parametrize("tokens", [0.6, [0.7, 0.8]])
-def test_fixed_counts_and_what_was_calibrated_give_way(model, tokens):
+@pytest.mark.parametrize("merge_to", [0.6, [0.7, 0.8]])
+def test_fixed_counts_and_what_was_calibrated_give_way(model, merge_to):
     apply_algm(model, gbm_layers=[3], window=(2, 1))
     calibrate(model, IMAGES)
-    model.algm.merge_to = tokens
+    model.algm.merge_to = merge_to
     before = model.algm.settings
     with pytest.raises(RuntimeError, match="is over"):
         tune(model, IMAGES, metric=over, **QUICK)
@@ -119,7 +119,7 @@ def test_fixed_counts_and_what_was_calibrated_give_way(model, tokens):
         calibrate(model, IMAGES)
     assert model.algm.settings == before
     settings = tune(model, IMAGES, keep=0.5, budget="3s")
-    assert (settings.tokens, settings.calibrated, settings.window) == (None, (), (2, 1))
+    assert (settings.merge_to, settings.calibrated, settings.window) == (None, None, (2, 1))
     assert dict(settings.record.others)["window"] == (2, 1)
 
 
@@ -186,7 +186,7 @@ def test_tokens_are_compared_where_there_is_no_head():
 
 def test_a_block_without_keys_to_compare():
     settings = tune(build("ParallelThingsBlock"), IMAGES, keep=0.9, budget="5s")
-    assert {trial.metric for trial in settings.record.trials} == {"token"}
+    assert {trial.compare for trial in settings.record.trials} == {"token"}
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_a_prediction_that_cannot_be_shown(model, predict, message):
     settings, hooks = model.algm.settings, len(model.patch_embed.proj._forward_pre_hooks)
     for verb in (panels, visualize):
         with pytest.raises(ValueError, match=message):
-            verb(photo(batch=1), model, predict)
+            verb(model, photo(batch=1), predict)
     assert model.algm.settings == settings
     assert len(model.patch_embed.proj._forward_pre_hooks) == hooks
 
@@ -264,12 +264,12 @@ class Bypassed(nn.Module):
         return images
 
 
-@pytest.mark.parametrize("verb", [panels, visualize, lambda image, model: contact_sheet(model, [image]), "animate"])
+@pytest.mark.parametrize("verb", [panels, visualize, lambda model, image: contact_sheet(model, [image]), "animate"])
 def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
-    verb = (lambda image, model: animate(model, [image], tmp_path / "film.gif")) if verb == "animate" else verb
+    verb = (lambda model, image: animate(model, [image], tmp_path / "film.gif")) if verb == "animate" else verb
     panels(model, photo(batch=1))
     with pytest.raises(ValueError, match="the forward of Bypassed did not run the ViT"):
-        verb(photo(batch=1)[0], Bypassed(model))
+        verb(Bypassed(model), photo(batch=1)[0])
     assert not any(tmp_path.iterdir())
 
 
@@ -525,7 +525,7 @@ def test_errors(model, image, error, message):
 
 def test_an_unpatched_model():
     with pytest.raises(ValueError, match="not patched"):
-        visualize(photo(batch=1), build("ViT"))
+        visualize(build("ViT"), photo(batch=1))
 
 
 def test_a_picture_is_brought_to_the_models_own_size():
