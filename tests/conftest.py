@@ -12,16 +12,15 @@ need a library that only the extra ``test`` brings is skipped as a whole, by tha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import tiers
 import torch
 from hypothesis import settings
-from safetensors import safe_open
-from torch import Tensor
+
+from tests.support import tiers
+from tests.support.golden import shared
 
 # Shapes are random, machines are slow: bound the number of examples, not their time.
 settings.register_profile("algm", deadline=None, max_examples=60)
@@ -54,26 +53,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-DATA = Path(__file__).parent / "data"
-
-
-def shared() -> Path | None:
-    """The folder of golden tensors and labelled images, if ALGM_SHARED names it."""
-    place = os.environ.get("ALGM_SHARED")
-    return Path(place) if place else None
-
-
-def golden_files(pattern: str) -> list[Path]:
-    """All golden files of ALGM_SHARED, or the few that the tests carry."""
-    place = shared()
-    return sorted((place / "golden" if place else DATA).glob(pattern))
-
-
-def read_golden(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,8 @@
 
 import copy
 
-import cases_eva01
-import cases_hub
-import cases_huggingface
-import cases_mmseg
-import cases_segmenter
-import cases_timm
-import models
 import pytest
 import torch
-from models import build, photo, read_every_block
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +13,8 @@ from algm_patch.core.matching import best_matches, window_similarity
 from algm_patch.functional import clap, gbm
 from algm_patch.patching.find_vit import find_vit
 from algm_patch.settings.settings import Settings
+from tests.support import cases_eva01, cases_hub, cases_huggingface, cases_mmseg, cases_segmenter, cases_timm, models
+from tests.support.models import build, photo, read_every_block
 
 CASES = {
     **cases_timm.CASES,
@@ -106,7 +100,7 @@ def test_merging_nothing_is_the_original_and_remove_leaves_no_trace(case, option
 
 
 def test_a_permutation_of_the_tokens_changes_nothing(case, options, monkeypatch):
-    from test_contract import permute
+    from tests.support.contract import permute
 
     model, image = case.build(), case.image()
     expected = run(case, model, image)
@@ -449,7 +443,7 @@ def test_two_passes_in_turns_each_compare_their_own(options):
 
 
 def test_threads_do_not_see_each_others_keys():
-    from test_training import run_in_threads
+    from tests.support.threads import run_in_threads
 
     model = apply_algm(build("ViT", dynamic_img_size=True), **SETTINGS, compare="key", place="after_mlp")
     images = [photo(batch=1), photo(batch=2, grid=(8, 3), seed=1)]

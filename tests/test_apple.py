@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchgen
-from models import build, photo
-from test_batches import unlike
-from test_contract import CASES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +18,9 @@ from torchgen.model import DispatchKey, NativeFunctionsGroup
 
 from algm_patch import apply_algm, calibrate, remove_algm, tune
 from algm_patch.core.thresholds import Share, reached_by
+from tests.support.batches import unlike
+from tests.support.cases import CASES
+from tests.support.models import build, photo
 
 BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [2], "tau": "auto"}
 BY_COUNT = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}

@@ -2,25 +2,13 @@
 
 import copy
 import pickle
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import cases_hub
-import cases_segmenter
-import models_huggingface
 import pytest
 import torch
-from conftest import golden_files, read_golden
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, photo, read_every_block
-from test_contract import CASES
-from test_training import assert_same, checkpointed, gradients, run_in_threads
 from timm.layers import DropPath, set_reentrant_ckpt
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import nn
 
 from algm_patch import apply_algm
 from algm_patch.core.matching import num_proposals
@@ -29,36 +17,23 @@ from algm_patch.core.plan import one_by_one, proposals
 from algm_patch.core.thresholds import Share
 from algm_patch.functional import TokenMap, clap, gbm
 from algm_patch.patching.find_vit import find_vit
+from tests.support import cases_hub, cases_segmenter, models_huggingface
+from tests.support.batches import (
+    ATTENTION_KINDS,
+    CLOSE,
+    MAIN_ATTENTION_KINDS,
+    assert_as_alone,
+    batches,
+    patched,
+    prepare,
+    unlike,
+)
+from tests.support.cases import CASES
+from tests.support.golden import golden_files, read_golden
+from tests.support.models import build, photo, read_every_block
+from tests.support.threads import run_in_threads
+from tests.support.training import assert_same, checkpointed, gradients, without_chance
 
-# Of every way that images go through attention: packed or one after the other, with masks, biases, rotary angles.
-FEW = (
-    "timm ViT",
-    "timm ParallelThingsBlock",
-    "timm differential attention",
-    "timm EVA-02",
-    "timm RoPE, mixed",
-    "timm BEiT, shared bias",
-    "timm relative positions, class token",
-    "timm NaFlex, RoPE",
-    "transformers DINOv3",
-    "transformers BEiT, bias per layer",
-    "transformers ViT, eager",
-    "Segmenter mask transformer",
-    "mmseg ViT",
-    "EVA-01 BEiTBaseline, both biases",
-    "hub DINOv2, 4 registers",
-    "open_clip",
-)
-FEWER = (
-    "timm ViT",
-    "timm RoPE, mixed",
-    "timm BEiT, shared bias",
-    "timm NaFlex, RoPE",
-    "transformers DINOv3",
-    "transformers BEiT, bias per layer",
-    "hub DINOv2, 4 registers",
-    "open_clip",
-)
 WITH_MASKS = (
     "timm ViT",
     "timm ParallelThingsBlock",
@@ -82,73 +57,13 @@ WITH_KEYS = (
 )
 
 
-def unlike(like: Tensor) -> Tensor:
-    """[4, 3, H, W] of the size of these images: smooth, noise, almost nothing, and half of each of the first two."""
-    size, generator = like.shape[2:], torch.Generator().manual_seed(1)
-    noise = torch.randn(3, 3, *size, generator=generator)
-    smooth = interpolate(torch.randn(2, 3, 2, 2, generator=generator), size, mode="bilinear")
-    mixed = smooth[1].clone()
-    mixed[:, : size[0] // 2] = noise[1, :, : size[0] // 2]
-    return torch.stack([smooth[0], noise[0], 0.05 * noise[2], mixed])
-
-
-def tau_between(similarity: Tensor) -> float:
-    """In the widest gap of the middle half of all similarities, where rounding decides nothing."""
-    values = similarity.flatten().sort().values
-    values = values[len(values) // 4 : len(values) - len(values) // 4]
-    gap = values.diff().argmax()
-    return values[gap : gap + 2].mean().item()
-
-
-def patched(model, call, images, **settings):
-    """The model with CLAP's threshold between the windows of these images, unless the settings say what it is."""
-    apply_algm(model, **{"clap_layer": 1, "gbm_layers": [3], **settings})
-    if model.algm.clap_layer is not None and "tau" not in settings:
-        call(images)
-        model.algm.tau = tau_between(model.algm.window_similarity)
-    return model
-
-
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-def assert_as_alone(algm, call, images, tolerance=CLOSE):
-    """Each image's output and map in the batch are those of the image alone. Returns their numbers of tokens."""
-    together, token_map = call(images), algm.token_map
-    counts = []
-    for i in range(len(images)):
-        torch.testing.assert_close(together[i : i + 1], call(images[i : i + 1]), **tolerance)
-        own, count = algm.token_map, algm.token_map.sizes.shape[1]
-        assert torch.equal(token_map.labels[i], own.labels[0])
-        assert torch.equal(token_map.sizes[i, :count], own.sizes[0])
-        assert not token_map.sizes[i, count:].any()
-        counts.append(count)
-    assert token_map.sizes.shape == (len(images), max(counts))
-    assert (token_map.sizes.sum(1) == token_map.labels.shape[1]).all()
-    return counts
-
-
-@dataclass(frozen=True)
-class Prepared:
-    model: Any
-    images: Tensor
-    call: Callable[..., Tensor]
-    """Final tokens of images."""
-
-
-def prepare(name):
-    case = CASES[name]
-    model = case.build()
-    return Prepared(model, unlike(case.image()), lambda images, **inputs: case.tokens(model, images, **inputs))
-
-
 @pytest.fixture(params=CASES)
 def every(request):
     with torch.no_grad():
         yield prepare(request.param)
 
 
-@pytest.fixture(params=FEW)
+@pytest.fixture(params=ATTENTION_KINDS)
 def few(request):
     with torch.no_grad():
         yield prepare(request.param)
@@ -158,7 +73,7 @@ def few(request):
 
 
 def test_every_image_as_if_it_were_alone(every):
-    model, images, call = every.model, every.images, every.call
+    model, images, call = every.model, every.images, every.final_tokens
     patched(model, call, images)
     assert len(set(assert_as_alone(model.algm, call, images))) > 2
     expected, order = call(images), torch.tensor([3, 0, 2, 1])
@@ -179,12 +94,12 @@ def test_every_image_as_if_it_were_alone(every):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", FEWER)
+@pytest.mark.parametrize("name", MAIN_ATTENTION_KINDS)
 @torch.no_grad()
 def test_whatever_the_settings(name, settings):
     few = prepare(name)
-    patched(few.model, few.call, few.images, **settings)
-    assert len(set(assert_as_alone(few.model.algm, few.call, few.images))) > 1
+    patched(few.model, few.final_tokens, few.images, **settings)
+    assert len(set(assert_as_alone(few.model.algm, few.final_tokens, few.images))) > 1
 
 
 @pytest.mark.parametrize("metric", ["key", "query", "value"])
@@ -192,19 +107,19 @@ def test_whatever_the_settings(name, settings):
 @torch.no_grad()
 def test_whatever_is_compared(name, metric):
     few = prepare(name)
-    patched(few.model, few.call, few.images, compare=metric)
-    assert len(set(assert_as_alone(few.model.algm, few.call, few.images))) > 1
+    patched(few.model, few.final_tokens, few.images, compare=metric)
+    assert len(set(assert_as_alone(few.model.algm, few.final_tokens, few.images))) > 1
 
 
 @pytest.mark.parametrize("name", WITH_MASKS)
 @torch.no_grad()
 def test_with_a_mask_for_all_images(name):
     few = prepare(name)
-    inputs = CASES[name].position_inputs(few.call(few.images[:1]).shape[1])
-    patched(few.model, few.call, few.images)
-    plain = few.call(few.images)
-    assert len(set(assert_as_alone(few.model.algm, lambda images: few.call(images, **inputs), few.images))) > 1
-    assert not torch.allclose(few.call(few.images, **inputs), plain, atol=1e-3)
+    inputs = CASES[name].position_inputs(few.final_tokens(few.images[:1]).shape[1])
+    patched(few.model, few.final_tokens, few.images)
+    plain = few.final_tokens(few.images)
+    assert len(set(assert_as_alone(few.model.algm, lambda images: few.final_tokens(images, **inputs), few.images))) > 1
+    assert not torch.allclose(few.final_tokens(few.images, **inputs), plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["float", "bool"])
@@ -224,14 +139,14 @@ def test_with_a_mask_for_each_image(name, kind):
 
     def call(images):
         mask = torch.stack([given[image.data_ptr()] for image in images])
-        return few.call(images, **{argument: mask.flatten(0, 1) if "clip" in name else mask})
+        return few.final_tokens(images, **{argument: mask.flatten(0, 1) if "clip" in name else mask})
 
-    patched(few.model, few.call, few.images)
+    patched(few.model, few.final_tokens, few.images)
     assert len(set(assert_as_alone(few.model.algm, call, few.images))) > 1
 
 
 def test_images_that_are_alike_stay_an_ordinary_batch(few):
-    model, call, seen = few.model, few.call, []
+    model, call, seen = few.model, few.final_tokens, []
     patched(model, call, few.images)
     alone = call(few.images[3:4])
     copies = few.images[3:4].expand(4, -1, -1, -1)
@@ -269,7 +184,7 @@ NORMS_AND_MLPS = {
 def test_norms_projections_and_mlps_run_on_the_sum_of_the_tokens(name, proportional):
     """Once for all images. The merges are in blocks 1 and 3, between attention and MLP."""
     few, (behind, before) = prepare(name), NORMS_AND_MLPS[name]
-    model, images, call = few.model, few.images, few.call
+    model, images, call = few.model, few.images, few.final_tokens
     length = call(images[:1]).shape[1]
     patched(model, call, images, gbm_layers=[], proportional_attention=proportional)
     call(images)
@@ -320,7 +235,7 @@ def test_intermediates(every_block):
 @torch.no_grad()
 def test_hidden_states(family):
     few = prepare(f"transformers {family}")
-    patched(few.model, few.call, few.images)
+    patched(few.model, few.final_tokens, few.images)
 
     def states(images):
         inputs = models_huggingface.inputs(family, images)
@@ -555,29 +470,20 @@ def test_threads():
 # -- training
 
 
-def without_chance(model):
-    """In training mode, but for what is random in it."""
-    model.train()
-    for module in model.modules():
-        if re.search("drop|rope", type(module).__name__, re.IGNORECASE):
-            module.eval()
-    return model
-
-
 @pytest.mark.parametrize("mode", [without_chance, nn.Module.eval], ids=["train", "eval"])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ATTENTION_KINDS)
 def test_gradients_are_the_sum_of_those_of_each_image(name, mode):
     few = prepare(name)
     model, images = few.model.double(), few.images[[0, 1, 3]].double().requires_grad_()
     mode(model)
     with torch.no_grad():
-        patched(model, few.call, images, batch="image")
-    weights = torch.randn_like(few.call(images))
+        patched(model, few.final_tokens, images, batch="image")
+    weights = torch.randn_like(few.final_tokens(images))
     assert len(set((model.algm.token_map.sizes > 0).sum(1).tolist())) > 1
 
     def gradient(part):
         """Of every parameter and every image."""
-        found = gradients(model, (few.call(images[part]) * weights[part]).sum())
+        found = gradients(model, (few.final_tokens(images[part]) * weights[part]).sum())
         found["images"], images.grad = images.grad, None
         return found
 
@@ -686,11 +592,11 @@ def deterministic():
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ATTENTION_KINDS)
 def test_with_deterministic_algorithms(name):
     few = prepare(name)
-    patched(without_chance(few.model), few.call, few.images, batch="image")
-    found = [gradients(few.model, few.call(few.images).square().mean()) for _ in range(2)]
+    patched(without_chance(few.model), few.final_tokens, few.images, batch="image")
+    found = [gradients(few.model, few.final_tokens(few.images).square().mean()) for _ in range(2)]
     assert few.model.algm.token_map.packing is not None
     assert_same(*found, atol=0, rtol=0)
 
@@ -723,7 +629,7 @@ def test_layouts_and_dtypes(layout, dtype):
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ATTENTION_KINDS)
 @torch.no_grad()
 def test_half_precision(name, how):
     """What half precision does to the batch, it does to the image alone. CLAP alone, whose threshold is in a gap."""
@@ -731,8 +637,8 @@ def test_half_precision(name, how):
     dtype = torch.bfloat16 if how == "bfloat16" else torch.float32
     model, images = few.model.to(dtype), few.images.to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        patched(model, few.call, images, gbm_layers=[])
-        counts = assert_as_alone(model.algm, few.call, images, {"atol": 0.1, "rtol": 0.1})
+        patched(model, few.final_tokens, images, gbm_layers=[])
+        counts = assert_as_alone(model.algm, few.final_tokens, images, {"atol": 0.1, "rtol": 0.1})
     assert len(set(counts)) > 1
 
 
@@ -757,30 +663,6 @@ def test_the_recorded_batch_merges_what_each_image_allows(path):
     assert merged.shape[1] == 251
     assert sorted(counts)[-1] == 251
     assert sorted(counts)[-2] < 251
-
-
-KINDS = ["random", "smooth", "constant", "zero", "nan", "inf", "huge"]
-
-
-@st.composite
-def batches(draw):
-    """[B, P+H*W, D] float64, so that no two cosines are equal but by construction, (H, W), and P."""
-    prefix, width = draw(st.integers(0, 4)), draw(st.integers(2, 6))
-    grid = draw(st.integers(1, 8)), draw(st.integers(1, 8))
-    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=4))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    x = torch.randn(len(kinds), prefix + grid[0] * grid[1], width, generator=generator, dtype=torch.float64)
-    for image, kind in zip(x, kinds, strict=True):
-        patches = image[prefix:]
-        if kind == "smooth":
-            patches.copy_(patches.cumsum(0))
-        elif kind in ("constant", "zero"):
-            patches.copy_(torch.eye(width)[0] * (kind == "constant"))
-        elif kind in ("nan", "inf"):
-            image[draw(st.integers(0, len(image) - 1)), 0] = float(kind)
-        elif kind == "huge":
-            image *= 1e200
-    return x, grid, prefix
 
 
 def assert_images(merged, token_map, alone):

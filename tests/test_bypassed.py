@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
-from models import build, photo
 from torch import nn
 
 from algm_patch import apply_algm, calibrate, remove_algm, tune
 from algm_patch.functional import TokenMap, clap, gbm
+from tests.support.models import build, photo
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 NOTHING_MERGED = "so nothing merged"

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from models import build, photo
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from algm_patch import apply_algm, calibrate
 from algm_patch.core.matching import window_similarity
 from algm_patch.core.thresholds import auto_tau, paper_tau
+from tests.support.models import build, photo
 
 IMAGES = photo(batch=5, seed=7)
 

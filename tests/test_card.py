@@ -4,10 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import torch
-from models import build, photo
 
 from algm_patch import apply_algm
 from algm_patch.report.html import card
+from tests.support.models import build, photo
 
 
 class Checked(HTMLParser):

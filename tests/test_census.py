@@ -9,10 +9,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import cases_huggingface
-import cases_timm
 import pytest
 import timm
+
+from tests.support import cases_huggingface, cases_timm
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -5,13 +5,13 @@ import copy
 import pytest
 import timm
 import torch
-from models import build, photo
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.core.packing import Packing
 from algm_patch.patching import packed_attention as packed
+from tests.support.models import build, photo
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.9}
 WHOLE = {"fullgraph": True, "dynamic": True}

@@ -1,29 +1,14 @@
 """The adapter contract, point by point."""
 
-import cases_eva01
-import cases_hub
-import cases_huggingface
-import cases_mmseg
-import cases_segmenter
-import cases_timm
 import pytest
 import torch
-from contract import PRECISIONS
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.core.layer_tokens import LayerTokens
-from algm_patch.core.plan import Plan
-from algm_patch.functional import TokenMap
 from algm_patch.patching.find_vit import find_vit
+from tests.support.cases import CASES
+from tests.support.contract import PRECISIONS, permute, tokens_of, trace
 
-CASES = {
-    **cases_timm.CASES,
-    **cases_huggingface.CASES,
-    **cases_segmenter.CASES,
-    **cases_mmseg.CASES,
-    **cases_eva01.CASES,
-    **cases_hub.CASES,
-}
 UNMERGED = LayerTokens(None, None, 0)
 NOTHING = {"tau": 2.0, "gbm_layers": []}
 
@@ -60,24 +45,6 @@ def test_1_the_halves_are_the_block(prepared):
         assert not torch.equal(tokens_of(found), x)
 
 
-def tokens_of(output):
-    return output[0] if isinstance(output, tuple) else output
-
-
-class Permutation(Plan):
-    """A plan that moves the patches and merges none."""
-
-    merges = True
-
-
-def permute(x, grid, tau, window, num_prefix_tokens, how_many):
-    """A plan, in place of CLAP's, that shuffles the patches."""
-    patches = torch.randperm(x.shape[1] - num_prefix_tokens) + num_prefix_tokens
-    order = torch.cat([torch.arange(num_prefix_tokens), patches])
-    ones = torch.ones(x.shape[:2])
-    return Permutation(TokenMap(order.expand(x.shape[:2]), ones), ones, torch.zeros(()), torch.zeros(0))
-
-
 @pytest.mark.parametrize("proportional", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_2_a_permutation_of_the_tokens_changes_nothing(case, precision, proportional, monkeypatch):
@@ -111,14 +78,6 @@ def test_3_taps_do_not_change_the_output(prepared):
         block.register_forward_hook(lambda _, inputs, output: shapes.append(tokens_of(output).shape))
     assert torch.equal(case.tokens(model, image), last)
     assert set(shapes) == {last.shape}
-
-
-def trace(model):
-    """Everything that a patch could leave behind."""
-    return [
-        (name, type(module), list(module.__dict__), [list(module._forward_hooks), list(module._forward_pre_hooks)])
-        for name, module in model.named_modules()
-    ]
 
 
 def test_4_remove_leaves_no_trace(prepared):

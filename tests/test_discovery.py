@@ -2,13 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError
 
-import models
 import pytest
 import timm
 from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
 
 from algm_patch import apply_algm
+from tests.support import models
 
 
 def vit(**options):

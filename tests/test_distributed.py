@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 import torch
-from models import build, photo
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -14,6 +13,7 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from algm_patch import apply_algm
+from tests.support.models import build, photo
 
 THRESHOLDS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 FIXED = {"clap_layer": 2, "gbm_layers": [3], "merge_to": 0.6}

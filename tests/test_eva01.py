@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from models import photo
-from models_eva01 import MODELS, backbones, build, grid_of, outputs_one_by_one
 from torch import nn
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters.eva01 import attend
 from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.functional import TokenMap
+from tests.support.models import photo
+from tests.support.models_eva01 import MODELS, backbones, build, grid_of, outputs_one_by_one
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 BASELINES = [model for model in MODELS if model.startswith("BEiTBaseline")]

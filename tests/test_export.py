@@ -7,18 +7,17 @@ import pickle
 from functools import cache
 from types import SimpleNamespace
 
-import cases_segmenter
-import models
-import models_huggingface
 import pytest
 import torch
-from models import photo
-from test_batches import CLOSE, unlike
-from test_contract import CASES, trace
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from algm_patch import apply_algm
+from tests.support import cases_segmenter, models, models_huggingface
+from tests.support.batches import CLOSE, unlike
+from tests.support.cases import CASES
+from tests.support.contract import trace
+from tests.support.models import photo
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

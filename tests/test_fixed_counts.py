@@ -2,22 +2,31 @@
 
 from functools import cache
 
-import cases_segmenter
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, photo
 from safetensors.torch import save_file
-from test_batches import CLOSE, FEW, FEWER, assert_as_alone, batches, prepare, unlike, without_chance
-from test_contract import CASES
-from test_training import Synchronisations, assert_same, checkpointed, gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from algm_patch import Settings, apply_algm
 from algm_patch.core.matching import most_similar, num_proposals
 from algm_patch.core.plan import plan_clap, plan_gbm
+from tests.support import cases_segmenter
+from tests.support.batches import (
+    ATTENTION_KINDS,
+    CLOSE,
+    MAIN_ATTENTION_KINDS,
+    assert_as_alone,
+    batches,
+    prepare,
+    unlike,
+)
+from tests.support.cases import CASES
+from tests.support.counting import Synchronisations
+from tests.support.models import build, photo
+from tests.support.training import assert_same, checkpointed, gradients, without_chance
 
 # How often the adapter reads the grid, where the model is told it as a tensor.
 READS_OF_THE_GRID = {"transformers SigLIP 2": 1, "transformers ViT-MAE": 2}
@@ -30,7 +39,7 @@ def every(request):
         yield prepare(request.param)
 
 
-@pytest.fixture(params=FEW)
+@pytest.fixture(params=ATTENTION_KINDS)
 def few(request):
     with torch.no_grad():
         yield prepare(request.param)
@@ -54,7 +63,7 @@ def nearest(patches, share, windows, fewer=3):
 
 
 def test_every_merge_keeps_its_share_of_any_images_without_waiting_for_the_device(every, request):
-    model, images, call = every.model, every.images, every.call
+    model, images, call = every.model, every.images, every.final_tokens
     images = torch.cat([images, torch.zeros_like(images[:1])])
     with Synchronisations() as plain:
         whole = call(images)
@@ -337,12 +346,12 @@ def test_saved_and_loaded(merge_to, tmp_path):
 # -- static, deterministic, in half precision
 
 
-@pytest.mark.parametrize("name", FEWER)
+@pytest.mark.parametrize("name", MAIN_ATTENTION_KINDS)
 @torch.no_grad()
 def test_shapes_depend_on_no_value(name):
     """Tensors without values go through: what CUDA graphs and export need."""
     few = prepare(name)
-    model, images, call = few.model, few.images, few.call
+    model, images, call = few.model, few.images, few.final_tokens
     apply_algm(model, **HALF)
     expected = call(images)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -363,7 +372,7 @@ def deterministic():
 def test_with_deterministic_algorithms(name):
     few = prepare(name)
     apply_algm(without_chance(few.model), **HALF)
-    found = [gradients(few.model, few.call(few.images).square().mean()) for _ in range(2)]
+    found = [gradients(few.model, few.final_tokens(few.images).square().mean()) for _ in range(2)]
     assert_same(*found, atol=0, rtol=0)
 
 
@@ -371,7 +380,7 @@ def test_with_deterministic_algorithms(name):
 def test_half_precision(few, dtype):
     model, images = few.model.to(dtype), few.images.to(dtype)
     apply_algm(model, **HALF)
-    output = few.call(images)
+    output = few.final_tokens(images)
     assert output.dtype == dtype
     assert output.isfinite().all()
     height, width = model.algm._past().grid

@@ -6,8 +6,6 @@ import pickle
 import pytest
 import timm
 import torch
-from models import build, photo, read_every_block
-from test_contract import CASES
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +16,8 @@ from algm_patch.adapters.cost import BlockCost, block_cost
 from algm_patch.patching.find_vit import find_vit
 from algm_patch.report.cost import embedding_cost
 from algm_patch.viz import panels
+from tests.support.cases import CASES
+from tests.support.models import build, photo, read_every_block
 
 SETTINGS = {
     "one layer": {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5},

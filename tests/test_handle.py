@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from models import build, photo
 from torch import nn
 
 from algm_patch import apply_algm, calibrate, remove_algm
 from algm_patch.functional import TokenMap, clap, gbm
+from tests.support.models import build, photo
 
 
 def test_before_and_after_a_forward_pass():

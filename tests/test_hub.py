@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-from cases_hub import DINOS, clip, dino
-from models import photo
-from test_contract import permute
-from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm, remove_algm
@@ -14,6 +10,10 @@ from algm_patch.adapters.hub import CustomResidualAttentionBlock, DinoBlock, Res
 from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.functional import TokenMap
 from algm_patch.patching.find_vit import find_vit
+from tests.support.cases_hub import DINOS, clip, dino
+from tests.support.contract import permute
+from tests.support.models import photo
+from tests.support.training import assert_same, gradients
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 GROUPS = [[0, 1, 1, 2, 3, 3, 3], [0, 1, 2, 2, 2, 2, 3], [0, 1, 2, 3, 3, 1, 0], [0, 1, 2, 3, 0, 0, 0]]

@@ -10,9 +10,6 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-import models_huggingface as huggingface  # noqa: E402
-from models_huggingface import FAMILIES, SQUARE, build, enliven, inputs, photo  # noqa: E402
-from test_contract import permute  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoBackbone, AutoModel  # noqa: E402
 
@@ -22,6 +19,9 @@ from algm_patch.adapters.huggingface_beit import relative_bias  # noqa: E402
 from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, first, implementation, part, returns_tuple  # noqa: E402
 from algm_patch.functional import TokenMap  # noqa: E402
 from algm_patch.patching.find_vit import find_vit  # noqa: E402
+from tests.support import models_huggingface as huggingface  # noqa: E402
+from tests.support.contract import permute  # noqa: E402
+from tests.support.models_huggingface import FAMILIES, SQUARE, build, enliven, inputs, photo  # noqa: E402
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 STAGES = ["stage1", "stage2", "stage3", "stage5"]

@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_merging import assert_same_partition
 
 from algm_patch.functional import TokenMap, clap, gbm
+from tests.support.golden import assert_same_partition
 
 
 def cosine(a, b):

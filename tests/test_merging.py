@@ -4,20 +4,13 @@ import warnings
 
 import pytest
 import torch
-from conftest import golden_files, read_golden
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from algm_patch.core.matching import window_similarity
 from algm_patch.functional import TokenMap, clap, gbm
-
-
-def assert_same_partition(ours, theirs):
-    """Equal up to the numbering of the groups."""
-    for a, b in zip(ours, theirs, strict=True):
-        pairs = set(zip(a.tolist(), b.tolist(), strict=True))
-        assert len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+from tests.support.golden import assert_same_partition, golden_files, read_golden
 
 
 def assert_golden(merged, token_map, golden):

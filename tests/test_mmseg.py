@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from models import photo
-from models_mmseg import BACKBONES, SEGMENTORS, backbone, mmseg, segmentor
 from torch import nn
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.functional import TokenMap
+from tests.support.models import photo
+from tests.support.models_mmseg import BACKBONES, SEGMENTORS, backbone, mmseg, segmentor
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 VITS = [family for family in BACKBONES if family.startswith("ViT")]

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from models import build, photo
-from test_training import run_in_threads
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm
+from tests.support.models import build, photo
+from tests.support.threads import run_in_threads
 
 THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
 COUNTS = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
@@ -257,7 +257,7 @@ def test_recomputation_of_tokens_that_both_models_take():
 
 @torch.no_grad()
 def test_a_decoder_takes_the_tokens_of_its_own_model_alone():
-    import cases_segmenter
+    from tests.support import cases_segmenter
 
     first, second = (cases_segmenter.build("mask", depth=2).requires_grad_(False) for _ in range(2))
     for model in (first, second):

@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 
-import models
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from algm_patch import apply_algm
 from algm_patch.viz import panels
 from algm_patch.viz.normalization import by_processor, normalization
 from algm_patch.viz.panels import prepare
+from tests.support import models
 
 transformers = pytest.importorskip("transformers")
 

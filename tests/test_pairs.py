@@ -11,12 +11,12 @@ from functools import cache
 import pytest
 import torch
 from matplotlib.figure import Figure
-from models import build, photo
 from PIL import Image
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune, visualize
 from algm_patch.tuning.search import Candidate
 from algm_patch.viz import animate, contact_sheet, panels
+from tests.support.models import build, photo
 
 slow = pytest.mark.slow
 IMAGES = photo(batch=2)

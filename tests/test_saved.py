@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from models import build, photo
 from safetensors.torch import load_file, save_file
 
 from algm_patch import Settings, __version__, apply_algm, calibrate, presets
 from algm_patch.settings.record import Calibrated, Record, Trial, front, weight_sample
 from algm_patch.viz import pareto
+from tests.support.models import build, photo
 
 CALIBRATED = asdict(Calibrated(0.5, "auto", 1, (2, 2), "token", "before_mlp"))
 TRIALS = (

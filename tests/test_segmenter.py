@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases_segmenter import KINDS, build
-from conftest import golden_files, read_golden
-from models import photo
-from test_contract import trace
-from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm, calibrate, remove_algm
 from algm_patch.adapters.attention import attend
 from algm_patch.functional import TokenMap
 from algm_patch.patching.find_vit import find_vit
+from tests.support.cases_segmenter import KINDS, build
+from tests.support.contract import trace
+from tests.support.golden import golden_files, read_golden
+from tests.support.models import photo
+from tests.support.training import assert_same, gradients
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 AFTER = {**SETTINGS, "unmerge_at": "after_head"}
@@ -309,7 +309,7 @@ def test_after_the_head_calibrated():
 def test_after_the_head_without_a_known_decoder(model):
     segmenter = build("mask")
     if model == "timm":
-        from models import build as vit
+        from tests.support.models import build as vit
 
         model = vit("ViT")
     else:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from models import build
 
 from algm_patch import apply_algm
 from algm_patch.settings.settings import Settings
+from tests.support.models import build
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The lists of quick and slow tests are of tests that exist."""
 
-import tiers
+from tests.support import tiers
 
 
 def test_every_entry_marks_a_test(request):

@@ -2,16 +2,16 @@
 
 from itertools import product
 
-import models
 import pytest
 import timm
 import torch
-from models import FAMILIES, build, photo, read_every_block
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.functional import TokenMap
+from tests.support import models
+from tests.support.models import FAMILIES, build, photo, read_every_block
 
 FLAGS = ["norm", "stop_early", "return_prefix_tokens"]
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}

@@ -1,13 +1,13 @@
 """What is special to timm's ViTs with rotary angles, relative biases and patches of their own."""
 
-import models
 import pytest
 import torch
-from models import OTHERS, build, photo
 from timm.data.naflex_transforms import patchify_image
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.functional import TokenMap
+from tests.support import models
+from tests.support.models import OTHERS, build, photo
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 

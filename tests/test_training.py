@@ -4,18 +4,13 @@ import copy
 import gc
 import io
 import pickle
-import threading
 import weakref
-from unittest.mock import patch
 
 import pytest
 import timm
 import torch
-from models import build, photo, read_every_block
 from safetensors.torch import load_file, save_file
 from timm.layers import set_reentrant_ckpt
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters.registry import adapter_of
@@ -23,24 +18,14 @@ from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.matching import best_matches, window_similarity
 from algm_patch.functional import TokenMap, clap, gbm
 from algm_patch.patching.halves import attention_half
+from tests.support.counting import Synchronisations
+from tests.support.models import build, photo, read_every_block
+from tests.support.threads import run_in_threads
+from tests.support.training import assert_same, checkpointed, gradients
 
 SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 NOTHING = {**SETTINGS, "tau": 2.0, "gbm_tau": 2.0}
 EVERYTHING = {**SETTINGS, "tau": -1.0, "gbm_tau": -1.0}
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(
-            found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance
-        )
 
 
 def rebuilt_forward(model, image, plans):
@@ -182,25 +167,6 @@ def test_merging_patches_that_are_the_same_changes_no_gradient(zero, settings, b
     found = gradients(model, loss())
     assert (model.algm.tokens_per_layer[-1] < 31) == (settings is not NOTHING)
     assert_same(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def checkpointed(model, how):
-    """A forward that recomputes in the backward pass."""
-    if how == "whole model":
-        return lambda image: checkpoint(model.forward_features, image, use_reentrant=False)
-    if how == "halves of the model":
-
-        def run(image):
-            x = model._pos_embed(model.patch_embed(image))
-            for part in (model.blocks[:3], model.blocks[3:]):
-                x = checkpoint(part, x, use_reentrant=False)
-            return model.norm(x)
-
-        return run
-    model.set_grad_checkpointing()
-    if how == "all intermediates":
-        return lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))
-    return model.forward_features
 
 
 @pytest.mark.parametrize(
@@ -503,20 +469,6 @@ def test_state_dicts_go_between_patched_and_unpatched(tmp_path):
     assert torch.equal(source(image), expected)
 
 
-def run_in_threads(jobs, times=20):
-    results = [None] * len(jobs)
-
-    def run(i, job):
-        results[i] = [job() for _ in range(times)]
-
-    threads = [threading.Thread(target=run, args=item) for item in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 @pytest.mark.parametrize("shared", [False, True], ids=["two models", "one model"])
 def test_threads_do_not_meet(shared):
     trunks = [apply_algm(build("ViT", dynamic_img_size=True), **SETTINGS) for _ in range(2)]
@@ -537,35 +489,6 @@ def test_threads_do_not_meet(shared):
         for output, labels in found:
             torch.testing.assert_close(output, wanted[0])
             assert torch.equal(labels, wanted[1])
-
-
-class Synchronisations(TorchDispatchMode):
-    """Counts the operations that make the host wait for the device."""
-
-    WAITING = (
-        torch.ops.aten._local_scalar_dense,
-        torch.ops.aten.nonzero,
-        torch.ops.aten.is_nonzero,
-        torch.ops.aten.equal,
-    )
-    count = 0
-
-    def __enter__(self):
-        def tolist(tensor, read=torch.Tensor.tolist):
-            self.count += 1
-            return read(tensor)
-
-        self.patch = patch.object(torch.Tensor, "tolist", tolist)
-        self.patch.start()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.patch.stop()
-        return super().__exit__(*error)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.overloadpacket in self.WAITING
-        return function(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from models_mmseg import mmseg
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from algm_patch import apply_algm, remove_algm
+from tests.support.models_mmseg import mmseg
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import ALL, build, photo
 from torch import nn
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune
@@ -12,6 +11,7 @@ from algm_patch.settings.record import Trial
 from algm_patch.tuning.judges import judge_of, predict_dense, token_shapes
 from algm_patch.tuning.measure import Outcome, negative
 from algm_patch.tuning.search import Candidate, beginnings, neighbours, search
+from tests.support.models import ALL, build, photo
 
 IMAGES = photo(batch=3, seed=7)
 QUICK = {"budget": "60s"}

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
-from models import build, photo
 from PIL import Image
 from skimage.data import astronaut
 from torch import nn
@@ -19,6 +18,7 @@ from algm_patch.viz import animate, contact_sheet, panels
 from algm_patch.viz import film as films
 from algm_patch.viz.figure import draw_panel, draw_tokens, named_images
 from algm_patch.viz.paint import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
+from tests.support.models import build, photo
 
 
 @pytest.fixture

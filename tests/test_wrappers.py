@@ -4,10 +4,8 @@ import copy
 import warnings
 from itertools import product
 
-import models_huggingface
 import pytest
 import torch
-from models import ALL, ENCODERS, GRID, build, photo, read_every_block
 from timm.utils import ModelEmaV3
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -18,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from algm_patch import Settings, apply_algm, remove_algm, tune
 from algm_patch.patching.find_vit import find_vit
+from tests.support import models_huggingface
+from tests.support.models import ALL, ENCODERS, GRID, build, photo, read_every_block
 
 SETTINGS = {"gbm_layers": [2], "tau": 0.5}
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import GRID
 from torch import Tensor, nn
+
+from tests.support.models import GRID
 
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("VisionTransformer", {}),
@@ -34,13 +35,14 @@ class CompiledOps(ModuleType):
 
 
 def mmseg() -> Any:
-    """mmseg.models, or skip the test."""
+    """Return the module mmseg.models, or skip the test."""
     sys.modules.setdefault("mmcv._ext", CompiledOps("mmcv._ext"))
     pytest.importorskip("mmseg")
     return pytest.importorskip("mmseg.models")
 
 
 def backbone(family: str, depth: int = 5, **options: Any) -> Any:
+    """Build a backbone in eval mode: narrow, of few blocks, with random weights."""
     name, extra = BACKBONES[family]
     torch.manual_seed(0)
     image = (GRID[0] * 16, GRID[1] * 16)
@@ -49,7 +51,7 @@ def backbone(family: str, depth: int = 5, **options: Any) -> Any:
 
 
 def segmentor(name: str) -> Any:
-    """A segmentor by its own config, made small: 3 classes, backbone of width 64 and 8 blocks."""
+    """Build a segmentor by its own config, made small: 3 classes, backbone of width 64 and 8 blocks."""
     models = mmseg()
     from mmengine import Config
     from mmengine.registry import init_default_scope
@@ -76,7 +78,7 @@ def segmentor(name: str) -> Any:
 
 
 def with_random_weights(model: Any) -> Any:
-    """In eval mode, and with something in the parameters that are nothing before training."""
+    """Set the model to eval mode and give random values to the parameters that are zero before training."""
     for parameter in model.parameters():
         if parameter.dim() == 1 or parameter.shape[:-1].numel() == 1 or not parameter.any():
             nn.init.normal_(parameter, parameter.detach().mean().item(), 0.2)
@@ -85,7 +87,7 @@ def with_random_weights(model: Any) -> Any:
 
 
 def last_tokens(model: Any, image: Tensor) -> Tensor:
-    """[B, P+N, D] that the last block leaves."""
+    """Return the tokens [B, P+N, D] that the last block leaves."""
     blocks = model.layers if hasattr(model, "layers") else model.blocks
     outputs = []
     hook = blocks[-1].register_forward_hook(lambda _, inputs, output: outputs.append(output))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import models
 import pytest
 import torch
-from cases_segmenter import with_random_weights
-from contract import Case
-from third_party import third_party
 from torch import Tensor
+
+from tests.support import models
+from tests.support.cases_segmenter import with_random_weights
+from tests.support.contract import Case
+from tests.support.third_party import third_party
 
 
 def dino(depth: int = 5, **options: Any) -> Any:
-    """A DinoVisionTransformer as torch.hub builds them, in eval mode, with random weights; 14 pixels a token."""
+    """Build a DinoVisionTransformer as torch.hub does, in eval mode, with random weights; 14 pixels a token."""
     third_party("dinov2")
     from dinov2.layers import MemEffAttention, NestedTensorBlock
     from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -37,13 +39,14 @@ def dino(depth: int = 5, **options: Any) -> Any:
 
 
 def plain_blocks() -> dict[str, Any]:
+    """Return the options of a model without nested tensors."""
     third_party("dinov2")
     from dinov2.layers.block import Block
 
     return {"block_fn": Block}
 
 
-DINOS = {
+DINOS: dict[str, Callable[[], dict[str, Any]]] = {
     "DINOv2": dict,
     "DINOv2, 4 registers": lambda: {"num_register_tokens": 4},
     "DINOv2, SwiGLU": lambda: {"ffn_layer": "swiglufused"},
@@ -54,7 +57,7 @@ DINOS = {
 
 
 def clip(grid: tuple[int, int] = models.GRID, depth: int = 5, **options: Any) -> Any:
-    """An open_clip VisionTransformer in eval mode, with random weights; 16 pixels a token."""
+    """Build an open_clip VisionTransformer in eval mode, with random weights; 16 pixels a token."""
     transformer = pytest.importorskip("open_clip.transformer")
     torch.manual_seed(0)
     size = {"image_size": (grid[0] * 16, grid[1] * 16), "patch_size": 16, "width": 64, "layers": depth, "heads": 4}
@@ -70,23 +73,31 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 
 def mask(length: int) -> dict[str, Tensor]:
+    """Return a mask of pairs of tokens, as an argument of open_clip's transformer."""
     return {"attn_mask": torch.randn(length, length, generator=torch.Generator().manual_seed(1))}
 
 
+def dino_case(options: Callable[[], dict[str, Any]]) -> Case:
+    """Return the case of one of DINOS."""
+    return Case(
+        build=lambda: dino(**options()),
+        image=lambda: models.photo("DINOv2"),
+        tokens=lambda model, image: model.forward_features(image)["x_prenorm"],
+        position_inputs=lambda length: {},
+    )
+
+
+def clip_case(options: dict[str, Any]) -> Case:
+    """Return the case of one of CLIPS."""
+    return Case(
+        build=lambda: clip(**options),
+        image=models.photo,
+        tokens=lambda model, image, **inputs: model.transformer(model._embeds(image), **inputs),
+        position_inputs=mask,
+    )
+
+
 CASES = {
-    f"hub {name}": Case(
-        lambda options=options: dino(**options()),
-        lambda: models.photo("DINOv2"),
-        lambda model, image: model.forward_features(image)["x_prenorm"],
-        lambda length: {},
-    )
-    for name, options in DINOS.items()
-} | {
-    name: Case(
-        lambda options=options: clip(**options),
-        models.photo,
-        lambda model, image, **inputs: model.transformer(model._embeds(image), **inputs),
-        mask,
-    )
-    for name, options in CLIPS.items()
+    **{f"hub {name}": dino_case(options) for name, options in DINOS.items()},
+    **{name: clip_case(options) for name, options in CLIPS.items()},
 }

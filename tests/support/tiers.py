@@ -1,11 +1,17 @@
-"""The lists of quick and slow tests: by file, and by a pattern of the test's name with its parameters."""
+"""The lists of quick and slow tests: by file, and by a pattern of the test's name with its parameters.
+
+A file is named by its path in tests, without ".py": "adapters/test_contract".
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parents[1]
 
 # Modules that tests import and that the extra "dev" does not bring.
 HEAVY = {"accelerate", "gradio", "lightning", "matplotlib", "nbclient", "nbformat", "skimage", "torchmetrics"}
@@ -93,17 +99,19 @@ UNUSED = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def mark(items: Iterable[pytest.Item]) -> list[tuple[str, str]]:
-    """Mark the quick and the slow tests. Return what is listed of these tests' files and fits none of them."""
+    """Mark the quick and the slow tests. Return the entries for these tests' files that fit no test."""
     slow = [(file, pattern) for file, patterns in SLOW.items() for pattern in patterns]
-    listed = {"slow": slow, "quick": list(QUICK.items())}
+    tiers = {"slow": slow, "quick": list(QUICK.items())}
     files, used = set(), set()
     for item in items:
-        files.add(item.path.stem)
-        for tier, entries in listed.items():
-            found = [(file, pattern) for file, pattern in entries if file == item.path.stem]
-            found = [(file, pattern) for file, pattern in found if re.search(pattern, item.name)]
+        if not item.path.is_relative_to(TESTS):  # an example in a docstring of the library
+            continue
+        file = item.path.relative_to(TESTS).with_suffix("").as_posix()
+        files.add(file)
+        for tier, entries in tiers.items():
+            found = [entry for entry in entries if entry[0] == file and re.search(entry[1], item.name)]
             used.update(found)
             if found:
                 item.add_marker(tier)
                 break
-    return [entry for entries in listed.values() for entry in entries if entry[0] in files and entry not in used]
+    return [entry for entries in tiers.values() for entry in entries if entry[0] in files and entry not in used]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 
-def third_party(name: str) -> None:
-    """Make a checkout (or a folder in it, such as "EVA/EVA-01/seg") importable, or skip the test."""
+def third_party(name: str) -> Path:
+    """Make a checkout, or a folder in it such as "EVA/EVA-01/seg", importable. Return its path, or skip the test."""
     place = os.environ.get("ALGM_THIRD_PARTY")
     path = Path(place or "", name)
     if place is None or not path.is_dir():
         pytest.skip(f"ALGM_THIRD_PARTY names no folder with a checkout of {name}")
-    if str(path) not in sys.path:
+    if str(path) not in sys.path:  # nothing of a checkout can be installed
         sys.path.append(str(path))
+    return path

@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from models import GRID
-from models_mmseg import with_random_weights
-from third_party import third_party
 from torch import Tensor, nn
+
+from tests.support.models import GRID
+from tests.support.models_mmseg import with_random_weights
+from tests.support.third_party import third_party
 
 SEG = "EVA/EVA-01/seg"
 EVEN_GRID = (6, 4)  # the adapters halve the grid
@@ -41,6 +42,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(model: str, **options: Any) -> Any:
+    """Build one of MODELS in eval mode: narrow, of few blocks, with random weights."""
     name, extra = MODELS[model]
     height, width = grid_of(model)
     shape = {"img_size": (16 * height, 16 * width), "embed_dim": 64, "num_heads": 4, "depth": 5}
@@ -50,18 +52,17 @@ def build(model: str, **options: Any) -> Any:
 
 
 def grid_of(model: str) -> tuple[int, int]:
+    """Return the grid of patches of one of MODELS."""
     return EVEN_GRID if model.endswith("Adapter") else GRID
 
 
 def backbones() -> Any:
-    """mmseg_custom.models.backbones, or skip the test."""
-    third_party(SEG)
-    return imported()
+    """Return the module mmseg_custom.models.backbones, or skip the test."""
+    return import_backbones(third_party(SEG))
 
 
 @cache
-def imported() -> Any:
-    seg = next(Path(place) for place in sys.path if place.endswith(SEG))
+def import_backbones(seg: Path) -> Any:
     for name in ("mmseg_custom", "mmseg_custom.models"):  # without what they import: data sets, heads
         sys.modules[name] = package = ModuleType(name)
         package.__path__ = [str(seg.joinpath(*name.split(".")))]
@@ -69,7 +70,7 @@ def imported() -> Any:
         found = import_module("mmseg_custom.models.backbones")
         deformable = import_module("ops.modules.ms_deform_attn")
         plain = import_module("ops.functions.ms_deform_attn_func").ms_deform_attn_core_pytorch
-    deformable.MSDeformAttnFunction = SimpleNamespace(  # the compiled op
+    vars(deformable)["MSDeformAttnFunction"] = SimpleNamespace(  # in place of the compiled op
         apply=lambda value, shapes, starts, locations, weights, step: plain(value, shapes, locations.to(value), weights)
     )
     return found
@@ -77,9 +78,9 @@ def imported() -> Any:
 
 @contextmanager
 def old_libraries() -> Iterator[None]:
-    """Within, the names that this code imports from mmcv 1 and mmseg 0 (and its compiled op) can be imported."""
+    """Make importable, for a while, the names that this code imports from mmcv 1, mmseg 0 and its compiled op."""
     registry = SimpleNamespace(register_module=lambda: lambda cls: cls)
-    stubs = {
+    stubs: dict[str, dict[str, Any]] = {
         "mmcv": {},
         "mmcv.runner": {"BaseModule": nn.Module, "load_checkpoint": None},
         "mmcv_custom": {"load_checkpoint": None, "my_load_checkpoint": None},
@@ -102,7 +103,7 @@ def old_libraries() -> Iterator[None]:
 
 
 def outputs_one_by_one(model: Any, image: Tensor, between: Any = lambda x: x) -> list[Tensor]:
-    """What each block of a BEiT leaves, in a loop of our own. ``between`` is done to the input of each."""
+    """Run a BEiT's blocks in a loop of our own, ``between`` on the input of each. Return what each block leaves."""
     x, *grid = model.patch_embed(image)
     x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1)
     x = x if model.pos_embed is None else x + model.pos_embed

@@ -74,7 +74,7 @@ ALL = {**FAMILIES, **OTHERS, **ENCODERS}
 
 
 def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: Any) -> Any:
-    """A model of a family, in eval mode: narrow, of few blocks, with random weights and a grid of our choice."""
+    """Build a model of a family, in eval mode: narrow, of few blocks, with random weights and a grid of our choice."""
     name, extra = ALL[family]
     extra = {**extra, **options}
     fused = extra.pop("fused", True)
@@ -102,9 +102,14 @@ def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: 
     return model.eval()
 
 
+def blocks_of(model: nn.Module) -> list[Any]:
+    """Return the blocks of the ViT in a model."""
+    return find_vit(model)[1].blocks
+
+
 def read_every_block(model: nn.Module) -> None:
     """Hook every block, so that each gives back the full grid."""
-    for block in find_vit(model)[1].blocks:
+    for block in blocks_of(model):
         block.register_forward_hook(read)
 
 
@@ -112,7 +117,18 @@ def read(module: nn.Module, inputs: Any, output: Any) -> None:
     """Read the output of a block, as the hooks of feature extractors do."""
 
 
+def block_outputs(model: Any, image: Tensor) -> list[Tensor]:
+    """Run timm's blocks one at a time, in a loop of our own. Return what each leaves, on the full grid."""
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+    outputs = []
+    for block in model.blocks:
+        x = block(x)
+        outputs.append(x)
+    return outputs
+
+
 def pixels_per_token(family: str) -> int:
+    """Return the side of a patch of a family, stem included."""
     name = ALL[family][0]
     return (
         14 if "patch14" in name or "deepseek" in name else 32 if "resnet26d_224" in name or "r_s16_p8" in name else 16
@@ -120,7 +136,7 @@ def pixels_per_token(family: str) -> int:
 
 
 def photo(family: str = "ViT", batch: int = 2, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:
-    """[B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
+    """Return images [B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
     generator = torch.Generator().manual_seed(seed)
     patch = pixels_per_token(family)
     coarse = torch.randn(batch, 3, 3, 3, generator=generator)

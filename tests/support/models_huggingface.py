@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import models
 import torch
 import transformers
 from torch import Tensor, nn
+
+from tests.support import models
 
 GRID = (6, 5)
 PATCH = 16
@@ -35,6 +36,7 @@ class Family:
     call: dict[str, Any] = field(default_factory=dict)
 
     def config(self, **options: Any) -> Any:
+        """Return the family's configuration, changed by the options."""
         name = self.model.removesuffix("Model").removesuffix("Backbone") + "Config"
         options = {**self.options, **options}
         fused = "sdpa" if getattr(transformers, self.model)._supports_sdpa else "eager"
@@ -118,7 +120,7 @@ FAMILIES = {family: kind for family, kind in FAMILIES.items() if hasattr(transfo
 
 
 def build(family: str, model: str | None = None, **options: Any) -> nn.Module:
-    """A model of a family, in eval mode: narrow, of few layers, with random weights.
+    """Build a model of a family, in eval mode: narrow, of few layers, with random weights.
 
     Args:
         model: another class of transformers, for the family's configuration.
@@ -134,7 +136,7 @@ def build(family: str, model: str | None = None, **options: Any) -> nn.Module:
 
 
 def enliven(model: nn.Module) -> nn.Module:
-    """Give a say to what begins as nothing or as one: biases, scales, class tokens, tables of positions."""
+    """Give random values to what begins as zero or one: biases, scales, class tokens, tables of positions."""
     for name, parameter in model.named_parameters():
         vector = parameter.dim() == 1 or parameter.shape[:-1].numel() == 1
         if vector or "position" in name or "token" in name:
@@ -143,12 +145,12 @@ def enliven(model: nn.Module) -> nn.Module:
 
 
 def photo(batch: int = 2, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:
-    """[B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
+    """Return images [B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
     return models.photo("ViT", batch, grid, seed)
 
 
 def inputs(family: str, image: Tensor) -> dict[str, Any]:
-    """The arguments of a model's call on an image."""
+    """Return the arguments of a model's call on images."""
     call = dict(FAMILIES[family].call)
     if "noise" in call:
         call["noise"] = call["noise"].expand(len(image), -1)
@@ -158,7 +160,7 @@ def inputs(family: str, image: Tensor) -> dict[str, Any]:
 
 
 def patches(image: Tensor) -> dict[str, Tensor]:
-    """What SigLIP 2's processor makes of an image [B, 3, H, W]."""
+    """Return what SigLIP 2's processor makes of images [B, 3, H, W]."""
     rows = nn.functional.unfold(image, PATCH, stride=PATCH).mT
     grid = [side // PATCH for side in image.shape[2:]]
     return {
@@ -170,7 +172,7 @@ def patches(image: Tensor) -> dict[str, Tensor]:
 
 @cache
 def takes_mask(family: str) -> bool:
-    """Return whether a mask of pairs of tokens makes a difference to a family's model: some take it and leave it."""
+    """Return True if a mask of pairs of tokens changes the output of a family's model: some take it and ignore it."""
     model, image = build(family), photo()
     with torch.no_grad():
         plain = tokens(family)(model, image)
@@ -182,9 +184,10 @@ def takes_mask(family: str) -> bool:
 
 
 def mask(length: int) -> dict[str, Tensor]:
+    """Return a mask of pairs of tokens, as an argument of transformers' forwards."""
     return {"attention_mask": torch.randn(1, 1, length, length, generator=torch.Generator().manual_seed(1))}
 
 
 def tokens(family: str) -> Callable[..., Tensor]:
-    """The call that gives a model's final tokens."""
+    """Return the function that gives a model's final tokens."""
     return lambda model, image, **others: model(**inputs(family, image), **others).last_hidden_state

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import models
 import torch
-from contract import Case
-from third_party import third_party
 from torch import nn
+
+from tests.support import models
+from tests.support.contract import Case
+from tests.support.third_party import third_party
 
 CLASSES = 7
 
 
 def build(decoder: str, grid: tuple[int, int] = models.GRID, depth: int = 5, width: int = 64, **options: Any) -> Any:
-    """A Segmenter in eval mode, with random weights; its images have 16 pixels a token."""
+    """Build a Segmenter in eval mode, with random weights; its images have 16 pixels a token."""
     third_party("segmenter")
     from segm.model import decoder as decoders
     from segm.model.segmenter import Segmenter
@@ -35,7 +36,7 @@ def build(decoder: str, grid: tuple[int, int] = models.GRID, depth: int = 5, wid
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:
-    """Every parameter large enough to be missed."""
+    """Make every parameter so large that leaving it out would show."""
     for parameter in model.parameters():
         vector = parameter.dim() == 1 or parameter.shape[:-1].numel() == 1
         nn.init.normal_(parameter, parameter.detach().mean().item() if vector else 0.0, 0.2 if vector else 0.1)
@@ -48,12 +49,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "distillation token": ("mask", {"distilled": True}),
 }
 
-CASES = {
-    f"Segmenter {kind}": Case(
-        lambda decoder=decoder, options=options: build(decoder, **options),
-        models.photo,
-        lambda model, image: model.encoder(image, return_features=True),
-        lambda length: {},
+
+def case(decoder: str, options: dict[str, Any]) -> Case:
+    """Return the case of one of Segmenter's kinds."""
+    return Case(
+        build=lambda: build(decoder, **options),
+        image=models.photo,
+        tokens=lambda model, image: model.encoder(image, return_features=True),
+        position_inputs=lambda length: {},
     )
-    for kind, (decoder, options) in KINDS.items()
-}
+
+
+CASES = {f"Segmenter {kind}": case(decoder, options) for kind, (decoder, options) in KINDS.items()}
