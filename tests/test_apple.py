@@ -113,7 +113,7 @@ def test_every_kind_of_model(name):
 
     known = usual(lambda: (infer(), train()))
     for settings in (BY_THRESHOLD, BY_COUNT):
-        apply_algm(model, settings=settings)
+        apply_algm(model, **settings)
         for run in (infer, train):
             with Watch(known):
                 run()

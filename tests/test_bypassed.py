@@ -218,7 +218,7 @@ def test_compiled_it_says_so_when_asked(options):
 @pytest.mark.parametrize("ran_before", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_tracing_and_scripting_are_refused_by_name(settings, ran_before):
-    model, image = apply_algm(build("ViT"), settings=settings), photo()
+    model, image = apply_algm(build("ViT"), **settings), photo()
     with torch.no_grad():
         expected = model(image)
     if not ran_before:
@@ -308,7 +308,7 @@ def test_an_empty_batch(family, mode, settings):
     model = getattr(build(family), mode)()
     image = photo(family)[:0].requires_grad_()
     expected = model(image)
-    apply_algm(model, settings=settings)
+    apply_algm(model, **settings)
     found = model(image)
     assert found.shape == expected.shape
     found.sum().backward()

@@ -151,8 +151,8 @@ def test_without_a_whole_graph_the_halves_are_compiled(model, batch):
 @pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "merge_to": 0.6}], ids=["thresholds", "counts"])
 def test_blocks_compiled_by_themselves(settings):
     model, x = FAMILIES["timm ViT"]().eval(), images(3, 2)
-    expected = tokens(apply_algm(copy.deepcopy(model), settings=settings), x)
-    for block in apply_algm(model, settings=settings).blocks:
+    expected = tokens(apply_algm(copy.deepcopy(model), **settings), x)
+    for block in apply_algm(model, **settings).blocks:
         block.compile(backend="eager")
     for _ in range(2):
         torch.testing.assert_close(tokens(model, x), expected)
@@ -171,8 +171,8 @@ def test_compile_first_then_patch_change_and_remove(in_place, settings):
     else:
         compiled = torch.compile(model, backend="eager", **WHOLE)
     assert torch.equal(tokens(compiled, x), plain)
-    apply_algm(compiled, settings=settings)
-    expected = tokens(apply_algm(reference, settings=settings), x)
+    apply_algm(compiled, **settings)
+    expected = tokens(apply_algm(reference, **settings), x)
     torch.testing.assert_close(tokens(compiled, x), expected)
     assert not torch.allclose(expected, plain)
     model.algm.gbm_layers = reference.algm.gbm_layers = [2]

@@ -66,7 +66,7 @@ def wrapped(wrapper, settings, patched="before", **options):
     """A patched model in its wrapper, and the handle."""
     model = build("ViT", **options).train()
     if patched == "before":
-        return WRAPPERS[wrapper](apply_algm(model, settings=settings)), model
+        return WRAPPERS[wrapper](apply_algm(model, **settings)), model
     return apply_algm(WRAPPERS[wrapper](model), **settings), model
 
 

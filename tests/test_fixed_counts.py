@@ -139,7 +139,7 @@ def test_shares_and_numbers_for_each_merge(merge_to, left):
 )
 @torch.no_grad()
 def test_merges_in_other_layers(settings, kept):
-    model = apply_algm(build("ViT", depth=4), settings=settings)
+    model = apply_algm(build("ViT", depth=4), **settings)
     model(unlike(photo()))
     assert patches_kept(model.algm) == kept
     assert_as_alone(model.algm, model.forward_features, unlike(photo()))
@@ -281,7 +281,7 @@ def test_a_decoder_on_so_many_tokens():
 def test_what_cannot_be_kept_is_refused(settings, error, message):
     model = build("ViT")
     with pytest.raises(error, match=message):
-        apply_algm(model, settings=settings)
+        apply_algm(model, **settings)
     assert not hasattr(model, "algm")
 
 

@@ -60,7 +60,7 @@ def test_the_cost_is_what_torch_counts(name):
     model, image = case.build(), case.image()[:1]
     unpatched = counted(case, model, image)
     for settings in SETTINGS.values():
-        apply_algm(model, settings=settings)
+        apply_algm(model, **settings)
         merging = counted(case, model, image)
         with torch.no_grad():
             case.tokens(model, image)

@@ -56,7 +56,7 @@ WAYS = {
 )
 def test_the_newest_pass_is_told_of(first, second, settings):
     """Two batches, each run in its way, in turns."""
-    model, images = apply_algm(build("ViT", depth=2), settings=settings), (photo(batch=2), photo(batch=3, seed=1))
+    model, images = apply_algm(build("ViT", depth=2), **settings), (photo(batch=2), photo(batch=3, seed=1))
     expected = []
     for image in images:
         fresh = copy.deepcopy(model)

@@ -405,7 +405,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("settings", NOTHING.values(), ids=NOTHING)
 def test_every_picture_of_an_image_in_which_nothing_merges(folder, narrow, settings):
-    model = apply_algm(build("ViT", dynamic_img_size=True), settings=settings)
+    model = apply_algm(build("ViT", dynamic_img_size=True), **settings)
     assert animate(model, folder, folder / "film.gif").exists()
     told = [title.split("\n")[1] for title in titles(contact_sheet(model, folder))]
     assert len(told) == 2
