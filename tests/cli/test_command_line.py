@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to be in, with images in it."""
+    """Change into a folder with images."""
     (tmp_path / "images").mkdir()
     for i in range(2):
         Image.fromarray(astronaut()[64 * i : 64 * i + 300]).save(tmp_path / "images" / f"{i}.png")

@@ -43,7 +43,7 @@ TIES = {
 @pytest.mark.parametrize("tau", [-1.0, "auto", 1.0, 2.0])
 @pytest.mark.parametrize("batch", ["min", "image"])
 def test_merged_and_unmerged_every_token_counts_once(tokens, tau, batch):
-    """A group's copies sum to its members: the gradient of the sum is one, also at ties."""
+    """The copies of a group sum to its members, so the gradient of the sum is one. This holds at ties too."""
     x = tokens().requires_grad_()
     once, windows = clap(x, (4, 3), tau, batch=batch)
     twice, token_map = gbm(once, windows, layer=2, tau="adaptive" if tau == "auto" else tau, batch=batch)

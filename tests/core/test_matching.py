@@ -13,7 +13,7 @@ def cosine(a, b):
 
 
 def clap_in_loops(x, grid, tau, window, prefix):
-    """Groups of positions, for a batch of one."""
+    """Return the groups of positions that CLAP merges in one image."""
     rows, columns = range(0, grid[0], window[0]), range(0, grid[1], window[1])
     groups = [[i] for i in range(prefix)]
     loose = set(range(prefix, len(x)))

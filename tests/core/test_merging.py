@@ -33,7 +33,7 @@ def sequences(draw):
 
 
 def check_merge(x, prefix, merged, token_map):
-    """What holds of a merge whatever was merged."""
+    """Assert what holds of every merge."""
     batch = len(x)
     count = merged.shape[1]
     labels, sizes = token_map.labels, token_map.sizes
@@ -136,7 +136,7 @@ def test_what_is_not_finite_takes_no_place_among_the_best_of_its_image(spoilt):
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returns, in bytes."""
+    """Notes the size in bytes of the largest tensor that an operation returns."""
 
     bytes = 0
 

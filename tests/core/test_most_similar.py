@@ -10,7 +10,7 @@ from tests.support.batches import batches
 
 
 def assert_most_similar(merged, similarity, count):
-    """So many in every image, and none is less similar than one that was left; NaN is less than everything."""
+    """Assert that ``count`` tokens of every image merged, none less similar than one that did not. NaN is least."""
     assert merged.sum(1).tolist() == [count] * len(merged)
     for chosen, values in zip(merged, similarity.nan_to_num(-torch.inf), strict=True):
         assert not len(values[chosen]) or not len(values[~chosen]) or values[chosen].min() >= values[~chosen].max()

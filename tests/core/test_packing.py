@@ -42,7 +42,7 @@ def test_images_of_one_length_are_not_packed(count, batch):
 
 @st.composite
 def maps(draw):
-    """Maps of a few images each, from one length to different ones, as a batch and one by one."""
+    """Draw the map of a few images, from one length to different lengths, and the map of each image."""
     batch, length = draw(st.integers(2, 4)), draw(st.integers(2, 12))
     seeds = [draw(st.lists(st.integers(0, length - 1), min_size=length, max_size=length)) for _ in range(batch)]
     leaders = torch.tensor([[min(i for i, other in enumerate(row) if other == own) for own in row] for row in seeds])

@@ -8,7 +8,7 @@ from algm_patch.core.thresholds import Share, reached_by
 
 @pytest.mark.parametrize("count", [*range(1, 130), 1369, 4096])
 def test_a_share_is_exact(count):
-    """The largest number that at least so many reach."""
+    """The threshold is the largest number that at least this share of the values reaches."""
     values = torch.randperm(count).float()[None]
     for parts, of in [(1, 10), *((n, 20) for n in range(20))]:
         reached = int((values >= reached_by(values, parts, of)).sum())

@@ -10,7 +10,7 @@ from algm_patch.functional import TokenMap
 
 @st.composite
 def maps(draw):
-    """Random partitions of a few sequences into the same number of groups, numbered by their first members."""
+    """Draw partitions of a few sequences into the same number of groups, numbered by their first members."""
     batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 12))
     count = draw(st.integers(1, length))
     rows = []

@@ -28,7 +28,7 @@ def test_gradcheck_of_both_merges_of_unlike_images():
 
 
 def assert_images(merged, token_map, alone):
-    """A batch's tokens and map are those of its images alone, and zero behind."""
+    """Assert that a batch's tokens and map are those of each image alone, and zero after its last token."""
     for i, (own_merged, own) in enumerate(alone):
         count = own_merged.shape[1]
         torch.testing.assert_close(merged[i : i + 1, :count], own_merged, equal_nan=True)
@@ -64,7 +64,7 @@ def test_gbm_of_anything(case, tau, layer, times):
 
 @given(batches(), st.data())
 def test_matching_all_images_at_once_is_matching_one_after_the_other(case, data):
-    """The first is for devices on which each image by itself is slow."""
+    """Devices other than the CPU match all images at once."""
     x, _, prefix = case
     length = x.shape[1]
     counts = torch.tensor(data.draw(st.lists(st.integers(prefix + 1, length), min_size=len(x), max_size=len(x))))

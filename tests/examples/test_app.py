@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _small_and_once(monkeypatch):
-    """What the page does is the same at 252 pixels a side, and quicker."""
+    """Run at 252 pixels a side and time one round: the page does the same, in less time."""
     monkeypatch.setattr(app.quickstart, "SIDE", 252)
     monkeypatch.setattr(app, "ROUNDS", 1)
 
@@ -114,7 +114,7 @@ def upload(visitor, path):
 
 
 def tokens_left(model, path, tau):
-    """As the page shows them."""
+    """Return the number of tokens after the last layer, as the page shows it."""
     return app.run(model, path, {**DEFAULT, "tau": tau}).numbers.splitlines()[2].split("|")[3].strip()
 
 
@@ -123,7 +123,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 @needs_chromium
 def test_a_visit(browser, address, model, photograph, tmp_path):
-    """Load, upload, move a slider, see the numbers change; a bad upload gets a plain message."""
+    """Load the page, upload an image, change the threshold: the numbers change. A bad upload is refused."""
     from playwright.sync_api import expect
 
     first, then = (tokens_left(model, photograph, tau) for tau in ("auto", 0.8))

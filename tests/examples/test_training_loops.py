@@ -38,7 +38,14 @@ def on_mmcv_lite_and_new_torch() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Loop:
-    """A script, its model, where it leaves its state after half of the steps and at the end, how to load weights."""
+    """A training script.
+
+    Attributes:
+        script: trains, and returns the model and the losses.
+        build: makes the model.
+        half, end: names of the files with the state after half of the steps, and at the end.
+        load: loads weights into a model.
+    """
 
     script: Callable[..., tuple[nn.Module, list[float]]]
     build: Callable[[], nn.Module]
@@ -93,7 +100,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass merged: tokens each layer left, and of each image at the end."""
+    """The tokens that each layer of a forward pass left, and the sizes of the last ones."""
 
     training: bool
     layers: list[int]
@@ -180,7 +187,7 @@ def watched(trained_and_watched: tuple[Run, list[Forward]]) -> list[Forward]:
 
 
 def mean_tokens(forwards: list[Forward]) -> tuple[float, float]:
-    """That the first layer and the last leave."""
+    """Return how many tokens the first layer and the last leave, on average."""
     first, last = (sum(forward.layers[layer] for forward in forwards) for layer in (0, -1))
     return first / len(forwards), last / len(forwards)
 

@@ -57,7 +57,7 @@ def test_a_head_may_run_on_merged_tokens_and_unmerge_later(family):
 
 @torch.no_grad()
 def test_the_functions_and_the_patch_merge_alike():
-    """clap and gbm, called in a block of one's own, leave what a patched model leaves."""
+    """A block that calls clap and gbm leaves the tokens that a patched model leaves."""
     model, image = build("ViT"), photo()
     x = model._pos_embed(model.patch_embed(image))
     bias = None
@@ -86,7 +86,7 @@ def test_nothing_merged_is_the_identity_map():
 def test_gbm_may_take_claps_threshold():
     model = apply_algm(build("ViT"), gbm_layers=[3], gbm_tau="tau")
     model(photo(batch=1))
-    used = [plan.tau for step in model.algm._past().steps.values() for plan in step.plans.values()]
+    used = [plan.tau for step in model.algm.last_pass.steps.values() for plan in step.plans.values()]
     assert len(used) == 2
     assert torch.equal(used[0], used[1])
     model.algm.tau = 0.7
@@ -106,7 +106,7 @@ def test_it_says_after_which_layers_the_grid_is_back():
 @torch.no_grad()
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_the_published_rule_warns_when_it_merges_nothing(calibrated):
-    """Windows mostly alike: their mean + deviation is above every one."""
+    """Most windows are alike, so their mean plus deviation is above every one."""
     model, image = build("ViT"), torch.ones(2, 3, 96, 80)
     image[:, :, :16, :16] = torch.randn(3, 16, 16)
     apply_algm(model, tau="paper", gbm_layers=[])

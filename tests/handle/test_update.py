@@ -15,7 +15,7 @@ def model():
 
 @torch.no_grad()
 def test_coupled_settings_change_together(model):
-    """Neither change is possible alone."""
+    """Neither change is possible by itself."""
     before = model.algm.settings
     for name, value in {"gbm_tau": [0.9, 0.8], "clap_layer": 5}.items():
         with pytest.raises(ValueError, match=name):

@@ -8,13 +8,13 @@ from tests.support.cases import CASES
 
 
 @pytest.fixture(params=CASES)
-def every(request):
+def every_model(request):
     with torch.no_grad():
         yield prepare(request.param)
 
 
 @pytest.fixture(params=ATTENTION_KINDS)
-def few(request):
+def prepared(request):
     with torch.no_grad():
         yield prepare(request.param)
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm, remove_algm
-from tests.support.ablations import COMBINATIONS, FAMILIES, SETTINGS, case_of, run
+from tests.support.ablations import COMBINATIONS, FAMILIES, SETTINGS, case_of, seeded_tokens
 from tests.support.cases import CASES
 from tests.support.contract import permute
 from tests.support.models import build, photo, read_every_block
@@ -27,44 +27,44 @@ def options(request):
 
 def test_taps_do_not_change_the_output(case, options):
     model, image = case.build(), case.image()
-    length = run(case, model, image).shape[1]
+    length = seeded_tokens(case, model, image).shape[1]
     apply_algm(model, **SETTINGS, **options)
-    last = run(case, model, image)
+    last = seeded_tokens(case, model, image)
     counts = model.algm.tokens_per_layer
     assert counts[0] == length > counts[1] == counts[2] > counts[3]
-    assert [len(step.plans) for step in model.algm._past().steps.values()] == [0, 2, 0, 1, 0]
+    assert [len(step.plans) for step in model.algm.last_pass.steps.values()] == [0, 2, 0, 1, 0]
     read_every_block(model)
-    assert torch.equal(run(case, model, image), last)
+    assert torch.equal(seeded_tokens(case, model, image), last)
 
 
 def test_merging_nothing_is_the_original_and_remove_leaves_no_trace(case, options):
     model, image = case.build(), case.image()
     before = [(name, type(part), list(part.__dict__)) for name, part in model.named_modules()]
     hooks = [len(part._forward_hooks) for part in model.modules()]
-    expected = run(case, model, image)
+    expected = seeded_tokens(case, model, image)
     # planned, and nothing passes
     apply_algm(model, clap_layer=1, gbm_layers=[1, 3], tau=1.0, gbm_tau=1.0, **options)
-    assert torch.equal(run(case, model, image), expected)
+    assert torch.equal(seeded_tokens(case, model, image), expected)
     model.algm.tau = model.algm.gbm_tau = 0.3
-    assert not torch.equal(run(case, model, image), expected)
+    assert not torch.equal(seeded_tokens(case, model, image), expected)
     assert [len(part._forward_hooks) for part in model.modules()] == hooks
     remove_algm(model)
     assert [(name, type(part), list(part.__dict__)) for name, part in model.named_modules()] == before
-    assert torch.equal(run(case, model, image), expected)
+    assert torch.equal(seeded_tokens(case, model, image), expected)
 
 
 def test_a_permutation_of_the_tokens_changes_nothing(case, options, monkeypatch):
     model, image = case.build(), case.image()
-    expected = run(case, model, image)
+    expected = seeded_tokens(case, model, image)
     monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
     apply_algm(model, clap_layer=2, gbm_layers=[], **options)
-    torch.testing.assert_close(run(case, model, image), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seeded_tokens(case, model, image), expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(model.algm.token_map.labels[0], torch.arange(expected.shape[1]))
 
 
 @pytest.mark.parametrize("how", ["blocks", "whole model", "halves of the model"])
 def test_recomputation_gives_the_same_gradients(options, how):
-    """With dropout in every part, whose numbers must be those of the forward pass; two forwards before the backward."""
+    """Every part has dropout, which must draw the numbers of the forward pass. Two forward passes come first."""
     model = build("ViT", drop_path_rate=0.3, proj_drop_rate=0.1).train()
     apply_algm(model, **SETTINGS, **options)
 
@@ -143,9 +143,9 @@ def test_copies_keep_the_settings(options):
     for name, value in options.items():
         assert getattr(twin.algm, name) == value
     case = CASES["timm ViT"]
-    assert torch.equal(run(case, twin, photo()), run(case, model, photo()))
+    assert torch.equal(seeded_tokens(case, twin, photo()), seeded_tokens(case, model, photo()))
     twin.algm.compare, twin.algm.reduce, twin.algm.place = "token", "mean", "before_mlp"
-    assert not torch.equal(run(case, twin, photo()), run(case, model, photo()))
+    assert not torch.equal(seeded_tokens(case, twin, photo()), seeded_tokens(case, model, photo()))
 
 
 def test_the_handle_says_what_is_not_the_default():

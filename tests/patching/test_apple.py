@@ -27,7 +27,7 @@ BY_COUNT = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
 
 @cache
 def missing():
-    """Names, with overload, of the operations that the installed torch has on a CPU and not on MPS."""
+    """Return the names, with overload, of the operations that the installed torch has on a CPU and not on MPS."""
     folder = Path(torchgen.__file__).parent / "packaged/ATen/native"
     parsed = parse_native_yaml(str(folder / "native_functions.yaml"), str(folder / "tags.yaml"))
     kernels = {key: parsed.backend_indices[key] for key in (DispatchKey.CPU, DispatchKey.MPS)}
@@ -41,7 +41,11 @@ def missing():
 
 
 class Watch(TorchDispatchMode):
-    """Notes the operations within; with ``usual``, refuses what Apple GPUs do not do and is not among those."""
+    """Notes the operations, and refuses those that Apple GPUs do not do.
+
+    Args:
+        usual: operations to accept all the same; None: refuse none.
+    """
 
     def __init__(self, usual=()):
         super().__init__()
@@ -62,8 +66,8 @@ class Watch(TorchDispatchMode):
         return output
 
 
-def usual(run):
-    """The operations that a model does unpatched: on MPS, its own affair."""
+def operations_of(run):
+    """Return the operations of an unpatched model. Those are not the library's affair."""
     with Watch(usual=None) as watch:
         run()
     return watch.seen
@@ -89,14 +93,14 @@ def test_the_watch_refuses(function):
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """The batch is matched at once, as on any device but the CPU."""
+    """Match all images of a batch at once, as on every device but the CPU."""
     monkeypatch.setattr("algm_patch.core.plan.is_faster_alone", lambda x: False)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_model(name):
-    """Inference and a training step."""
+    """Run inference and a training step."""
     case = CASES[name]
     model = case.build()
     images = unlike(case.image())
@@ -110,11 +114,11 @@ def test_every_kind_of_model(name):
         model.train()
         case.tokens(model, images).square().sum().backward()
 
-    known = usual(lambda: (infer(), train()))
+    usual = operations_of(lambda: (infer(), train()))
     for settings in (BY_THRESHOLD, BY_COUNT):
         apply_algm(model, **settings)
         for run in (infer, train):
-            with Watch(known):
+            with Watch(usual):
                 run()
         assert "->" in str(model.algm)
         remove_algm(model)
@@ -135,9 +139,9 @@ def test_every_kind_of_model(name):
 @pytest.mark.filterwarnings("ignore:tau='paper' merges nothing")
 def test_other_settings(settings):
     model, images = build("ViT"), unlike(photo())
-    known = usual(lambda: model(images).sum().backward())
+    usual = operations_of(lambda: model(images).sum().backward())
     apply_algm(model, **{**BY_THRESHOLD, **settings})
-    with Watch(known):
+    with Watch(usual):
         model(images).sum().backward()
         model.algm.unmerge(model.algm.token_map.take(model.forward_features(images)))
 
@@ -146,20 +150,20 @@ def test_other_settings(settings):
 @pytest.mark.parametrize("tau", ["auto", "paper"])
 def test_calibrate(tau):
     model, images = build("ViT"), unlike(photo())
-    known = usual(lambda: model(images))
+    usual = operations_of(lambda: model(images))
     apply_algm(model, tau=tau)
-    with Watch(known):
+    with Watch(usual):
         calibrate(model, images)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 def test_tune():
-    """All that runs where the images are. What was answered is compared on the CPU, in float64."""
+    """Watch everything that runs on the device of the images. Answers are compared on the CPU, in float64."""
     model, images = build("ViT"), unlike(photo())
-    known = usual(lambda: model.forward_features(images))
+    usual = operations_of(lambda: model.forward_features(images))
 
     def predict(model, image):
-        with Watch(known):
+        with Watch(usual):
             return model.forward_features(image).cpu()
 
     settings = tune(model, images, keep=0.5, predict=predict, budget="60s")

@@ -65,7 +65,7 @@ def test_applied_again_through_another_module():
 
 
 def test_a_class_changed_since_must_be_restored_first():
-    """As fully_shard and parametrizations do."""
+    """fully_shard and parametrizations change classes."""
     model = apply_algm(build("ViT"))
     block = model.blocks[1]
     patched = type(block)

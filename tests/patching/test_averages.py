@@ -21,7 +21,7 @@ AVERAGES = {
 
 
 def one_update(average, update, model):
-    """The model moves, and its average after it."""
+    """Move the weights of the model, then those of its average."""
     start = copy.deepcopy(average.module.state_dict())
     if isinstance(average, AveragedModel):
         update(average, model)  # the first one copies
@@ -54,14 +54,14 @@ def test_an_average_made_before_the_patch_is_the_plain_model(kind):
 def test_an_average_made_after_the_patch_has_a_handle_of_its_own(kind):
     (make, update), model, image = AVERAGES[kind], apply_algm(build("ViT", depth=3), **SETTINGS), photo()
     model(image)
-    handle, past = model.algm, model.algm._past()
+    handle, past = model.algm, model.algm.last_pass
     average = make(model)
     one_update(average, update, model)
     assert model.algm is handle is not average.module.algm
     model.algm.tau = 2.0
     merged = average(photo(seed=1))
     assert average.module.algm.tau == 0.5
-    assert model.algm._past() is past
+    assert model.algm.last_pass is past
     plain = build("ViT", depth=3)
     plain.load_state_dict(average.module.state_dict())
     assert torch.equal(apply_algm(plain, **SETTINGS)(photo(seed=1)), merged)

@@ -34,7 +34,7 @@ class ByParts(nn.Module):
 
 
 def warned(run, times=2):
-    """The warnings of ALGM in so many runs."""
+    """Return the warnings of ALGM in this many runs."""
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
         for _ in range(times):
@@ -97,14 +97,14 @@ def test_a_forward_of_the_instance_that_skips_blocks(change, whole):
 
 
 def test_a_trunk_whose_outer_model_goes_past_it():
-    """The module that was patched is never called itself."""
+    """Nothing calls the module that was patched."""
     model = ByParts(build("ViT")).eval()
     apply_algm(model.trunk, **SETTINGS)
     assert len(warned(lambda: model(photo(batch=1)), times=100)) == 1
 
 
 class Trainer(nn.Module):
-    """Runs its network in a step of its own, as Lightning does: its forward is never called."""
+    """Runs its network in a method of its own, as Lightning does. Nothing calls its forward."""
 
     def __init__(self, net):
         super().__init__()

@@ -9,13 +9,13 @@ from algm_patch import apply_algm, calibrate
 from algm_patch.core.matching import best_matches, window_similarity
 from algm_patch.patching.find_vit import find_vit
 from tests.support import cases_hub, models
-from tests.support.ablations import METRICS, SETTINGS, case_of, run
+from tests.support.ablations import METRICS, SETTINGS, case_of, seeded_tokens
 from tests.support.cases import CASES
 from tests.support.models import build, photo
 
 
 class FusedAttention(TorchFunctionMode):
-    """Notes what fused attention is given, all heads together."""
+    """Notes the queries, keys and values that fused attention gets, all heads together."""
 
     def __init__(self):
         super().__init__()
@@ -48,11 +48,11 @@ def test_what_is_compared_is_what_fused_attention_is_given(family, metric):
     case = case_of(family)
     model, image = case.build(), case.image()
     with FusedAttention() as attention:
-        length = run(case, model, image).shape[1]
+        length = seeded_tokens(case, model, image).shape[1]
     assert len(attention.calls) >= 5
     features = attention.calls[1][METRICS.index(metric)][:, -30:]
     apply_algm(model, clap_layer=2, gbm_layers=[], compare=metric, tau=0.0)
-    assert run(case, model, image).shape[1] == length
+    assert seeded_tokens(case, model, image).shape[1] == length
     found = model.algm.window_similarity
     # relpos scales its queries before: cosines do not mind
     torch.testing.assert_close(found, window_similarity(features, models.GRID, (2, 2)), atol=1e-5, rtol=1e-5)
@@ -65,14 +65,14 @@ def test_what_is_compared_is_the_projections_own_output_before_any_turn(family, 
     model, image = case.build(), case.image()
     block, inputs = find_vit(model)[1].blocks[1], []
     hook = block.norm1.register_forward_hook(lambda _, args, output: inputs.append(output))
-    run(case, model, image)
+    seeded_tokens(case, model, image)
     hook.remove()
     part = slice(*(64 * (METRICS.index(metric) + i) for i in (0, 1)))
     bias = block.attn.qkv.bias
     features = linear(inputs[0], block.attn.qkv.weight[part], None if bias is None else bias[part])
     apply_algm(model, clap_layer=2, gbm_layers=[], compare=metric, tau=0.0)
-    run(case, model, image)
-    patches = model.algm._past().grid
+    seeded_tokens(case, model, image)
+    patches = model.algm.last_pass.grid
     expected = window_similarity(features[:, -patches[0] * patches[1] :].detach(), patches, (2, 2))
     torch.testing.assert_close(model.algm.window_similarity, expected, atol=1e-5, rtol=1e-5)
 
@@ -84,7 +84,7 @@ def test_in_one_layer_global_matching_compares_the_features_of_windows_merged(re
     apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, compare="key", reduce=reduce)
     model.blocks[1].attn.qkv.register_forward_hook(lambda _, args, output: seen.append(output.detach()))
     model.forward_features(image)
-    plans = model.algm._past().steps[1].plans
+    plans = model.algm.last_pass.steps[1].plans
     features = plans["CLAP"](seen[0].chunk(3, -1)[1])
     assert features.shape[1] < 31
     assert torch.equal(plans["GBM"].similarity, best_matches(features, 1)[0])
@@ -127,7 +127,7 @@ def test_attention_whose_projection_is_not_called_is_refused(family, block):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_family_compares_values_or_is_refused_before_it_runs(name):
-    """A wrong declaration would fail in the first forward pass."""
+    """A wrong declaration of an adapter would fail in the first forward pass."""
     case = CASES[name]
     model, image = case.build(), case.image()
     try:
@@ -135,13 +135,13 @@ def test_every_family_compares_values_or_is_refused_before_it_runs(name):
     except ValueError as error:
         assert "Pass compare='token'" in str(error)  # noqa: PT017
         return
-    length = run(case, model, image).shape[1]
+    length = seeded_tokens(case, model, image).shape[1]
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < length
 
 
 def test_attention_of_another_library_is_refused():
     class HeadsFirst(torch.nn.Module):
-        """Whose projection orders its outputs by head, then by query, key and value."""
+        """Attention whose projection orders its outputs by head, then by query, key and value."""
 
         def __init__(self):
             super().__init__()
@@ -185,4 +185,4 @@ def test_a_calibrated_threshold_is_that_of_its_metric_and_place():
     for (metric, place), tau in taus.items():
         model.algm.compare, model.algm.place = metric, place
         model.forward_features(image)
-        assert model.algm._past().tau == tau
+        assert model.algm.last_pass.tau == tau

@@ -22,7 +22,7 @@ FAR_TOO_LONG = 240
 
 
 def images():
-    """Four unlike ones, of which two ranks get two each."""
+    """Return four unlike images; each of two ranks gets two."""
     return photo(batch=4)
 
 
@@ -31,7 +31,7 @@ def twice_the_same():
 
 
 def smooth_and_noisy():
-    """Of which the first half merges and the second nothing."""
+    """Return images of which the first half merges and the second half does not."""
     return torch.cat([photo(batch=2), torch.randn(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))])
 
 
@@ -63,7 +63,7 @@ def gradients(model):
 
 
 def wrapped(wrapper, settings, patched="before", **options):
-    """A patched model in its wrapper, and the handle."""
+    """Return a patched model in its wrapper, and the model."""
     model = build("ViT", **options).train()
     if patched == "before":
         return WRAPPERS[wrapper](apply_algm(model, **settings)), model
@@ -71,7 +71,7 @@ def wrapped(wrapper, settings, patched="before", **options):
 
 
 def steps(wrapper, settings, batch, patched="before", recompute=False, times=1):
-    """Gradients and counts of as many iterations on one half of the batch."""
+    """Return the gradients and the token counts of each training step on one half of the batch."""
     whole, model = wrapped(wrapper, settings, patched)
     model.set_grad_checkpointing(recompute)
     found = []
@@ -83,7 +83,7 @@ def steps(wrapper, settings, batch, patched="before", recompute=False, times=1):
 
 
 def collectives(wrapper, settings, batch):
-    """Of a third forward pass, in which nothing is set up any more: patched, and not."""
+    """Count the collectives of a third forward pass, which sets up nothing: of a patched and of a plain model."""
     counts = []
     for patched in (True, False):
         whole = wrapped(wrapper, settings)[0] if patched else WRAPPERS[wrapper](build("ViT").train())
@@ -96,7 +96,7 @@ def collectives(wrapper, settings, batch):
 
 
 def trained_weights(wrapper, settings, batch):
-    """Three steps of an optimizer."""
+    """Return the weights after three steps of an optimizer."""
     whole, model = wrapped(wrapper, settings)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
     for _ in range(3):
@@ -125,7 +125,7 @@ for wrapper in WRAPPERS:
 
 
 def work(rank, folder):
-    """All checks in one process; what they found, or why not, goes into a file."""
+    """Run all checks in one process, and write what they found, or their error, to a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2, timeout=timedelta(seconds=STUCK)
@@ -142,7 +142,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two processes found in each check."""
+    """Return what each of two processes found in each check."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = spawn(work, (folder,), nprocs=2, join=False)
     end = time.monotonic() + FAR_TOO_LONG
@@ -155,7 +155,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def of(ranks, *name):
+def found_in(ranks, *name):
     for rank in ranks:
         if isinstance(rank[name], str):
             pytest.fail(rank[name])
@@ -163,7 +163,7 @@ def of(ranks, *name):
 
 
 def alone(settings, batch):
-    """Gradients of a batch in this process, and counts."""
+    """Return the gradients of a batch in this process, and the token counts."""
     model = apply_algm(build("ViT").train(), **settings)
     loss_of(model, batch).backward()
     return gradients(model), model.algm.tokens_per_layer
@@ -179,7 +179,7 @@ def assert_close(found, expected):
 def test_gradients_are_those_of_the_whole_batch_in_one_process(wrapper, case, patched, recompute, ranks):
     settings, batch = EQUAL[case]
     expected, counts = alone(settings, batch())
-    each = of(ranks, wrapper, case, patched, recompute)
+    each = found_in(ranks, wrapper, case, patched, recompute)
     for ((found, own),) in each:
         assert_close(found, expected)
         assert own[-1] < own[1] < 31
@@ -188,11 +188,11 @@ def test_gradients_are_those_of_the_whole_batch_in_one_process(wrapper, case, pa
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_ranks_may_merge_different_numbers(wrapper, ranks):
-    """Also one rank nothing. The gradients are the mean of those that each half has alone, at every step."""
+    """One rank merges nothing. At every step the gradients are the mean of those of the two halves alone."""
     halves = [alone(UNLIKE, half) for half in smooth_and_noisy().split(2)]
     assert halves[0][1][-1] < halves[1][1][-1] == 31
     expected = [(one + other) / 2 for one, other in zip(halves[0][0], halves[1][0], strict=True)]
-    for (_, counts), found in zip(halves, of(ranks, wrapper, "unlike"), strict=True):
+    for (_, counts), found in zip(halves, found_in(ranks, wrapper, "unlike"), strict=True):
         assert len(found) == 3
         for step, own in found:
             assert_close(step, expected)
@@ -207,13 +207,13 @@ def test_ranks_that_merge_different_numbers_keep_the_same_weights(wrapper, ranks
         optimizer.zero_grad()
         sum(loss_of(model, half) for half in smooth_and_noisy().split(2)).div(2).backward()
         optimizer.step()
-    first, second = of(ranks, wrapper, "weights")
+    first, second = found_in(ranks, wrapper, "weights")
     assert all(map(torch.equal, first, second))
     torch.testing.assert_close(first, [parameter.detach() for parameter in model.parameters()], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_merging_adds_no_collective_to_the_forward_pass(wrapper, ranks):
-    for patched, plain in of(ranks, wrapper, "collectives"):
+    for patched, plain in found_in(ranks, wrapper, "collectives"):
         assert patched == plain
         assert sum(plain.values()) == (6 if wrapper == "FSDP2" else 0)

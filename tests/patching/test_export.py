@@ -19,7 +19,7 @@ from tests.support.exporting import (
     build,
     export,
     exported,
-    five,
+    five_images,
     nodes,
     read_from_values,
     symbols,
@@ -33,7 +33,7 @@ CLOSE_IN_ONNX = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def session(program, path):
-    """What onnxruntime computes from an ONNX program."""
+    """Return a function that runs an ONNX program in onnxruntime."""
     program.save(path)
     found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (name,) = [entry.name for entry in found.get_inputs()]
@@ -63,7 +63,7 @@ def test_shapes_depend_on_the_number_of_images_alone(name, strict):
 @MODES
 @EVERY
 def test_it_is_made_of_what_others_have(name, strict):
-    """Operators of torch's own, and no scatter with a mean, which ONNX has not."""
+    """Every operator is torch's own, and none is a scatter with a mean, which ONNX does not have."""
     for node in nodes(exported(name, strict).program):
         assert "algm" not in str(node.target)
         assert "mean" not in [*node.args, *node.kwargs.values()]
@@ -112,7 +112,7 @@ def test_nor_one_to_onnx():
 
 @MODES
 def test_the_last_forward_pass_stays_known(strict):
-    model, images = apply_algm(build("timm ViT"), **FIXED), five(photo())
+    model, images = apply_algm(build("timm ViT"), **FIXED), five_images(photo())
     expected, known, described = model(images), model.algm.token_map, str(model.algm)
     export(model, images, strict)
     assert model.algm.token_map is known

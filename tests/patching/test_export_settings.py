@@ -17,7 +17,7 @@ from tests.support.exporting import (
     assert_equal_to_eager,
     build,
     export,
-    five,
+    five_images,
     read_from_values,
     symbols,
 )
@@ -37,7 +37,7 @@ from tests.support.models import photo
     ids=str,
 )
 def test_with_other_settings(settings):
-    model, images = build("timm ViT"), five(photo())
+    model, images = build("timm ViT"), five_images(photo())
     whole = model(images)
     apply_algm(model, **{**FIXED, **settings})
     assert not torch.equal(model(images), whole)
@@ -46,20 +46,20 @@ def test_with_other_settings(settings):
 
 @pytest.mark.parametrize("grid", [(5, 8), (9, 4), (2, 2)], ids=str)
 def test_any_grid(grid):
-    images = five(photo(grid=grid))
+    images = five_images(photo(grid=grid))
     model = apply_algm(models.build("ViT", grid, depth=2).requires_grad_(False), **FIXED)
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 
 def test_half_precision():
-    model, images = apply_algm(build("timm ViT").bfloat16(), **FIXED), five(photo()).bfloat16()
+    model, images = apply_algm(build("timm ViT").bfloat16(), **FIXED), five_images(photo()).bfloat16()
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 
 def test_blocks_in_between():
     model = Call(models.build("ViT", depth=2).requires_grad_(False), both_layers)
     apply_algm(model, **FIXED)
-    images = five(photo())
+    images = five_images(photo())
     found = export(model, images).module()
     for count in (1, 3, 5):
         for one, other in zip(found(images[:count]), model(images[:count]), strict=True):
@@ -73,14 +73,14 @@ def both_layers(model, images):
 
 @pytest.mark.parametrize("unmerge", ["before_head", "after_head"])
 def test_decoders(unmerge):
-    model, images = cases_segmenter.build("mask", depth=2).requires_grad_(False), five(photo())
+    model, images = cases_segmenter.build("mask", depth=2).requires_grad_(False), five_images(photo())
     apply_algm(model, **FIXED, unmerge_at=unmerge)
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 
 @MODES
 def test_what_draws_anew_is_refused(strict):
-    model, images = apply_algm(build("timm ViT"), **FIXED, reduce="pick"), five(photo())
+    model, images = apply_algm(build("timm ViT"), **FIXED, reduce="pick"), five_images(photo())
     with pytest.raises(Exception, match="reduce='pick' draws anew at every forward pass"):
         export(model, images, strict)
 
@@ -95,7 +95,7 @@ def numbers_of_tokens(model, images):
 
 @pytest.mark.parametrize(("name", "strict"), [("timm ViT", True), ("transformers BEiT, bias per layer", False)])
 def test_thresholds(name, strict):
-    model, images = apply_algm(build(name), **BY_THRESHOLD), five(CASES[name].image())
+    model, images = apply_algm(build(name), **BY_THRESHOLD), five_images(CASES[name].image())
     program = export(model, images, strict)
     assert_equal_to_eager(program.module(), model, images)
     assert len(numbers_of_tokens(model, images)) > 1
@@ -104,7 +104,7 @@ def test_thresholds(name, strict):
 
 
 def test_thresholds_and_one_image():
-    model, images = apply_algm(build("timm ViT"), **BY_THRESHOLD), five(photo())
+    model, images = apply_algm(build("timm ViT"), **BY_THRESHOLD), five_images(photo())
     found = torch.export.export(model, (images[:1],)).module()
     for image in images.split(1):
         torch.testing.assert_close(found(image), model(image), **CLOSE)

@@ -12,32 +12,32 @@ from algm_patch import apply_algm
 from algm_patch.core.matching import num_proposals
 from tests.support.batches import assert_as_alone, unlike
 from tests.support.counting import Synchronisations
-from tests.support.fixed_counts import HALF, nearest, patches_kept
+from tests.support.fixed_counts import FIXED_COUNTS, nearest_count, patches_left
 from tests.support.models import build, photo
 
 # How often the adapter reads the grid, where the model is told it as a tensor.
 READS_OF_THE_GRID = {"transformers SigLIP 2": 1, "transformers ViT-MAE": 2}
 
 
-def test_every_merge_keeps_its_share_of_any_images_without_waiting_for_the_device(every, request):
-    model, images, call = every.model, every.images, every.final_tokens
+def test_every_merge_keeps_its_share_of_any_images_without_waiting_for_the_device(every_model, request):
+    model, images, final_tokens = every_model.model, every_model.images, every_model.final_tokens
     images = torch.cat([images, torch.zeros_like(images[:1])])
     with Synchronisations() as plain:
-        whole = call(images)
-    apply_algm(model, **HALF)
+        whole = final_tokens(images)
+    apply_algm(model, **FIXED_COUNTS)
     with Synchronisations() as fixed:
-        call(images)
-    assert fixed.count - plain.count == READS_OF_THE_GRID.get(request.node.callspec.params["every"], 0)
+        final_tokens(images)
+    assert fixed.count - plain.count == READS_OF_THE_GRID.get(request.node.callspec.params["every_model"], 0)
     algm = model.algm
-    height, width = algm._past().grid
-    clapped = nearest(height * width, 0.6, (height // 2) * (width // 2))
+    height, width = algm.last_pass.grid
+    clapped = nearest_count(height * width, 0.6, (height // 2) * (width // 2))
     matched = round(0.6 * clapped)
-    assert patches_kept(algm) == [clapped, clapped, matched, matched, matched][: len(algm.tokens_per_layer)]
+    assert patches_left(algm) == [clapped, clapped, matched, matched, matched][: len(algm.tokens_per_layer)]
     assert (algm.token_map.sizes > 0).all()
     assert (algm.token_map.sizes.sum(1) == whole.shape[1]).all()
-    assert_as_alone(algm, call, images[1:4])
+    assert_as_alone(algm, final_tokens, images[1:4])
     algm.merge_to = 1.0
-    assert torch.equal(call(images), whole)
+    assert torch.equal(final_tokens(images), whole)
     assert set(algm.tokens_per_layer) == {whole.shape[1]}
 
 
@@ -47,9 +47,9 @@ def test_any_share_of_any_grid(high, wide, window, share):
     grid = (high, wide)
     model = apply_algm(of_any_size(), clap_layer=1, gbm_layers=[2, 3], window=window, merge_to=share)
     model(photo(grid=grid))
-    clapped, first, second = patches_kept(model.algm)
+    clapped, first, second = patches_left(model.algm)
     windows, size = (high // window[0]) * (wide // window[1]), window[0] * window[1]
-    expected = nearest(high * wide, share, windows, size - 1)
+    expected = nearest_count(high * wide, share, windows, size - 1)
     assert abs(clapped - share * high * wide) <= abs(expected - share * high * wide) + 1e-6
     for before, after in ((clapped, first), (first, second)):
         least = before - num_proposals(1 + before, 1)
@@ -78,7 +78,7 @@ def of_any_size():
 def test_shares_and_numbers_for_each_merge(merge_to, left):
     model = apply_algm(build("ViT", depth=4), clap_layer=1, gbm_layers=[3], merge_to=merge_to)
     model(unlike(photo()))
-    assert patches_kept(model.algm) == left
+    assert patches_left(model.algm) == left
 
 
 @pytest.mark.parametrize(
@@ -98,35 +98,35 @@ def test_shares_and_numbers_for_each_merge(merge_to, left):
 def test_merges_in_other_layers(settings, kept):
     model = apply_algm(build("ViT", depth=4), **settings)
     model(unlike(photo()))
-    assert patches_kept(model.algm) == kept
+    assert patches_left(model.algm) == kept
     assert_as_alone(model.algm, model.forward_features, unlike(photo()))
 
 
 @pytest.mark.parametrize("grid", [(1, 8), (8, 1), (1, 1), (1, 2), (2, 2), (3, 1)])
 @torch.no_grad()
 def test_grids_with_little_to_merge(grid):
-    """No window, or no pair of tokens."""
+    """These grids have no window, or no pair of tokens."""
     model = apply_algm(build("ViT", grid=grid, depth=3), clap_layer=1, gbm_layers=[2, 3], merge_to=0.5)
     model(photo(grid=grid))
-    least = patches_kept(model.algm)
+    least = patches_left(model.algm)
     model.algm.merge_to = 1.0
     model(photo(grid=grid))
-    assert patches_kept(model.algm) == [grid[0] * grid[1]] * 3
+    assert patches_left(model.algm) == [grid[0] * grid[1]] * 3
     assert all(before >= after >= 1 for before, after in zip([grid[0] * grid[1], *least], least, strict=False))
 
 
 @torch.no_grad()
 def test_constant_images():
-    model = apply_algm(build("ViT"), **HALF)
+    model = apply_algm(build("ViT"), **FIXED_COUNTS)
     images = torch.cat([torch.zeros(1, 3, 96, 80), torch.ones(1, 3, 96, 80), unlike(photo())])
     model(images)
-    assert patches_kept(model.algm) == [18, 18, 11, 11, 11]
+    assert patches_left(model.algm) == [18, 18, 11, 11, 11]
     assert_as_alone(model.algm, model.forward_features, images)
 
 
 @torch.no_grad()
 def test_the_way_to_batch_makes_no_difference():
-    model, images, found = apply_algm(build("ViT"), **HALF), unlike(photo()), []
+    model, images, found = apply_algm(build("ViT"), **FIXED_COUNTS), unlike(photo()), []
     for batch in ("auto", "image", "min"):
         model.algm.batch = batch
         found.append(model(images))
@@ -151,7 +151,7 @@ def test_a_number_that_the_image_does_not_allow_is_named(merge_to, message):
         model(photo())
     model.algm.merge_to = 0.6
     model(photo())
-    assert patches_kept(model.algm) == [18, 18, 11, 11, 11]
+    assert patches_left(model.algm) == [18, 18, 11, 11, 11]
 
 
 @torch.no_grad()
@@ -163,13 +163,13 @@ def test_the_setting_changes_from_one_forward_pass_to_the_next():
     model.algm.merge_to = 0.5
     assert model.algm.merge_to == 0.5
     model(image)
-    assert patches_kept(model.algm) == [15, 15, 8, 8, 8]
+    assert patches_left(model.algm) == [15, 15, 8, 8, 8]
     assert "proportional attention on, merge_to 0.5" in str(model.algm)
     assert "layer 1: CLAP 31 -> 16, tau" in str(model.algm)
     model.algm.merge_to = [27, 0.6]
     assert model.algm.merge_to == (27, 0.6)
     model(image)
-    assert patches_kept(model.algm) == [27, 27, 16, 16, 16]
+    assert patches_left(model.algm) == [27, 27, 16, 16, 16]
     for setting, value in {"tau": 0.9, "gbm_tau": 0.5, "merge_to": 0.1, "gbm_layers": [3, 4]}.items():
         with pytest.raises(ValueError, match="merge_to"):
             setattr(model.algm, setting, value)

@@ -47,7 +47,7 @@ def test_a_head_trains_on_a_frozen_trunk(mode):
 
 @pytest.mark.parametrize("frozen", [1, 2, 4], ids="the first {} blocks".format)
 def test_what_is_frozen_changes_no_other_gradient(frozen):
-    """Before the first merge, at it, and behind them all."""
+    """Freeze blocks before the first merge, up to it, and up to the last."""
     model, image = apply_algm(build("ViT").train(), **SETTINGS), photo()
     expected = gradients(model, model(image).square().sum())
     for parameter in (model.cls_token, model.pos_embed, *model.patch_embed.parameters()):

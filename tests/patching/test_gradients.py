@@ -13,7 +13,7 @@ EVERYTHING = {**SETTINGS, "tau": -1.0, "gbm_tau": -1.0}
 
 
 def rebuilt_forward(model, image, plans):
-    """The same merges as products with dense matrices, in plain autograd, on the unpatched model."""
+    """Run the unpatched model in plain autograd, with the merges of these plans as products with dense matrices."""
     x = model._pos_embed(model.patch_embed(image))
     back = torch.eye(x.shape[1]).expand(len(x), -1, -1)  # from merged tokens to original ones
     sizes = torch.ones(x.shape[:2])
@@ -38,7 +38,7 @@ def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch):
     apply_algm(model, **SETTINGS)
     output = model.forward_features(image)
     found = gradients(model, (output * weights).sum())
-    plans = {layer: list(step.plans.values()) for layer, step in model.algm._past().steps.items()}
+    plans = {layer: list(step.plans.values()) for layer, step in model.algm.last_pass.steps.items()}
     assert [len(plans[layer]) for layer in range(5)] == [0, 1, 1, 1, 0]
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1] < 31
     remove_algm(model)
@@ -83,7 +83,7 @@ def test_merging_patches_that_are_the_same_changes_no_gradient(zero, settings, b
 )
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_gradients_of_micro_batches_add_up(settings, recompute):
-    """To those of one model for each; and, where images do not share a count, to those of the whole batch."""
+    """They add up to those of one model for each. Where images merge by themselves, that is the batch's gradient."""
     settings, images = {**SETTINGS, "gbm_layers": [3], **settings}, photo(batch=6)
 
     def built():

@@ -47,7 +47,7 @@ def test_what_a_hook_on_every_module_changes_is_kept():
 
 
 def test_counting_operations_keeps_the_tokens_merged():
-    """torch's counter hooks every module, and looks at no token."""
+    """torch's counter hooks every module, and reads no token."""
     model = apply_algm(build("ViT"), **SETTINGS)
     with torch.no_grad(), FlopCounterMode(display=False):
         model(photo())

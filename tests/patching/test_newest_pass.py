@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from algm_patch import apply_algm
+from tests.support.facts import facts_of
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
-from tests.support.told import told
 
 THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
 COUNTS = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
@@ -40,18 +40,18 @@ WAYS = {
     ids=str,
 )
 def test_the_newest_pass_is_told_of(first, second, settings):
-    """Two batches, each run in its way, in turns."""
+    """Two batches run in turns, each in its way."""
     model, images = apply_algm(build("ViT", depth=2), **settings), (photo(batch=2), photo(batch=3, seed=1))
     expected = []
     for image in images:
         fresh = copy.deepcopy(model)
         fresh(image)
-        expected.append(told(fresh))
+        expected.append(facts_of(fresh))
     runs = [torch.compile(model, backend="eager", **WAYS[way]) if WAYS[way] else model for way in (first, second)]
     for _ in range(2):
         for run, image, wanted in zip(runs, images, expected, strict=True):
             run(image)
-            assert told(model) == wanted
+            assert facts_of(model) == wanted
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_a_thread_without_a_pass_is_told_of_the_newest_of_all():
 
 
 class Loop(nn.Module):
-    """Runs the blocks itself, by a method that ALGM does not know."""
+    """Runs the blocks in a method that ALGM does not know."""
 
     def __init__(self, trunk):
         super().__init__()
@@ -118,6 +118,6 @@ def test_an_export_leaves_nothing_behind(settings, known, strict):
     with pytest.raises(RuntimeError, match=r"cannot trace .* patch embedding did not run before"):
         trunk.blocks[1](torch.randn(1, 31, 64))
     model(photo())
-    expected = told(model)
+    expected = facts_of(model)
     torch.export.export(model, (photo(batch=1, seed=3),), strict=strict)
-    assert told(model) == expected
+    assert facts_of(model) == expected

@@ -16,7 +16,7 @@ from algm_patch.patching.halves import attention_half
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode, fused):
-    """Padded, packed, or one after the other."""
+    """Attention takes the images padded, packed, or one after the other."""
     block = getattr(timm.models.vision_transformer.Block(8, 2, qkv_bias=True).double(), mode)()
     block.attn.fused_attn = fused
     token_map = TokenMap.from_leaders(
@@ -31,7 +31,7 @@ def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("proportional", [True, False])
 def test_the_packed_operator_and_its_gradients(heads, proportional):
-    """Against autograd's own through each image, also where two queries share a key."""
+    """The gradients are those of autograd through each image, also where two queries share a key."""
     packing = Packing.of(torch.tensor([3, 7, 5]))
     query, key, value = (torch.randn(1, h, 15, 6, dtype=torch.float64, requires_grad=True) for h in (4, heads, heads))
     bias = torch.rand(3, 1, 1, 7, dtype=torch.float64) if proportional else None
@@ -49,7 +49,7 @@ def test_the_packed_operator_and_its_gradients(heads, proportional):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypatch):
-    """The kernel is CUDA's: here a stand-in with its interface, which has no bias."""
+    """The kernel is CUDA's. A stand-in with its interface, which has no bias, takes its place."""
     packing = Packing.of(torch.tensor([3, 7, 5]))
     query, key, value = (torch.randn(1, 2, 15, 6, dtype=torch.float64) for _ in range(3))
     sizes = torch.rand(3, 1, 1, 7, dtype=torch.float64) * 5

@@ -29,15 +29,15 @@ NORMS_AND_MLPS = {
 @pytest.mark.parametrize("name", NORMS_AND_MLPS)
 @torch.no_grad()
 def test_norms_projections_and_mlps_run_on_the_sum_of_the_tokens(name, proportional):
-    """Once for all images. The merges are in blocks 1 and 3, between attention and MLP."""
-    few, (behind, before) = prepare(name), NORMS_AND_MLPS[name]
-    model, images, call = few.model, few.images, few.final_tokens
-    length = call(images[:1]).shape[1]
-    patched(model, call, images, gbm_layers=[], proportional_attention=proportional)
-    call(images)
+    """They run once for all images. The merges are in blocks 1 and 3, between attention and MLP."""
+    prepared, (behind, before) = prepare(name), NORMS_AND_MLPS[name]
+    model, images, final_tokens = prepared.model, prepared.images, prepared.final_tokens
+    length = final_tokens(images[:1]).shape[1]
+    patched(model, final_tokens, images, gbm_layers=[], proportional_attention=proportional)
+    final_tokens(images)
     after_clap = int((model.algm.token_map.sizes > 0).sum())
     model.algm.gbm_layers = [3]
-    call(images)
+    final_tokens(images)
     after_gbm = int((model.algm.token_map.sizes > 0).sum())
     assert after_gbm < after_clap < len(images) * length
     whole, clapped, matched = (len(images), length), (1, after_clap), (1, after_gbm)
@@ -47,7 +47,7 @@ def test_norms_projections_and_mlps_run_on_the_sum_of_the_tokens(name, proportio
             block.get_submodule(part).register_forward_pre_hook(
                 lambda _, inputs, key=(layer, part): seen.setdefault(key, []).append(tuple(inputs[0].shape[:2]))
             )
-    call(images)
+    final_tokens(images)
     for parts, expected in (
         (before, [whole, clapped, clapped, matched, matched]),
         (behind, [clapped, clapped, matched, matched, matched]),

@@ -11,10 +11,10 @@ from tests.support.training import assert_same, gradients, without_chance
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("name", ATTENTION_KINDS)
 def test_with_deterministic_algorithms(name):
-    few = prepare(name)
-    patched(without_chance(few.model), few.final_tokens, few.images, batch="image")
-    found = [gradients(few.model, few.final_tokens(few.images).square().mean()) for _ in range(2)]
-    assert few.model.algm.token_map.packing is not None
+    prepared = prepare(name)
+    patched(without_chance(prepared.model), prepared.final_tokens, prepared.images, batch="image")
+    found = [gradients(prepared.model, prepared.final_tokens(prepared.images).square().mean()) for _ in range(2)]
+    assert prepared.model.algm.token_map.packing is not None
     assert_same(*found, atol=0, rtol=0)
 
 
@@ -49,11 +49,11 @@ def test_layouts_and_dtypes(layout, dtype):
 @pytest.mark.parametrize("name", ATTENTION_KINDS)
 @torch.no_grad()
 def test_half_precision(name, how):
-    """What half precision does to the batch, it does to the image alone. CLAP alone, whose threshold is in a gap."""
-    few = prepare(name)
+    """Half precision does to the batch what it does to the image alone. GBM is off: CLAP's threshold lies in a gap."""
+    prepared = prepare(name)
     dtype = torch.bfloat16 if how == "bfloat16" else torch.float32
-    model, images = few.model.to(dtype), few.images.to(dtype)
+    model, images = prepared.model.to(dtype), prepared.images.to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        patched(model, few.final_tokens, images, gbm_layers=[])
-        counts = assert_as_alone(model.algm, few.final_tokens, images, {"atol": 0.1, "rtol": 0.1})
+        patched(model, prepared.final_tokens, images, gbm_layers=[])
+        counts = assert_as_alone(model.algm, prepared.final_tokens, images, {"atol": 0.1, "rtol": 0.1})
     assert len(set(counts)) > 1

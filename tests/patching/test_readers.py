@@ -31,14 +31,14 @@ def test_intermediates(every_block):
 @pytest.mark.parametrize("family", ["DINOv2", "BEiT, bias per layer", "SigLIP", "Data2Vec, both, eager"])
 @torch.no_grad()
 def test_hidden_states(family):
-    few = prepare(f"transformers {family}")
-    patched(few.model, few.final_tokens, few.images)
+    prepared = prepare(f"transformers {family}")
+    patched(prepared.model, prepared.final_tokens, prepared.images)
 
     def states(images):
         inputs = models_huggingface.inputs(family, images)
-        return torch.stack(few.model(**inputs, output_hidden_states=True).hidden_states, 1)
+        return torch.stack(prepared.model(**inputs, output_hidden_states=True).hidden_states, 1)
 
-    assert len(set(assert_as_alone(few.model.algm, states, few.images))) > 2
+    assert len(set(assert_as_alone(prepared.model.algm, states, prepared.images))) > 2
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def test_hooks_on_blocks_see_and_change_the_full_grid():
 
 @torch.no_grad()
 def test_blocks_run_by_a_loop_that_adds_prompts():
-    """Every block gives back the full grid; two prompts join the prefix behind the second, and the neck writes."""
+    """Every block gives back the full grid. Two prompts join the prefix after the second block, and the loop writes."""
     model, images = build("ViT"), unlike(photo())
     prompts = torch.randn(2, 64)
 

@@ -19,7 +19,7 @@ SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 )
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_recomputation_replays_each_forwards_own_merges(how, mode):
-    """Two forward passes wait for one backward pass, and a third comes between."""
+    """Two forward passes precede one backward pass, and a third comes between."""
     model = getattr(build("ViT", drop_path_rate=0.3, proj_drop_rate=0.1), mode)()
     apply_algm(model, **SETTINGS)
     first, second = photo(seed=1), photo(seed=2)
@@ -59,7 +59,7 @@ def test_gradients_under_autocast(how, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("batch", ["min", "image"])
 def test_gradients_under_autocast_are_near_those_in_full_precision(batch, dtype):
-    """Scaled, as float16 needs it; and what overflows is left out, without a trace."""
+    """The loss is scaled, as float16 needs it. A step that overflows is left out and changes nothing."""
     model, image = apply_algm(build("ViT").train(), **SETTINGS, batch=batch), photo()
     expected = gradients(model, model.forward_features(image).square().mean())
     counts, weights = model.algm.tokens_per_layer, copy.deepcopy(model.state_dict())

@@ -12,7 +12,7 @@ SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
 
 def test_a_batch_merges_the_smallest_number_of_its_images():
-    """Each image its own most similar windows, as many as the image with the fewest that pass."""
+    """Each image merges its own most similar windows, as many as pass in the image where the fewest do."""
     model = apply_algm(build("ViT").train(), clap_layer=1, gbm_layers=[], tau=0.8)
     images = photo(batch=4)
     alone = []

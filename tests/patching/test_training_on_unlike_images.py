@@ -14,17 +14,17 @@ from tests.support.training import assert_same, checkpointed, gradients, without
 @pytest.mark.parametrize("mode", [without_chance, nn.Module.eval], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ATTENTION_KINDS)
 def test_gradients_are_the_sum_of_those_of_each_image(name, mode):
-    few = prepare(name)
-    model, images = few.model.double(), few.images[[0, 1, 3]].double().requires_grad_()
+    prepared = prepare(name)
+    model, images = prepared.model.double(), prepared.images[[0, 1, 3]].double().requires_grad_()
     mode(model)
     with torch.no_grad():
-        patched(model, few.final_tokens, images, batch="image")
-    weights = torch.randn_like(few.final_tokens(images))
+        patched(model, prepared.final_tokens, images, batch="image")
+    weights = torch.randn_like(prepared.final_tokens(images))
     assert len(set((model.algm.token_map.sizes > 0).sum(1).tolist())) > 1
 
     def gradient(part):
-        """Of every parameter and every image."""
-        found = gradients(model, (few.final_tokens(images[part]) * weights[part]).sum())
+        """Return the gradients of every parameter and every image."""
+        found = gradients(model, (prepared.final_tokens(images[part]) * weights[part]).sum())
         found["images"], images.grad = images.grad, None
         return found
 
@@ -35,16 +35,16 @@ def test_gradients_are_the_sum_of_those_of_each_image(name, mode):
     assert together["images"].flatten(1).any(1).all()
 
 
-def outcomes(call, images, times):
-    """[times, B]; for each run and image, the number of the first run with the same result."""
-    results = torch.stack([call(images).flatten(1) for _ in range(times)])
+def outcomes(final_tokens, images, times):
+    """Return [times, B]: for each run and image, the number of the first run with the same result."""
+    results = torch.stack([final_tokens(images).flatten(1) for _ in range(times)])
     same = (results[:, None] - results).abs().amax(-1) < 1e-5
     return same.int().argmax(1)
 
 
 @torch.no_grad()
 def test_stochastic_depth_drops_each_image_by_itself():
-    """One block with two branches, each dropped or not: four outcomes an image, sixteen of two images."""
+    """One block drops each of its two branches or not: four outcomes for an image, sixteen for two images."""
     model, images = build("ViT", depth=2), unlike(photo())[:2]
     patched(model, model.forward_features, images, gbm_layers=[], batch="image")
     model.train()
@@ -61,15 +61,15 @@ def test_stochastic_depth_drops_each_image_by_itself():
 @torch.no_grad()
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_stochastic_depth_of_the_hubs_dinov2_drops_each_image_by_itself(rate):
-    """Above a rate of 0.1 it skips some images of a batch, and never the only one."""
+    """Above a rate of 0.1 it skips some images of a batch, but never the only one."""
     model, images = cases_hub.dino(depth=2, drop_path_rate=rate), unlike(photo("DINOv2"))  # all of it in block 2
 
-    def call(images):
+    def final_tokens(images):
         return model.forward_features(images)["x_prenorm"]
 
-    patched(model, call, images, gbm_layers=[], batch="image")
+    patched(model, final_tokens, images, gbm_layers=[], batch="image")
     model.train()
-    found = outcomes(call, images, 60)
+    found = outcomes(final_tokens, images, 60)
     assert model.algm.token_map.packing is not None
     assert all(len(numbers.unique()) > 1 for numbers in found.T)
     assert len({tuple(numbers.tolist()) for numbers in found.T}) == len(images)

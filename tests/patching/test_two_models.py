@@ -8,9 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm
 from tests.support import cases_segmenter
+from tests.support.facts import facts_of
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
-from tests.support.told import told
 
 THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
 COUNTS = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
@@ -22,7 +22,7 @@ def _fresh():
 
 
 def pair(**changes):
-    """Two models that merge differently."""
+    """Return two models that merge differently."""
     return (
         apply_algm(build("ViT", depth=3), **THRESHOLDS),
         apply_algm(
@@ -42,21 +42,21 @@ def test_tokens_of_another_model_are_not_taken_for_ones_own(layer, ran_before):
     teacher, student = pair()
     if ran_before:
         student(photo(seed=5))
-        before = told(student)
+        before = facts_of(student)
     x = embedded(teacher, photo())
     for block in teacher.blocks[: layer + 1]:
         x = block(x)
     with pytest.raises(RuntimeError, match=r"cannot trace .*Another patched model took or left them\. Give each model"):
         student.blocks[layer](x)
     if ran_before:
-        assert told(student) == before
+        assert facts_of(student) == before
     student(photo())  # and the next pass is whole
     assert len(student.algm.tokens_per_layer) == 3
 
 
 @torch.no_grad()
 def test_tokens_of_another_model_after_ones_own_patch_embedding_are_fresh():
-    """A student that goes on from the teacher's first block."""
+    """The student goes on from the teacher's first block."""
     teacher, student = pair(clap_layer=None, gbm_layers=[3])
     plain = copy.deepcopy(student)
     embedded(student, photo())
@@ -74,7 +74,7 @@ def test_tokens_of_another_model_after_ones_own_patch_embedding_are_fresh():
 
 
 def in_turns(models, images):
-    """One pass of each model, block by block in turns."""
+    """Run one pass of each model, block by block in turns."""
     tokens = [embedded(model, image) for model, image in zip(models, images, strict=True)]
     for blocks in zip(*(model.blocks for model in models), strict=True):
         tokens = [block(x) for block, x in zip(blocks, tokens, strict=True)]
@@ -96,7 +96,7 @@ def test_two_models_in_turns_and_in_threads():
 
 
 def test_recomputation_across_two_models():
-    """Both take the same tokens, and a step of each waits for the backward pass of the other."""
+    """Both models run block by block in turns, and one backward pass goes through both."""
     models = [model.train() for model in pair()]
 
     def loss(run):

@@ -31,14 +31,14 @@ WITH_KEYS = (
 )
 
 
-def test_every_image_as_if_it_were_alone(every):
-    model, images, call = every.model, every.images, every.final_tokens
-    patched(model, call, images)
-    assert len(set(assert_as_alone(model.algm, call, images))) > 2
-    expected, order = call(images), torch.tensor([3, 0, 2, 1])
+def test_every_image_as_if_it_were_alone(every_model):
+    model, images, final_tokens = every_model.model, every_model.images, every_model.final_tokens
+    patched(model, final_tokens, images)
+    assert len(set(assert_as_alone(model.algm, final_tokens, images))) > 2
+    expected, order = final_tokens(images), torch.tensor([3, 0, 2, 1])
     others = images[order]
     others[0] = 3 * torch.randn_like(others[0])
-    torch.testing.assert_close(call(others)[1:], expected[order][1:], **CLOSE)
+    torch.testing.assert_close(final_tokens(others)[1:], expected[order][1:], **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -56,29 +56,33 @@ def test_every_image_as_if_it_were_alone(every):
 @pytest.mark.parametrize("name", MAIN_ATTENTION_KINDS)
 @torch.no_grad()
 def test_whatever_the_settings(name, settings):
-    few = prepare(name)
-    patched(few.model, few.final_tokens, few.images, **settings)
-    assert len(set(assert_as_alone(few.model.algm, few.final_tokens, few.images))) > 1
+    prepared = prepare(name)
+    patched(prepared.model, prepared.final_tokens, prepared.images, **settings)
+    assert len(set(assert_as_alone(prepared.model.algm, prepared.final_tokens, prepared.images))) > 1
 
 
 @pytest.mark.parametrize("metric", ["key", "query", "value"])
 @pytest.mark.parametrize("name", WITH_KEYS)
 @torch.no_grad()
 def test_whatever_is_compared(name, metric):
-    few = prepare(name)
-    patched(few.model, few.final_tokens, few.images, compare=metric)
-    assert len(set(assert_as_alone(few.model.algm, few.final_tokens, few.images))) > 1
+    prepared = prepare(name)
+    patched(prepared.model, prepared.final_tokens, prepared.images, compare=metric)
+    assert len(set(assert_as_alone(prepared.model.algm, prepared.final_tokens, prepared.images))) > 1
 
 
 @pytest.mark.parametrize("name", WITH_MASKS)
 @torch.no_grad()
 def test_with_a_mask_for_all_images(name):
-    few = prepare(name)
-    inputs = CASES[name].position_inputs(few.final_tokens(few.images[:1]).shape[1])
-    patched(few.model, few.final_tokens, few.images)
-    plain = few.final_tokens(few.images)
-    assert len(set(assert_as_alone(few.model.algm, lambda images: few.final_tokens(images, **inputs), few.images))) > 1
-    assert not torch.allclose(few.final_tokens(few.images, **inputs), plain, atol=1e-3)
+    prepared = prepare(name)
+    inputs = CASES[name].position_inputs(prepared.final_tokens(prepared.images[:1]).shape[1])
+    patched(prepared.model, prepared.final_tokens, prepared.images)
+
+    def masked(images):
+        return prepared.final_tokens(images, **inputs)
+
+    assert len(set(assert_as_alone(prepared.model.algm, masked, prepared.images))) > 1
+    plain = prepared.final_tokens(prepared.images)
+    assert not torch.allclose(masked(prepared.images), plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["float", "bool"])
@@ -87,34 +91,34 @@ def test_with_a_mask_for_all_images(name):
 )
 @torch.no_grad()
 def test_with_a_mask_for_each_image(name, kind):
-    few = prepare(name)
+    prepared = prepare(name)
     (argument,) = CASES[name].position_inputs(31)
     heads = 4
-    masks = torch.randn(len(few.images), heads, 31, 31)
+    masks = torch.randn(len(prepared.images), heads, 31, 31)
     if kind == "bool":
         masks = (masks < 1) | torch.eye(31, dtype=bool)
         masks = ~masks if "clip" in name else masks  # there, True is what is left out
-    given = {image.data_ptr(): mask for image, mask in zip(few.images, masks, strict=True)}
+    given = {image.data_ptr(): mask for image, mask in zip(prepared.images, masks, strict=True)}
 
-    def call(images):
+    def final_tokens(images):
         mask = torch.stack([given[image.data_ptr()] for image in images])
-        return few.final_tokens(images, **{argument: mask.flatten(0, 1) if "clip" in name else mask})
+        return prepared.final_tokens(images, **{argument: mask.flatten(0, 1) if "clip" in name else mask})
 
-    patched(few.model, few.final_tokens, few.images)
-    assert len(set(assert_as_alone(few.model.algm, call, few.images))) > 1
+    patched(prepared.model, prepared.final_tokens, prepared.images)
+    assert len(set(assert_as_alone(prepared.model.algm, final_tokens, prepared.images))) > 1
 
 
-def test_images_that_are_alike_stay_an_ordinary_batch(few):
-    model, call, seen = few.model, few.final_tokens, []
-    patched(model, call, few.images)
-    alone = call(few.images[3:4])
-    copies = few.images[3:4].expand(4, -1, -1, -1)
+def test_images_that_are_alike_stay_an_ordinary_batch(prepared):
+    model, final_tokens, seen = prepared.model, prepared.final_tokens, []
+    patched(model, final_tokens, prepared.images)
+    alone = final_tokens(prepared.images[3:4])
+    copies = prepared.images[3:4].expand(4, -1, -1, -1)
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2]))
         for module in model.modules()
         if isinstance(module, nn.LayerNorm)
     ]
-    together = call(copies)
+    together = final_tokens(copies)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(together, alone.expand_as(together), **CLOSE)

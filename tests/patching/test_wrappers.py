@@ -32,7 +32,7 @@ ORDERS.remove(("DDP, torch.compile", "after"))  # slow, and one of DDP and one o
 
 
 def in_lora(gradients, model):
-    """What the gradients of the plain weights mean for LoRA's two matrices, of which B begins as zero."""
+    """Return the gradients of LoRA's two matrices that follow from those of the plain weights. B begins as zero."""
     found = {}
     for layer, block in enumerate(model.blocks):
         name, a = f"blocks.{layer}.attn.qkv", block.attn.qkv.lora_A["default"].weight.detach()
@@ -118,7 +118,7 @@ def test_hooks_of_the_user_on_sharded_blocks_see_the_full_grid():
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("patched", ["before", "after"])
 def test_shards_that_compute_in_bfloat16(patched):
-    """Recomputed, every input is cast anew, and its storage with it: that is refused, not guessed."""
+    """Recomputation casts every input anew, into another storage. That is refused, not guessed."""
     cast = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
     model, image = build("ViT", depth=3).train(), photo()
     gradients = trained(apply_algm(build("ViT", depth=3).train(), **SETTINGS), image)[1]

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from algm_patch import apply_algm
 from algm_patch.patching.find_vit import find_vit
+from algm_patch.report.cost import vit_cost
 from tests.support.cases import CASES
 from tests.support.models import build, photo, read_every_block
 
@@ -25,15 +26,15 @@ class EndOfBlocks(Exception):  # noqa: N818
 
 
 def bmm(a, b, **kwargs):
-    """As torch counts, but for outer products (older timm's rotary angles), in which nothing is summed."""
+    """Count as torch does, except outer products (older timm's rotary angles), which sum nothing."""
     batch, rows, inner = a
     return 0 if inner == 1 else 2 * batch * rows * inner * b[2]
 
 
 def counted(case, model, image):
-    """GFLOPs up to the end of the last block, by torch's counter, which counts all that attention multiplies there.
+    """Return the GFLOPs up to the end of the last block, by torch's counter.
 
-    With gradients, and so without kernels that fuse a whole attention module.
+    With gradients no kernel fuses a whole attention module, so that the counter sees every product.
     """
 
     def end(*_):
@@ -105,7 +106,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_cost_is_the_same_whatever_runs_the_model(way):
-    """With fixed counts, so that rounding merges no other number of tokens."""
+    """Counts are fixed, so that rounding does not change the number of tokens."""
     model, images = apply_algm(build("ViT"), gbm_layers=[3], merge_to=[0.7, 0.5]), photo(batch=2)
     with torch.no_grad():
         model(images)
@@ -137,7 +138,8 @@ def test_images_that_merge_the_same_number_cost_the_same():
     model, images = apply_algm(build("ViT"), gbm_layers=[3], tau=0.8, batch="min"), photo(batch=3)
     with torch.no_grad():
         model(images)
-    costs = model.algm._operations(model.algm._past())
+    last_pass = model.algm.last_pass
+    costs = vit_cost(*find_vit(model), last_pass.grid).of_images(last_pass)
     assert len(costs) == 3
     assert len(set(costs)) == 1
     assert model.algm.gflops == costs[0] / 1e9

@@ -8,7 +8,8 @@ from torch import nn
 from algm_patch import Adapter, apply_algm, register, remove_algm, tune
 from algm_patch.adapters import registry
 from algm_patch.adapters.cost import BlockCost, block_cost
-from algm_patch.report.cost import embedding_cost
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.report.cost import embedding_cost, vit_cost
 from algm_patch.viz import panels
 from tests.support.models import build, photo
 
@@ -127,7 +128,7 @@ def of_own_blocks(monkeypatch):
 
 def test_attention_without_a_module_is_what_the_mlp_half_does_not_run(of_own_blocks):
     model = of_own_blocks(modules=True)
-    costs = model.algm._cost(model.algm._past()).blocks
+    costs = vit_cost(*find_vit(model), model.algm.last_pass.grid).blocks
     assert set(costs) == {BlockCost(4 * 64 * 64, MLP, 4 * 64)}
     assert model.algm.gflops < model.algm.unpatched_gflops
 
@@ -153,7 +154,7 @@ def test_blocks_without_layers_have_pictures_and_are_tuned(of_own_blocks):
 
 
 def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monkeypatch):
-    """The card and print say so, too, and go on."""
+    """The card and the printed handle say it, and raise nothing."""
     model = of_own_blocks(modules=False)
     with pytest.raises(ValueError, match=r"Own costs is not known.*method cost\(block\)"):
         _ = model.algm.gflops
@@ -170,7 +171,7 @@ def test_a_block_that_cannot_be_copied_is_said(of_own_blocks):
 
 
 class Scaled(nn.Sequential):
-    """Takes more than an image."""
+    """A stem whose forward takes more than an image."""
 
     def forward(self, x, scale):
         return super().forward(scale * x)
@@ -184,7 +185,7 @@ def test_a_stem_that_cannot_run_by_itself_is_said(cls, more):
 
 
 def test_hooks_that_keep_activations_are_not_copied():
-    """A copy of a stem counts its operations; activations with a gradient cannot be copied."""
+    """The cost of a stem is counted on a copy of it. Activations with a gradient cannot be copied."""
     model, kept = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=0, depth=2), Kept()
     for module in (model.patch_embed.backbone, model.patch_embed.proj, *model.blocks):
         module.register_forward_hook(kept.keep)
@@ -194,7 +195,7 @@ def test_hooks_that_keep_activations_are_not_copied():
 
 
 class Kept:
-    """Keep what modules left."""
+    """Keeps the outputs of modules."""
 
     def __init__(self):
         self.outputs = []

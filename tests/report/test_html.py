@@ -11,7 +11,7 @@ from tests.support.models import build, photo
 
 
 class Checked(HTMLParser):
-    """Every element that opens closes, in order."""
+    """Parses HTML, and asserts that every element that opens closes, in order."""
 
     def __init__(self, html):
         super().__init__()

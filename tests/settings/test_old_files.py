@@ -26,7 +26,7 @@ def in_file(name):
 
 
 def test_what_tune_found():
-    """`measured` with trials by `metric`, and `others` with `taps`, `unmerge` and `tokens`."""
+    """The file has `measured`, whose trials have `metric`, and whose `others` have `taps`, `unmerge` and `tokens`."""
     settings, saved = Settings.load(SAVED / "tuned.json"), in_file("tuned")
     measured = saved["measured"]
     assert settings.clap_layer == saved["clap_layer"]

@@ -32,8 +32,8 @@ def case_of(family):
     return CASES[family]
 
 
-def run(case, model, image):
-    """The final tokens, with the same random numbers every time."""
+def seeded_tokens(case, model, image):
+    """Return the final tokens, with the same random numbers every time."""
     torch.manual_seed(7)
     with torch.no_grad():
         return case.tokens(model, image)

@@ -32,7 +32,7 @@ FAMILIES = {
 
 
 def images(seed, batch=1):
-    """Noise, of which more or less is blank."""
+    """Return noise, of which the first rows are blank, more or fewer of them."""
     x = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     for i in range(batch):
         x[i, :, : (seed + 3 * i) % 8 * 14] = 0.5
@@ -50,7 +50,7 @@ def counted(backend="eager", **options):
 
 
 def assert_same_run(model, compiled, x, **tolerance):
-    """Output and maps; whether something merged."""
+    """Assert that outputs and maps are those of the eager model. Return whether something merged."""
     expected, eager = tokens(model, x), model.algm.token_map
     found = tokens(compiled, x)
     torch.testing.assert_close(found, expected, **tolerance)

@@ -57,7 +57,7 @@ def unpatched():
 
 
 def patched(name):
-    """The model with these settings, in eval mode."""
+    """Return the model with these settings, in eval mode."""
     settings = {**BASE, **SETTINGS[name]}
     calibrated = settings.pop("calibrated", False)
     model = apply_algm(copy.deepcopy(unpatched()), **settings)
@@ -77,7 +77,7 @@ def is_compiled(model):
 
 
 def assert_same(model, found, expected):
-    """To the last bit, unless a compiler has put the operations in another order."""
+    """Assert equality to the last bit; only to rounding if a compiler has put the operations in another order."""
     if is_compiled(model):
         torch.testing.assert_close(found, expected)
     else:

@@ -35,7 +35,7 @@ EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 class Call(nn.Module):
-    """What a function makes of a model and images, as a module."""
+    """A module that applies a function to a model and images."""
 
     def __init__(self, model, call):
         super().__init__()
@@ -46,7 +46,7 @@ class Call(nn.Module):
 
 
 def build(name):
-    """A model of two blocks, from images to final tokens, not yet patched."""
+    """Return an unpatched model of two blocks, from images to final tokens."""
     library, _, family = name.partition(" ")
     if library == "timm":
         model = models.build(family, depth=2)
@@ -57,13 +57,13 @@ def build(name):
     return Call(model.requires_grad_(False), CASES[name].tokens)
 
 
-def five(like):
-    """Five unlike images of this size."""
+def five_images(like):
+    """Return five unlike images, as large as ``like``."""
     return torch.cat([unlike(like), torch.randn(1, *like.shape[1:], generator=torch.Generator().manual_seed(2))])
 
 
 def export(model, images, strict=False):
-    """From two images, for any number of them."""
+    """Export a model with two images, for any number of them."""
     return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict)
 
 
@@ -73,14 +73,14 @@ def assert_equal_to_eager(exported, model, images, tolerance=CLOSE):
 
 
 def nodes(program):
-    """The operations of an exported program, those of the graphs in it too."""
+    """Yield the operations of an exported program and of the graphs in it."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             yield from (node for node in module.graph.nodes if node.op == "call_function")
 
 
 def read_from_values(program):
-    """The operations that make a number of what a tensor holds."""
+    """Return the operations that make a number of what a tensor holds."""
     return {
         str(node.target)
         for node in nodes(program)
@@ -89,15 +89,15 @@ def read_from_values(program):
 
 
 def symbols(program):
-    """What the shapes in an exported program depend on."""
+    """Return the symbols that the shapes in an exported program depend on."""
     return set().union(*(free_symbols(node.meta["val"]) for node in nodes(program) if node.meta.get("val") is not None))
 
 
 @cache
 def exported(name, strict=False):
-    """A patched model and its export; what the model was before, and what it said after."""
+    """Return a patched model and its export, the trace and state before it, and the printed handle after it."""
     torch.manual_seed(0)
-    model, images = apply_algm(build(name), **FIXED), five(CASES[name].image())
+    model, images = apply_algm(build(name), **FIXED), five_images(CASES[name].image())
     before = SimpleNamespace(
         parts=trace(model), state={key: value.clone() for key, value in model.state_dict().items()}
     )

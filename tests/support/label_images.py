@@ -12,7 +12,7 @@ NAME = "vit_tiny_patch16_224"
 
 
 def make_split(folder: Path, count: int, seed: int) -> None:
-    """Rectangles on a background, each class of a colour of its own, and a pixel that does not count."""
+    """Write images of rectangles on a background, each class in its colour, and labels with a pixel that is ignored."""
     random = np.random.default_rng(seed)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
@@ -28,7 +28,7 @@ def make_split(folder: Path, count: int, seed: int) -> None:
 
 
 def arguments(data, weights, out, *more: object, epochs: int = 2) -> list[str]:
-    """Of a run; later ones replace earlier ones."""
+    """Return the arguments of a run. Later ones replace earlier ones."""
     given = ["--layout", "folder", "--data", data, "--ignore", IGNORED, "--model", f"timm:{NAME}"]
     given += ["--weights", weights, "--size", SIDE, SIDE, "--batch", 4, "--workers", 0, "--gbm-layers", 3]
     given += ["--tau", 0.9, "--epochs", epochs, "--out", out, "--device", "cpu"]

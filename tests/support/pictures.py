@@ -2,7 +2,7 @@
 
 
 def logits(model, images):
-    """Of four classes, from the tokens."""
+    """Return the logits of four classes, made from the tokens."""
     tokens = model.forward_features(images)[:, 1:, :4]
     return tokens.mT.unflatten(2, [side // 16 for side in images.shape[2:]])
 

@@ -17,7 +17,7 @@ from tests.support.every_setting import IMAGES, PATCHES, PREFIX, assert_same, to
 
 
 def assert_merged_right(model, output):
-    """A class score for each image; the map holds every token once."""
+    """Assert that each image has class scores, and that the map holds every token once."""
     assert output.shape == (2, 3)
     assert output.isfinite().all()
     algm = model.algm
@@ -174,11 +174,11 @@ VERBS = {
 
 
 def as_pixels(model, images):
-    """Logits [B, 3, 2, 2] of a model that classifies images."""
+    """Return the logits of a model that classifies images, as a map [B, 3, 2, 2]."""
     return model(images)[..., None, None].expand(-1, -1, 2, 2)
 
 
 def two_trials(bench):
-    """Instead of a search: one trial without GBM, which costs less, and one with."""
+    """Measure, in place of a search, one trial without GBM, which costs less, and one with it."""
     for candidate in (Candidate(1, 19, (), 8, "token"), Candidate(1, 2, (2,), 4, "token")):
         bench.measure(candidate, None)

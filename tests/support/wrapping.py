@@ -21,7 +21,7 @@ def loss_of(x):
 
 
 def trained(model, image):
-    """The output and, by name, the gradient of all that trains, gathered where it is sharded."""
+    """Return the output and, by name, the gradient of each parameter that trains, gathered from its shards."""
     model.zero_grad()
     output = model(image)
     loss_of(output).backward()

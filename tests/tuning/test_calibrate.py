@@ -14,7 +14,7 @@ IMAGES = photo(batch=5, seed=7)
 
 
 def windows(model, layer):
-    """Similarities in the unpatched model's tokens."""
+    """Return the similarities of windows of the unpatched model's tokens."""
     with torch.no_grad():
         x = model._pos_embed(model.patch_embed(IMAGES))
         for block in model.blocks[: layer - 1]:

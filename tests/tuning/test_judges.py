@@ -38,7 +38,7 @@ WIDTHS = st.integers(1, 40) | st.sampled_from([192, 384, 768, 1024, 1536])
 
 @given(GRIDS, st.integers(0, 8), WIDTHS, st.data())
 def test_every_answer_is_judged_by_what_it_is(grid, prefix, width, data):
-    """Draw an answer of any shape and type; its sides are the tokens' own as often as not."""
+    """Draw an answer of any shape and type. Its sides often equal those of the tokens."""
     high, wide = grid
     own = st.sampled_from([high, wide, width, prefix + high * wide, high * wide, 14 * high, 14 * wide])
     shape = data.draw(st.lists(own | st.integers(1, 512), min_size=2, max_size=3).map(tuple))
@@ -55,7 +55,7 @@ def test_every_answer_is_judged_by_what_it_is(grid, prefix, width, data):
 
 
 def test_a_depth_map_of_a_small_vit_is_a_map():
-    """384x384 pixels and 577 tokens of width 384."""
+    """The map has 384x384 pixels, the model 577 tokens of width 384."""
     assert judge_of(torch.rand(1, 384, 384), token_shapes((24, 24), 1, 384)).name == "correlation"
 
 
@@ -71,6 +71,6 @@ def test_the_tokens_of_every_family_are_tokens(family):
     model = apply_algm(build(family, grid=(6, 4), depth=1), gbm_layers=[])
     with torch.no_grad():
         answer = predict_dense(model, photo(family, 1, (6, 4)))
-    past = model.algm._past()
+    past = model.algm.last_pass
     shapes = token_shapes(past.grid, past.num_prefix_tokens, past.width)
     assert judge_of(answer, shapes).name == "cosine"

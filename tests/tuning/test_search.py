@@ -26,9 +26,9 @@ def test_every_candidate_is_one_that_the_model_has(depth, data):
 
 
 class Made:
-    """A bench whose losses are made up: so much for each twentieth of a stage."""
+    """A bench with invented losses: a fixed one for each twentieth of a stage."""
 
-    depth, metrics = 12, ("token", "key")
+    depth, comparisons = 12, ("token", "key")
 
     def __init__(self, keep, clap, gbm):
         self.keep, self.losses, self.trials = keep, (clap, gbm), []

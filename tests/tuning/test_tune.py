@@ -85,7 +85,7 @@ def test_nothing_keeps_enough(model, patched):
 
 
 def merged(model):
-    """Whether the model would merge anything."""
+    """Return whether the model has a stage that merges."""
     return model.algm.clap_layer is not None or bool(model.algm.gbm_layers)
 
 
@@ -146,7 +146,7 @@ def test_a_metric_decides(model):
 
 @pytest.mark.parametrize("windows", [1, 3])
 def test_an_answer_costs_every_forward_pass_that_it_takes(model, windows):
-    """As sliding windows do, in batches or one after the other."""
+    """Sliding windows take several, in a batch or one after the other."""
 
     def predict(model, images):
         return sum(model(images.roll(shift, 3)) for shift in range(windows)) + model(images.repeat(2, 1, 1, 1))[:1]

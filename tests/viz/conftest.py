@@ -25,5 +25,5 @@ def folder(tmp_path):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Films of 96 pixels, which take less time."""
+    """Make films 96 pixels wide, which takes less time."""
     monkeypatch.setattr(films, "WIDTH", 96)

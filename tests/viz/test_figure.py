@@ -54,7 +54,7 @@ def test_a_contact_sheet_of_a_folder(model, folder):
 
 
 def test_a_contact_sheet_draws_every_image(model, folder):
-    """Also those of one name and one number of tokens."""
+    """Images of the same name and number of tokens are drawn too."""
     (folder / "other").mkdir()
     turned = Image.open(folder / "a.jpg").rotate(180)
     turned.save(folder / "other" / "a.jpg")

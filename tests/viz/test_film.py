@@ -19,7 +19,7 @@ def frames_of(path):
 
 @pytest.mark.parametrize("merging", list(itertools.product([True, False], repeat=3)), ids=str)
 def test_frames_in_which_something_merges_and_frames_in_which_nothing_does(model, tmp_path, narrow, merging):
-    """One image is flat, so that all of it merges; of the other no window is as similar."""
+    """One image is flat, so all of it merges. In the other no window is similar enough."""
     model.algm.gbm_layers, model.algm.tau = [], 0.999
     flat, noise = np.full((96, 80, 3), 90, np.uint8), np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8)
     # One pixel of its own for each frame, or the GIF holds equal frames once.
@@ -40,7 +40,7 @@ def test_a_film_of_one_frame(model, tmp_path, narrow):
 
 
 def test_frames_of_other_sizes_keep_their_proportions(model, tmp_path, narrow):
-    """Twice as high as the first: black margins take half of the film."""
+    """The second frame is twice as high as the first, so black margins take half of the film."""
     wide, high = np.full((96, 80, 3), 200, np.uint8), np.full((192, 80, 3), 190, np.uint8)
     first, second = frames_of(animate(model, [wide, high], tmp_path / "film.gif"))
     assert (first > 0).all()

@@ -108,7 +108,7 @@ def test_the_checkpoints_processor(tmp_path, name, nested):
     ],
 )
 def test_everything_that_a_processor_does_to_pixels(tmp_path, processor, black, white):
-    """By transformers' own processor, which is asked too."""
+    """Compare with transformers' own processor."""
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "ViTImageProcessor", **processor})
     )
@@ -133,7 +133,7 @@ def test_a_checkpoint_whose_processor_is_not_here(name):
 
 
 def test_the_whole_model_says_it_for_its_trunk():
-    """UperNet on BEiT: its own processor (Segformer's, by default) normalises, not BEiT's."""
+    """UperNet on BEiT is normalised by its own processor (Segformer's, by default), not BEiT's."""
     config = transformers.UperNetConfig(
         backbone_config=transformers.BeitConfig(**SIZE, out_features=["stage1", "stage2"]),
         hidden_size=32,
@@ -164,7 +164,7 @@ def test_timm(family, expected):
 
 
 def test_open_clip():
-    """Whose models say it in these attributes, as tuples or lists."""
+    """open_clip's models have these attributes, as tuples or lists."""
     trunk = nn.Linear(1, 1)
     model = nn.Sequential(trunk)
     assert_normalised(normalization(model, trunk), IMAGENET)
@@ -173,7 +173,7 @@ def test_open_clip():
 
 
 def test_mmengine():
-    """Whose preprocessors hold buffers [3, 1, 1] for pixels from 0 to 255; one without says nothing."""
+    """Its preprocessors hold buffers [3, 1, 1] for pixels from 0 to 255. One without buffers says nothing."""
     trunk, model = nn.Linear(1, 1), nn.Module()
     model.backbone, model.data_preprocessor = trunk, nn.Module()
     assert_normalised(normalization(model, trunk), IMAGENET)

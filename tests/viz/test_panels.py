@@ -90,7 +90,7 @@ def test_a_compiled_model(model, fullgraph):
 def test_a_picture_is_brought_to_the_models_own_size():
     model = apply_algm(build("ViT", grid=(4, 7)))
     panels(model, astronaut())
-    assert model.algm._past().grid == (4, 7)
+    assert model.algm.last_pass.grid == (4, 7)
 
 
 def test_tokens_of_a_padded_image_are_drawn_where_they_are():

@@ -56,7 +56,7 @@ def test_too_short_a_palette(model):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
 @pytest.mark.parametrize("given", ["palette", "names", "nothing"])
 def test_pixels_without_a_class_are_grey_and_named(model, dtype, given):
-    """A model that says -1, or 255 where there are no negative numbers."""
+    """The model answers -1, or 255 where its dtype has no negative numbers."""
 
     def predict(model, images):
         classes = logits(model, images).argmax(1)

@@ -16,7 +16,7 @@ run = train_segmentation.main
 
 
 def test_a_checkpoint_is_measured_as_in_training(command, data, tmp_path):
-    """Into an unpatched network, which is patched then; by the functions and by the other benchmark."""
+    """Load it into an unpatched network and patch that; measure it by the functions and by the other benchmark."""
     history = run(command("--head", "mask", "--algm", "train"))
     file = tmp_path / "out" / "last.safetensors"
     model = dense_network.load(file)

@@ -28,7 +28,7 @@ def test_it_learns_while_merging(command, tmp_path, head):
 
 
 def test_direct_trains_as_off_and_merges_when_measured(command, tmp_path):
-    """And nothing else tells the three ways apart."""
+    """The three ways differ in nothing else."""
     settings = ("--tau", 0.9, "--gbm-layers", 3)
     off = [text for text in command("--algm", "off", out="off") if text not in ("--tau", "0.9", "--gbm-layers", "3")]
     histories = {

@@ -3,8 +3,8 @@
 import torch
 
 
-def told(model):
-    """Everything that the handle tells of a forward pass."""
+def facts_of(model):
+    """Return everything that the handle of a model tells of a forward pass."""
     algm = model.algm
     merged = algm.token_map.take(torch.arange(algm.token_map.labels.shape[1])[:, None])
     return (
