@@ -1,13 +1,14 @@
-"""Golden tensors, the data that tests use where it is, and the tiers that tests are run in.
+"""The tiers that tests are run in, files that need what is not installed, and the fixtures that all tests have.
 
 - ``pytest -m quick``: before a push, two minutes, with the extra ``dev`` alone: the method on tensors, the recorded
   tensors, the contract in float32, the main job.
 - ``pytest``: every property, at least once for each family that it could fail for.
-- ``pytest -m slow``: what takes long and says in breadth what the tests above say by example.
+- ``pytest -m slow``: what takes long and shows in breadth what the tests above show by example.
 - ``pytest -m ""``: all of them, as ``.ci/run`` does.
 
-tiers.py lists the quick and the slow tests, with what a plain run keeps of each property. A file of tests whose imports
-need a library that only the extra ``test`` brings is skipped as a whole, by that library's name, where it is missing.
+support/tiers.py lists the quick and the slow tests, with what a plain run keeps of each property. Where a library that
+only the extra ``test`` brings is missing, a file of tests that imports it is skipped as a whole, and the reason names
+the library.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ torch.set_num_threads(1)  # tiny models; tests run in parallel
 
 
 class Module(pytest.Module):
-    """A file of tests; skipped where what it imports comes with the extra "test" alone and is missing."""
+    """A file of tests. It is skipped if it imports a library of the extra "test" that is missing."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         try:
@@ -51,12 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
+    """Return the folder with CamVid and its head, or skip the test."""
     place = shared()
     if place is None:
         pytest.skip("ALGM_SHARED does not name the folder with CamVid and its head")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.support import models
-from tests.support.contract import Case
+from tests.support.contract import SETTINGS, Case
 from tests.support.third_party import third_party
 
 CLASSES = 7
@@ -49,15 +49,24 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "distillation token": ("mask", {"distilled": True}),
 }
 
+# Both merges, and a decoder that runs on what they leave.
+AFTER_HEAD: dict[str, Any] = {**SETTINGS, "unmerge_at": "after_head"}
 
-def case(decoder: str, options: dict[str, Any]) -> Case:
-    """Return the case of one of Segmenter's kinds."""
+
+def build_kind(kind: str) -> Any:
+    """Build one of KINDS."""
+    decoder, options = KINDS[kind]
+    return build(decoder, **options)
+
+
+def case(kind: str) -> Case:
+    """Return the case of one of KINDS."""
     return Case(
-        build=lambda: build(decoder, **options),
+        build=lambda: build_kind(kind),
         image=models.photo,
         tokens=lambda model, image: model.encoder(image, return_features=True),
         position_inputs=lambda length: {},
     )
 
 
-CASES = {f"Segmenter {kind}": case(decoder, options) for kind, (decoder, options) in KINDS.items()}
+CASES = {f"Segmenter {kind}": case(kind) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What the tests of the adapters' contract work with: cases, precisions, a plan that permutes, traces of a patch.
+"""The parts of the adapters' contract: cases, precisions, a plan that permutes tokens, the traces of a patch.
 
 The models of the cases are in cases_*.py, one file a library; cases.py has them all.
 """
@@ -51,6 +51,12 @@ PRECISIONS: dict[str, tuple[torch.dtype, Callable[[], contextlib.AbstractContext
 def tokens_of(output: Any) -> Tensor:
     """Return the tokens in a block's output."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def token_map_after(model: Any, block: int) -> TokenMap:
+    """Return the map from the original tokens to those that a block (counted from 0) left in the last pass."""
+    token_map: TokenMap = model.algm.last_pass.steps[block].after
+    return token_map
 
 
 def trace(model: nn.Module) -> list[tuple[str, type, list[str], list[list[int]]]]:

@@ -30,7 +30,7 @@ def read_golden(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def assert_same_partition(ours: Tensor, theirs: Tensor) -> None:
-    """Assert that two [B, N] of labels group alike; the groups may be numbered otherwise."""
+    """Assert that labels [B, N] make the same groups, however they number them."""
     for a, b in zip(ours, theirs, strict=True):
         pairs = set(zip(a.tolist(), b.tolist(), strict=True))
         assert len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))

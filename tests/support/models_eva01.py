@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.models import GRID
+from tests.support.models import GRID, photo
 from tests.support.models_mmseg import with_random_weights
 from tests.support.third_party import third_party
 
@@ -39,6 +39,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViTBaseline": ("ViTBaseline", {"pretrain_size": 96, "img_size": 96, "depth": 4}),
     "ViTAdapter": ("ViTAdapter", {"pretrain_size": 96, "img_size": 96, "layer_scale": False, **ADAPTER}),
 }
+BASELINES = [model for model in MODELS if model.startswith("BEiTBaseline")]
+ADAPTERS = [model for model in MODELS if model.endswith("Adapter")]
 
 
 def build(model: str, **options: Any) -> Any:
@@ -54,6 +56,11 @@ def build(model: str, **options: Any) -> Any:
 def grid_of(model: str) -> tuple[int, int]:
     """Return the grid of patches of one of MODELS."""
     return EVEN_GRID if model.endswith("Adapter") else GRID
+
+
+def image_of(model: str) -> Tensor:
+    """Return images for one of MODELS."""
+    return photo(grid=grid_of(model))
 
 
 def backbones() -> Any:

@@ -26,7 +26,7 @@ SEGMENTORS = ["setr_naive", "setr_pup", "setr_mla", "segmenter_vit-b16_mask"]
 
 
 class CompiledOps(ModuleType):
-    """Stands where mmcv has its compiled ops, of which mmcv-lite has none and a ViT needs none."""
+    """Stands for mmcv's compiled ops: mmcv-lite has none, and a ViT needs none."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def run_in_threads(jobs: Sequence[Callable[[], Any]], times: int = 20) -> list[Any]:
-    """Do each job so many times in a thread of its own. Return the results of each job."""
+    """Do each job, so many times, in a thread of its own. Return the results of each job."""
     results: list[Any] = [None] * len(jobs)
 
     def repeat(i: int, job: Callable[[], Any]) -> None:

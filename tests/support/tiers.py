@@ -19,6 +19,8 @@ HEAVY |= {"transformers", "yaml", "tensorboard"}
 
 # Two minutes: the method on tensors, the recorded tensors, the contract in one precision, the main job.
 QUICK = {
+    "adapters/test_contract": r"float32",
+    "adapters/test_register": "",
     "core/test_golden": r"_is_the_authors",
     "core/test_matching": "",
     "core/test_merging": r"^(?!test_the_functions_take_an_empty_batch)",
@@ -32,19 +34,28 @@ QUICK = {
     "patching/test_fixed_counts": r"timm ViT",
     "patching/test_static_shapes": r"timm ViT",
     "settings/test_settings": "",
-    "test_contract": r"float32",
     "test_packaging": "",
-    "test_register": "",
 }
 
 # What a plain run leaves out, and what stays in it.
 SLOW = {
+    "adapters/test_contract": {
+        r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
+            "hybrids in float32; their blocks, which are timm's Block, in every precision"
+        ),
+        r"(?=.*autocast)(?!.*timm )": "every family in float32 and bfloat16, timm's under autocast too",
+    },
     "benchmarks/training/test_interrupted_training": {
         r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
         r"two_processes_killed": "one process, interrupted; two processes (patching/test_distributed)",
     },
     "benchmarks/training/test_training_benchmark": {
         r"rows_of_table_4d": "each way to train, by itself",
+    },
+    "cli/test_census": {
+        r"test_(timm|transformers)$": (
+            "every kind that is patched (test_contract), every kind of refusal (test_find_vit, test_*_refused)"
+        ),
     },
     "examples/test_app": {
         r"visitors_do_not_mix|the_button": "a visit in the browser; the same functions, called (examples/test_app)",
@@ -53,7 +64,7 @@ SLOW = {
         r"test_the_export": "what it calls, on small models (patching/test_export); that a wrong export is an error",
     },
     "examples/test_notebooks": {
-        r"test_every_cell_runs": "the same calls on small models (test_readme, tuning/test_tune, test_register)",
+        r"test_every_cell_runs": "the same calls on small models (test_readme, tuning/test_tune, adapters/test_register)",
     },
     "examples/test_quickstart": {
         r"keep_the_prediction.*\[(?!astronaut|coffee)": "two of the photographs",
@@ -89,17 +100,6 @@ SLOW = {
     },
     "patching/test_verbs_in_turn": {
         r"after_the_other\[compile \| (?!calibrate)": "compile, then calibrate; calibrate, tune and panels, compiled",
-    },
-    "test_census": {
-        r"test_(timm|transformers)$": (
-            "every kind that is patched (test_contract), every kind of refusal (test_discovery, test_huggingface)"
-        ),
-    },
-    "test_contract": {
-        r"(bfloat16|autocast).*hybrid|hybrid.*(bfloat16|autocast)": (
-            "hybrids in float32; their blocks, which are timm's Block, in every precision"
-        ),
-        r"(?=.*autocast)(?!.*timm )": "every family in float32 and bfloat16, timm's under autocast too",
     },
     "test_segmentation": {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",

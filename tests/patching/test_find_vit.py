@@ -1,4 +1,4 @@
-"""Which models are patched, and what the others are told."""
+"""The ViT that is found in a model, and the reasons that other models are refused for."""
 
 from importlib.metadata import PackageNotFoundError
 

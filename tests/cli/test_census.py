@@ -5,25 +5,20 @@ covers. `python benchmarks/census.py` writes the table of them all.
 """
 
 import re
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import timm
-
-from tests.support import cases_huggingface, cases_timm
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import census
+import transformers
 
 from algm_patch.cli.census import PATCHED, Outcome, timm_models, transformers_models
 from algm_patch.patching.find_vit import find_vit, full_name
+from benchmarks import census
+from tests.support import cases_huggingface, cases_timm
 
 
 def kind(model):
-    """What decides whether the contract covers a model: the classes of its trunk and of its blocks."""
+    """Return the classes of a model's trunk and of its blocks, which decide if the contract covers the model."""
     trunk, vit = find_vit(model)
     return full_name(trunk), frozenset(map(full_name, vit.blocks))
 
@@ -34,7 +29,7 @@ def covered():
 
 
 def surveyed(outcomes, covered):
-    """The outcomes without their models, each of which is of a kind that the contract covers."""
+    """Assert that the contract covers every patched model. Return the outcomes without their models."""
     results = []
     for found in outcomes:
         if found.found == PATCHED:
@@ -44,7 +39,7 @@ def surveyed(outcomes, covered):
 
 
 def check_table(library, version, results):
-    """Compare with the table in the tree, if it was written with this version."""
+    """Assert that the table in the tree, if this version wrote it, has these results."""
     written = re.split(r"^(?=## )", census.TABLE.read_text(), flags=re.MULTILINE)
     old = next((part for part in written if part.startswith(f"## {library} {version}\n")), None)
     new = census.section(library, version, results)
@@ -68,7 +63,6 @@ def test_timm(covered):
 
 
 def test_transformers(covered):
-    transformers = pytest.importorskip("transformers")
     results = surveyed(transformers_models(), covered)
     check_table("transformers", transformers.__version__, results)
     patched = {result.cls for result in results if result.found == PATCHED}
@@ -105,9 +99,9 @@ def test_the_table_is_written_by_the_command_alone(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "resnet18", "tresnet_m"])
 def test_weights_that_are_not_filled_change_no_outcome(monkeypatch, name):
-    """And the models are the same, but for values that none of them has."""
+    """The models are the same as well, but for values that none of them has."""
     (quick,) = timm_models([name])
-    monkeypatch.setattr("algm_patch.census.Unfilled", nullcontext)
+    monkeypatch.setattr("algm_patch.cli.census.Unfilled", nullcontext)
     (slow,) = timm_models([name])
     assert (quick.cls, quick.found) == (slow.cls, slow.found)
     shapes = [[(key, value.shape) for key, value in each.model.state_dict().items()] for each in (quick, slow)]

@@ -1,13 +1,17 @@
-"""Blocks of one's own."""
+"""Blocks of one's own, registered."""
 
 import pytest
 import torch
 from torch import nn
 
-from algm_patch import Adapter, adapters, apply_algm, register, remove_algm
+from algm_patch import Adapter, apply_algm, register, remove_algm
+from algm_patch.adapters import registry
+from tests.support import models
 
 
 class Block(nn.Module):
+    """A block with a bias between its tokens, that no library has."""
+
     def __init__(self, dim):
         super().__init__()
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -44,7 +48,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setattr(adapters, "ADAPTERS", dict(adapters.ADAPTERS))
+    monkeypatch.setattr(registry, "ADAPTERS", dict(registry.ADAPTERS))
 
     @register(f"{__name__}.Block.forward")
     class BlockHalves(Adapter):
@@ -81,8 +85,6 @@ def test_a_registered_block_merges():
 
 
 def test_an_older_library_is_refused_with_the_version_to_install(monkeypatch):
-    from tests.support import models
-
     monkeypatch.setattr("algm_patch.patching.find_vit.version", lambda name: {"timm": "1.0.9"}[name])
     with pytest.raises(ValueError, match=r"comes from timm 1\.0\.9, .* Install timm>=1\.0\.17"):
         apply_algm(models.build("ViT"))

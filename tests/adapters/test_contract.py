@@ -1,15 +1,14 @@
-"""The adapter contract, point by point."""
+"""The five points of the adapters' contract, for every kind of model that the library patches."""
 
 import pytest
 import torch
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.patching.find_vit import find_vit
 from tests.support.cases import CASES
-from tests.support.contract import PRECISIONS, permute, tokens_of, trace
+from tests.support.contract import PRECISIONS, SETTINGS, UNMERGED, permute_in_place_of_clap, tokens_of, trace
+from tests.support.models import blocks_of
 
-UNMERGED = LayerTokens(None, None, 0)
 NOTHING = {"tau": 2.0, "gbm_layers": []}
 
 
@@ -48,7 +47,7 @@ def test_1_the_halves_are_the_block(prepared):
 @pytest.mark.parametrize("proportional", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_2_a_permutation_of_the_tokens_changes_nothing(case, precision, proportional, monkeypatch):
-    """Beyond rounding: sums in another order. In bfloat16, what rounding does is measured against float32."""
+    """Only rounding changes, as sums run in another order; how much it may change is measured against float32."""
     model, image = case.build(), case.image()
     dtype, context = PRECISIONS[precision]
     with torch.no_grad():
@@ -58,7 +57,7 @@ def test_2_a_permutation_of_the_tokens_changes_nothing(case, precision, proporti
             model, image = model.to(dtype), image.to(dtype)
             inputs = {name: value.to(dtype) for name, value in inputs.items()}
             expected = case.tokens(model, image, **inputs).float()
-            monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
+            permute_in_place_of_clap(monkeypatch)
             apply_algm(model, clap_layer=2, gbm_layers=[], proportional_attention=proportional)
             found = case.tokens(model, image, **inputs).float()
     if precision == "float32":
@@ -69,12 +68,12 @@ def test_2_a_permutation_of_the_tokens_changes_nothing(case, precision, proporti
 
 def test_3_taps_do_not_change_the_output(prepared):
     model, image, case = prepared
-    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)
+    apply_algm(model, **SETTINGS)
     last = case.tokens(model, image)
     assert model.algm.tokens_per_layer[0] < last.shape[1]
     assert model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1]
     shapes = []
-    for block in find_vit(model)[1].blocks:  # hooks read the blocks, and could have changed what they read
+    for block in blocks_of(model):  # hooks read the blocks, and could have changed what they read
         block.register_forward_hook(lambda _, inputs, output: shapes.append(tokens_of(output).shape))
     assert torch.equal(case.tokens(model, image), last)
     assert set(shapes) == {last.shape}
