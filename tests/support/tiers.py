@@ -29,12 +29,17 @@ QUICK = {
     "examples/test_quickstart": r"test_the_main_job$",
     "handle/test_changing_settings": "",
     "handle/test_last_pass": "",
+    "handle/test_update": "",
     "patching/test_apply_and_remove": "",
     "patching/test_changed_models": "",
     "patching/test_fixed_counts": r"timm ViT",
     "patching/test_static_shapes": r"timm ViT",
+    "settings/test_given_settings": "",
+    "settings/test_old_files": "",
+    "settings/test_renamed": "",
     "settings/test_settings": "",
     "test_packaging": "",
+    "test_public_names": "",
 }
 
 # What a plain run leaves out, and what stays in it.
@@ -64,7 +69,7 @@ SLOW = {
         r"test_the_export": "what it calls, on small models (patching/test_export); that a wrong export is an error",
     },
     "examples/test_notebooks": {
-        r"test_every_cell_runs": "the same calls on small models (test_readme, tuning/test_tune, adapters/test_register)",
+        r"test_every_cell_runs": "the same calls on small models (test_readme, test_tune, test_register)",
     },
     "examples/test_quickstart": {
         r"keep_the_prediction.*\[(?!astronaut|coffee)": "two of the photographs",
