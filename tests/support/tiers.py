@@ -50,11 +50,11 @@ SLOW = {
         ),
         r"(?=.*autocast)(?!.*timm )": "every family in float32 and bfloat16, timm's under autocast too",
     },
-    "benchmarks/training/test_interrupted_training": {
+    "benchmarks/test_training_resumed": {
         r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
         r"two_processes_killed": "one process, interrupted; two processes (patching/test_distributed)",
     },
-    "benchmarks/training/test_training_benchmark": {
+    "benchmarks/test_training_benchmark": {
         r"rows_of_table_4d": "each way to train, by itself",
     },
     "cli/test_census": {
