@@ -52,7 +52,7 @@ class Runtime:
         self.latest: ForwardPass | None = None
         self.warned = False
         self.threads = PerThread(self.traced, object())
-        self._exports: WeakKeyDictionary[object, TracedPasses] = WeakKeyDictionary()
+        self.exports: WeakKeyDictionary[object, TracedPasses] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy or pickle the settings, not the tokens of a forward pass nor the models around it."""
@@ -100,7 +100,7 @@ class Runtime:
         if not torch.compiler.is_compiling() or not self.in_graph():
             return self.threads.passes
         if traces_python() and (context := tracing_context()) is not None:
-            return self._exports.setdefault(context, TracedPasses())  # and gone with it
+            return self.exports.setdefault(context, TracedPasses())  # and gone with it
         return self.traced
 
     def in_graph(self) -> bool:

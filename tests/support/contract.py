@@ -55,7 +55,7 @@ def tokens_of(output: Any) -> Tensor:
 
 def token_map_after(model: Any, block: int) -> TokenMap:
     """Return the map from the original tokens to those that a block (counted from 0) left in the last pass."""
-    token_map: TokenMap = model.algm.last_pass.steps[block].after
+    token_map: TokenMap = model.algm.last_pass.blocks[block].after
     return token_map
 
 
