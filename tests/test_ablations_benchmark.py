@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from algm_patch.settings.settings import Settings
+from tests.support import models
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

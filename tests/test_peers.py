@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import GRID, build, photo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.support.models import GRID, build, photo
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

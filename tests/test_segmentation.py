@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from third_party import third_party
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchvision.datasets import Cityscapes
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm
+from tests.support.third_party import third_party
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from models import build, photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from algm_patch import Settings
+from tests.support.models import build, photo
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

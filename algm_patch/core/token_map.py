@@ -49,6 +49,8 @@ class TokenMap:
             )
         if self.labels.dtype != torch.int64:
             raise ValueError(f"TokenMap expects int64 labels, got {self.labels.dtype}")
+        # (B, M), or (1, T) of the one sequence in which images of different lengths are packed.
+        self.shape = (self.sizes.shape[0], self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
 
     @classmethod
     def identity(cls, batch: int, length: int, device: torch.device | None = None) -> TokenMap:
@@ -108,11 +110,6 @@ class TokenMap:
         count = self.sizes.shape[1] if self.packing is None else self.packing.lengths[image]
         return TokenMap(self.labels[image : image + 1], self.sizes[image : image + 1, :count])
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(B, M), or (1, T) of the one sequence in which images of different lengths are packed."""
-        return (self.sizes.shape[0], self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
-
     def pack(self, x: Tensor) -> Tensor:
         """Merged tokens [B, P+M, ...] as the blocks take them: packed, where the images hold different numbers."""
         return x if self.packing is None else self.packing.pack(x)
@@ -136,7 +133,8 @@ class TokenMap:
         Raises:
             ValueError: if ``x`` is not of these tokens, or holds whole numbers, which the mean would cut off.
         """
-        self._check(x, self.labels, "merge")
+        if x.shape[:2] != self.labels.shape:
+            raise self._wrong_tokens(x, self.labels, "merge")
         if not (x.is_floating_point() or x.is_complex()):
             raise ValueError(
                 f"TokenMap.merge averages each group, and {x.dtype} cannot hold a mean. Pass x.float(), or use "
@@ -159,7 +157,8 @@ class TokenMap:
         Returns:
             [B, P+N, ...].
         """
-        self._check(x, self.sizes, "unmerge")
+        if x.shape[:2] != self.sizes.shape:
+            raise self._wrong_tokens(x, self.sizes, "unmerge")
         flat = x.flatten(0, 1).index_select(0, self._flat_labels)
         return flat.view(*self.labels.shape, *x.shape[2:])
 
@@ -178,7 +177,8 @@ class TokenMap:
             x = x[None]
         if x.shape[:2] == (1, length):
             x = x.expand(batch, *x.shape[1:])
-        self._check(x, self.labels, "take")
+        if x.shape[:2] != self.labels.shape:
+            raise self._wrong_tokens(x, self.labels, "take")
         offset = torch.arange(batch, device=x.device)[:, None] * length
         flat = x.flatten(0, 1).index_select(0, (self.first + offset).flatten())
         return flat.view(*self.sizes.shape, *x.shape[2:])
@@ -209,7 +209,7 @@ class TokenMap:
         flat = x.transpose(0, 1).flatten(1).index_select(1, pairs.flatten())
         return flat.view(-1, *pairs.shape).transpose(0, 1)
 
-    @cached
+    @property
     def key_bias(self) -> Tensor:
         """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
 
@@ -228,6 +228,7 @@ class TokenMap:
         offset = torch.arange(batch, device=self.labels.device)[:, None] * count
         return (self.labels + offset).flatten()
 
-    def _check(self, x: Tensor, tokens: Tensor, verb: str) -> None:
-        if x.shape[:2] != tokens.shape:
-            raise ValueError(f"TokenMap.{verb} expects [{', '.join(map(str, tokens.shape))}, ...], got {list(x.shape)}")
+    def _wrong_tokens(self, x: Tensor, tokens: Tensor, verb: str) -> ValueError:
+        """Return the error of tokens that are not those of this map."""
+        expected = ", ".join(map(str, tokens.shape))
+        return ValueError(f"TokenMap.{verb} expects [{expected}, ...], got {list(x.shape)}")

@@ -209,7 +209,7 @@ def has_attention(module: nn.Module) -> bool:
     return any(word in name for name in names for word in ("attention", "attn", "qkv"))
 
 
-def around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
+def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
     path = next(path for path, part in model.named_modules() if part is trunk)
     yield model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.plan import clap_tau
+from ..core.thresholds import clap_tau
 from ..handle import handle_of
 from ..settings.record import Calibrated
 from .images import image_batches

@@ -1,4 +1,4 @@
-"""Arrangements that :func:`algm_patch.tune` tries: the first ones, and those next to a good one."""
+"""Arrangements that ``algm_patch.tune`` tries: the first ones, and those next to a good one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def beginnings(clap: int, depth: int, comparisons: Sequence[Compare]) -> Iterato
 
 
 def neighbours(candidate: Candidate, depth: int, comparisons: Sequence[Compare]) -> Iterator[Candidate]:
-    """Yield candidates that differ from one in one thing; ``depth`` and ``comparisons`` as for :func:`beginnings`."""
+    """Yield candidates that differ from one in one thing; ``depth`` and ``comparisons`` as for ``beginnings``."""
     for clap in (candidate.clap + 2, max(candidate.clap - 2, 0)):
         if clap < TWENTIETHS:
             yield replace(candidate, clap=clap)

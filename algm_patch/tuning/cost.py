@@ -31,7 +31,7 @@ def answer_and_cost(model: nn.Module, predict: Predict, image: Tensor, unit: str
     """
     handle = handle_of(model)
     synchronize(image)
-    with handle._tracker.collecting() as passes:
+    with handle.runtime.collecting() as passes:
         start = time.perf_counter()
         answer = predict(model, image)
         synchronize(image)
@@ -40,7 +40,7 @@ def answer_and_cost(model: nn.Module, predict: Predict, image: Tensor, unit: str
         raise ValueError(f"predict did not run the ViT of {class_name(model)} on the images it was given")
     if unit == "seconds":
         return answer, seconds
-    return answer, sum(sum(handle._operations(begun)) for begun in passes) / 1e9
+    return answer, sum(sum(handle.cost_of(each).of_images(each)) for each in passes) / 1e9
 
 
 def synchronize(image: Tensor) -> None:

@@ -13,7 +13,7 @@ def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[
     """Yield batches [B, 3, H, W] on the model's device and in its dtype; skip empty batches.
 
     Args:
-        images: as for :func:`algm_patch.calibrate`.
+        images: as for ``algm_patch.calibrate``.
 
     Raises:
         TypeError: if an item holds no tensor.

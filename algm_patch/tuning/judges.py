@@ -88,7 +88,7 @@ def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
         output: logits [B, classes, h, w], values [B, h, w] or [B, 1, h, w], whole numbers of classes [B, h, w], or
             tokens in one of the shapes of ``tokens``. Floating point numbers in such a shape always count as tokens.
             A map of values that has this shape by chance must be given as [B, 1, h, w].
-        tokens: shapes of tokens, as :func:`token_shapes` returns them. Default: nothing counts as tokens.
+        tokens: shapes of tokens, as ``token_shapes`` returns them. Default: nothing counts as tokens.
 
     Raises:
         TypeError: if the output is no tensor.
@@ -111,7 +111,7 @@ def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
 def predict_dense(model: nn.Module, images: Tensor) -> Any:
     """Return the dense answer of a model: a timm ViT's tokens, or what any other model returns.
 
-    This is the default of ``predict`` in :func:`algm_patch.tune`.
+    This is the default of ``predict`` in ``algm_patch.tune``.
     """
     output = getattr(model, "forward_features", model)(images)
     for name in DENSE_OUTPUTS:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..apply import apply_algm
 from ..handle import Algm, handle_of
+from ..patching.identity import identity
 from ..settings.record import RECORDS, SEARCHED, Record, Trial
 from ..settings.settings import Compare, Settings
 from .budget import Budget
@@ -56,12 +57,12 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Measure candidates against the unpatched model. :func:`open_bench` makes it.
+    """Measure candidates against the unpatched model. ``open_bench`` makes it.
 
     Attributes:
         model: patched.
         images: [1, 3, H, W] each.
-        keep: as for :func:`algm_patch.tune`.
+        keep: as for ``algm_patch.tune``.
         unit: of costs, "GFLOPs" or "seconds".
         forward: returns the model's answer to an image and its cost, within the budget.
         budget: whose progress bar shows the best trial.
@@ -89,12 +90,12 @@ class Bench:
     @property
     def depth(self) -> int:
         """The number of blocks of the ViT."""
-        return len(self.handle._vit.blocks)
+        return len(self.handle.runtime.vit.blocks)
 
     @property
     def comparisons(self) -> list[Compare]:
         """The vectors that the ViT can compare: tokens, and keys if every block has one module that makes them."""
-        vit = self.handle._vit
+        vit = self.handle.runtime.vit
         has_keys = all(adapter.features(block, "key") for block, adapter in zip(vit.blocks, vit.adapters, strict=True))
         return ["token", "key"] if has_keys else ["token"]
 
@@ -131,7 +132,7 @@ class Bench:
     def record(self, best: Trial) -> Record:
         """Return the record of a search that found this trial best."""
         return Record(
-            *self.handle._identity(),
+            *identity(self.handle.runtime),
             images=len(self.images),
             judge=self.reference.judged_by,
             keep=self.keep,
@@ -185,7 +186,7 @@ def open_bench(
     """Patch a model so that it merges nothing, take its answers, and return what measures candidates against them.
 
     Args:
-        keep, predict, metric: as for :func:`algm_patch.tune`.
+        keep, predict, metric: as for ``algm_patch.tune``.
         unit: of costs, "GFLOPs" or "seconds".
         before: the settings of a model that was patched already. What is not searched stays, except for fixed counts
             and a calibrated threshold: the thresholds that are searched replace them.

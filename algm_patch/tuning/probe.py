@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..handle import eval_mode, handle_of
+from ..core.eval_mode import eval_mode
+from ..handle import handle_of
 
 
 class StopForward(Exception):  # noqa: N818, not an error
@@ -34,7 +35,7 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], forward: C
         raise StopForward
 
     handle = handle_of(model)
-    blocks = handle._vit.blocks
+    blocks = handle.runtime.vit.blocks
     hook = blocks[layers[-1] - 1].register_forward_hook(stop)
     try:
         with torch.no_grad(), eval_mode(model):
@@ -43,12 +44,12 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], forward: C
         pass
     finally:
         hook.remove()
-    steps = handle.last_pass.steps
-    if missing := [layer for layer in layers if layer - 1 not in steps]:
+    passed = handle.last_pass.blocks
+    if missing := [layer for layer in layers if layer - 1 not in passed]:
         raise ValueError(
-            f"{stage} cannot be measured in block {missing[0]}, which did not run: {len(steps)} of "
+            f"{stage} cannot be measured in block {missing[0]}, which did not run: {len(passed)} of "
             f"{len(blocks)} blocks did. Run the whole ViT"
         )
-    found = [steps[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
-    handle._forget()
+    found = [passed[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
+    handle.runtime.forget()
     return [similarity[similarity != -torch.inf] for similarity in found]  # -inf fills up the images of a packed batch

@@ -1,4 +1,4 @@
-"""The order in which :func:`algm_patch.tune` tries candidates."""
+"""The order in which ``algm_patch.tune`` tries candidates."""
 
 from __future__ import annotations
 

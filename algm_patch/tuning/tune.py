@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..apply import apply_algm, remove_algm
-from ..handle import Algm, eval_mode, handle_of
+from ..core.eval_mode import eval_mode
+from ..handle import Algm, handle_of
 from ..patching.find_vit import class_name
 from ..settings.settings import Settings
 from .budget import Budget, OutOfTime, seconds_of
@@ -40,12 +41,12 @@ def tune(
     candidate is given up as soon as a few images show that it keeps too little or saves too little.
 
     If the model is patched already, its other settings (window, proportional attention, ...) stay. ``merge_to`` and
-    what :func:`calibrate` set give way to the thresholds that are found. A compiled model is measured eagerly (time
+    what ``calibrate`` set give way to the thresholds that are found. A compiled model is measured eagerly (time
     too) and stays compiled.
 
     Args:
         model: with one ViT, patched or not.
-        images: 8 to 64 images without labels, like those that the model will see, as for :func:`calibrate`. Each is
+        images: 8 to 64 images without labels, like those that the model will see, as for ``calibrate``. Each is
             run by itself.
         keep: the least part of the unpatched model's answer to keep; 1 is all of it.
         predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: the share of pixels
@@ -68,11 +69,12 @@ def tune(
             unpatched model. After this and any other error the model is as it was.
         ValueError, TypeError: if an argument is out of its range, or the model's output is not dense.
 
-    >>> import timm, torch
-    >>> model = timm.create_model("vit_tiny_patch16_224", depth=4).eval()
-    >>> settings = tune(model, torch.rand(2, 3, 224, 224), keep=0.9, budget="20s")
-    >>> settings.record.kept >= 0.9
-    True
+    Examples:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=4).eval()
+        >>> settings = tune(model, torch.rand(2, 3, 224, 224), keep=0.9, budget="20s")
+        >>> settings.record.kept >= 0.9
+        True
     """
     if cost not in list(UNITS):
         raise ValueError(f"cost is one of {', '.join(map(repr, UNITS))}; got {cost!r}")

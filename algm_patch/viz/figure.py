@@ -36,12 +36,12 @@ def visualize(
     """Draw the panels of one image (as the supplement's Fig. 4 to 9) and the number of tokens after each layer.
 
     Args:
-        model, image, predict, palette: as for :func:`algm_patch.viz.panels`.
+        model, image, predict, palette: as for ``algm_patch.viz.panels``.
         classes: names for a legend.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
-        ValueError, TypeError: as :func:`algm_patch.viz.panels`.
+        ValueError, TypeError: as ``algm_patch.viz.panels``.
     """
     colours = distinct_colours(len(classes)) if palette is None and classes else palette
     shown = panels(model, image, predict, colours)
@@ -138,12 +138,12 @@ def contact_sheet(model: nn.Module, images: Any, columns: int = 4) -> Figure:
     Args:
         model: patched.
         images: a folder, whose images are taken by the numbers in their names, 2 before 10; or an iterable of images
-            as for :func:`algm_patch.viz.panels`, or of paths of images.
+            as for ``algm_patch.viz.panels``, or of paths of images.
         columns: images in a row.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
-        ValueError: if there is no image; or as :func:`algm_patch.viz.panels`.
+        ValueError: if there is no image; or as ``algm_patch.viz.panels``.
         OSError: if a file cannot be read as an image.
     """
     cells = []

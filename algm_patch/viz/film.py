@@ -27,7 +27,7 @@ def animate(model: nn.Module, frames: Any, path: str | Path, fps: float = 10) ->
     Args:
         model: patched.
         frames: a folder, whose images are taken by the numbers in their names, 2 before 10; or an iterable of images
-            as for :func:`algm_patch.viz.panels`, or of paths of images. Frames of other proportions than the first
+            as for ``algm_patch.viz.panels``, or of paths of images. Frames of other proportions than the first
             get black margins.
         path: ends in ".gif". The file is written whole or not at all: after an error or an interrupt, a file that was
             there before is still there.
@@ -37,7 +37,7 @@ def animate(model: nn.Module, frames: Any, path: str | Path, fps: float = 10) ->
         The path.
 
     Raises:
-        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as :func:`algm_patch.viz.panels`.
+        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as ``algm_patch.viz.panels``.
         OSError: if a file cannot be read as an image, or the folder of ``path`` is not there.
     """
     path = Path(path)

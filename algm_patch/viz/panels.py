@@ -56,16 +56,16 @@ def panels(model: nn.Module, image: Any, predict: Predict | None = None, palette
     view = look(model, image, predict)
     forward_pass, shown = view.forward_pass, {"image": view.picture}
     window = forward_pass.settings.window
-    plans = (step.plans["CLAP"] for step in forward_pass.steps.values() if "CLAP" in step.plans)
+    plans = (block.plans["CLAP"] for block in forward_pass.blocks.values() if "CLAP" in block.plans)
     similarity = next((plan.similarity for plan in plans), None)
     if similarity is not None and similarity.numel():
         of_windows = similarity[0].float().cpu().numpy()
         title = f"similarity in {'×'.join(map(str, window))} windows"
         shown[title] = paint_similarity(of_windows, window, forward_pass.grid, view.canvas)
-    for layer, step in sorted(forward_pass.steps.items()):
-        if step.plans and step.after is not None:
-            groups, count = view.groups(step.after)
-            shown[f"{' and '.join(step.plans)} in layer {layer + 1}: {count}"] = groups
+    for layer, block in sorted(forward_pass.blocks.items()):
+        if block.plans and block.after is not None:
+            groups, count = view.groups(block.after)
+            shown[f"{' and '.join(block.plans)} in layer {layer + 1}: {count}"] = groups
     if view.answers is not None:
         shown |= paint_predictions(view.answers, view.picture, palette)
     return shown
@@ -75,7 +75,7 @@ def paint_predictions(answers: tuple[Any, Any], picture: Array, palette: Array |
     """Return the panels of the predictions without merging and with it, and of where the two differ.
 
     Args:
-        answers: the two predictions, as ``predict`` of :func:`panels` returns them.
+        answers: the two predictions, as ``predict`` of ``panels`` returns them.
         picture: the image [H, W, 3] uint8.
         palette: [C, 3] uint8. None: colours of its own for each class.
     """

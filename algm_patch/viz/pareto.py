@@ -21,7 +21,7 @@ WHAT_IS_KEPT = {
 
 
 def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
-    """Draw what all settings that :func:`algm_patch.tune` tried keep, against what they cost.
+    """Draw what all settings that ``algm_patch.tune`` tried keep, against what they cost.
 
     Args:
         settings: as tune returned or saved them.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..patching.find_vit import around, class_name
+from ..patching.find_vit import class_name, modules_around
 from .paint import Array
 
 WHITE = 255
@@ -23,7 +23,7 @@ def prepare(model: nn.Module, image: Any, trunk: Any = None) -> tuple[Tensor, Ar
     """Return the model's input [1, 3, h, w] of an image, and the image as a picture [H, W, 3] uint8.
 
     Args:
-        image: as for :func:`algm_patch.viz.panels`.
+        image: as for ``algm_patch.viz.panels``.
         trunk: the ViT in the model. Default: the model itself.
 
     Raises:
@@ -89,7 +89,7 @@ def normalization(model: nn.Module, trunk: nn.Module) -> tuple[Tensor, Tensor]:
     """
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    found = (numbers for part in around(model, trunk) if (numbers := by_attributes(part)) is not None)
+    found = (numbers for part in modules_around(model, trunk) if (numbers := by_attributes(part)) is not None)
     mean, std = next(found, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return as_channels(mean), as_channels(std)
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.eval_mode import eval_mode
 from ..core.token_map import TokenMap
-from ..handle import Algm, eval_mode, handle_of
+from ..handle import Algm, handle_of
 from ..patching.find_vit import class_name
 from ..patching.forward_pass import ForwardPass
 from ..tuning.judges import COSINE, judge_of, token_shapes
@@ -49,7 +50,7 @@ class View:
 
     @property
     def last_groups(self) -> tuple[Array, str]:
-        """The groups that the last layer leaves, as in :meth:`groups`."""
+        """The groups that the last layer leaves, as in ``groups``."""
         return self.groups(self.forward_pass.token_map)
 
 
@@ -58,13 +59,13 @@ def look(model: nn.Module, image: Any, predict: Predict | None = None) -> View:
     """Run a patched model on one image; with ``predict`` first without merging, then with it.
 
     Args:
-        image, predict: as for :func:`algm_patch.viz.panels`.
+        image, predict: as for ``algm_patch.viz.panels``.
 
     Raises:
-        ValueError, TypeError: as :func:`algm_patch.viz.panels`.
+        ValueError, TypeError: as ``algm_patch.viz.panels``.
     """
     handle = handle_of(model)
-    trunk = handle._the_trunk()
+    trunk = handle.runtime.trunk
     tensor, picture = prepare(model, image, trunk)
     parameter = next(model.parameters(), tensor)
     tensor = tensor.to(parameter.device, parameter.dtype)
@@ -96,13 +97,13 @@ def run_on_one_grid(handle: Algm, answer: Callable[[], Any], name: str) -> Any:
             single forward pass can be shown then.
     """
     inputs: list[Tensor] = []
-    hook = handle._vit.projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    handle._forget()
+    hook = handle.runtime.vit.projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    handle.runtime.forget()
     try:
         found = answer()
     finally:
         hook.remove()
-    vit = class_name(handle._the_trunk())
+    vit = handle.runtime.model_name
     if not inputs:
         raise ValueError(
             f"{name} did not run the ViT ({vit}) on the image, so there is nothing of it to show. Pass "
@@ -122,7 +123,7 @@ def check_maps(answers: tuple[Any, Any], tokens: set[tuple[int, ...]]) -> None:
     """Raise TypeError or ValueError if an answer cannot be shown as a map.
 
     Args:
-        tokens: shapes of tokens, as :func:`algm_patch.tuning.judges.token_shapes` returns them.
+        tokens: shapes of tokens, as ``algm_patch.tuning.judges.token_shapes`` returns them.
     """
     for answer in answers:
         if judge_of(answer, tokens) is COSINE:
