@@ -28,7 +28,7 @@ def packed_attention_half(
         args, kwargs: of the block's forward, for all images.
 
     Returns:
-        Tokens [1, T, D], and features [1, T, D'] or None: see :func:`attention_half_and_features`.
+        Tokens [1, T, D], and features [1, T, D'] or None: see `attention_half_and_features`.
     """
     packing = tokens.packing
     assert packing is not None

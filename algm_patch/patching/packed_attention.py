@@ -116,7 +116,7 @@ def has_kernel(x: Tensor) -> bool:
 def in_one_call(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor | None, scale: float | None
 ) -> Tensor:
-    """As :func:`of_each_image`. The kernel takes no bias, so two further dimensions carry it inside the product."""
+    """As `of_each_image`. The kernel takes no bias, so two further dimensions carry it inside the product."""
     width = value.shape[3]
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_bias is not None:

@@ -69,7 +69,7 @@ class ThreadPasses:
     Attributes:
         idle: how many passes in a row have begun since a block last ran.
         collected: where every pass that begins outside of a backward pass is noted; None: nowhere.
-        last, taps, decoded: see :class:`TracedPasses`.
+        last, taps, decoded: see `TracedPasses`.
     """
 
     def __init__(self, traced: TracedPasses, key: object) -> None:
@@ -156,7 +156,7 @@ class PerThread(threading.local):
     """Hold a thread's own passes.
 
     Args:
-        traced, key: of :class:`ThreadPasses`.
+        traced, key: of `ThreadPasses`.
     """
 
     def __init__(self, traced: TracedPasses, key: object) -> None:

@@ -59,7 +59,7 @@ def front(trials: Iterable[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The threshold of a data set, as :func:`algm_patch.calibrate` found it. Stays with the settings, saved and loaded.
+    """The threshold of a data set, as `algm_patch.calibrate` found it. Stays with the settings, saved and loaded.
 
     Attributes:
         value: the threshold.
@@ -94,7 +94,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Record:
-    """How :func:`algm_patch.tune` found settings, and on what. Stays with them, saved and loaded.
+    """How `algm_patch.tune` found settings, and on what. Stays with them, saved and loaded.
 
     Attributes:
         model: class of the ViT.
