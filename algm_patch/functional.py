@@ -22,7 +22,7 @@ def clap(
     num_prefix_tokens: int = 1,
     batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
-    """Conditional local average pooling: each window of similar tokens becomes their mean (paper §3.2).
+    """Merge each window of similar tokens into their mean: conditional local average pooling (paper §3.2).
 
     Tokens stay in raster order, a merged one where its first member stood.
 
@@ -67,7 +67,7 @@ def gbm(
     num_prefix_tokens: int = 1,
     batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
-    """Global bipartite matching: tokens at even positions join their most similar one at odd positions (paper §3.2).
+    """Let tokens at even positions join their most similar one at odd positions: global bipartite matching (§3.2).
 
     Each odd token becomes the size-weighted mean of itself and all that joined it.
 

@@ -29,7 +29,7 @@ NAMES = tuple(field.name for field in fields(Settings) if field.name not in RECO
 
 
 class Algm:
-    """The handle of a patched model.
+    """Show and change a patched model: its handle, ``model.algm``.
 
     Its settings (the fields of `algm_patch.Settings`) read and write as attributes and hold from the next
     forward pass on: ``model.algm.tau = 0.9`` is the paper's ALGM*. `update` changes several at once,

@@ -32,11 +32,11 @@ class LayerTokens:
 
     @property
     def packing(self) -> Packing | None:
-        """How the images are packed into one sequence [1, T, D]; None if they are a batch."""
+        """The packing of the images in one sequence [1, T, D]; None if they are a batch."""
         return None if self.token_map is None else self.token_map.packing
 
     def packed(self) -> LayerTokens:
-        """Return the same tokens for attention that is told elsewhere where an image ends, and how much its keys weigh."""
+        """Return the same tokens without weights, for attention that is told them and where an image ends elsewhere."""
         return replace(self, key_bias=None)
 
     def padded(self) -> LayerTokens:
@@ -86,7 +86,7 @@ class LayerTokens:
         return None if self.token_map is None else self.token_map.without_prefix(self.num_prefix_tokens)
 
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return the caller's mask [..., P+N, P+N], bool or additive, and the key bias in one; None if there is neither."""
+        """Return the caller's mask [..., P+N, P+N], bool or additive, plus the key bias; None without either."""
         if mask is None:
             return self.key_bias
         mask = self.pair(mask)
@@ -97,7 +97,7 @@ class LayerTokens:
         return mask + self.key_bias
 
     def pair(self, mask: Tensor) -> Tensor:
-        """Return, of what the caller gives for each pair of tokens [..., P+N, P+N], that of the tokens that are left."""
+        """Return the part of a mask [..., P+N, P+N] of all tokens that is of the tokens that are left."""
         if self.image is not None and mask.dim() == 4 and mask.shape[0] > 1:
             mask = mask[self.image : self.image + 1]
         return mask if self.token_map is None else self.token_map.pair(mask)

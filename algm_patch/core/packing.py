@@ -1,4 +1,4 @@
-"""Images of different lengths, one after the other: [1, T, D] instead of [B, M, D] with padding."""
+"""Pack images of different lengths, one after the other: [1, T, D] instead of [B, M, D] with padding."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Packing:
 
     @cached
     def index(self) -> Tensor:
-        """[T]; where each token of the sequence is among the B*M places of the padded batch."""
+        """[T]: the place of each token of the sequence among the B*M places of the padded batch."""
         ends = self.counts.cumsum(0)
         place = torch.arange(self.total, device=ends.device)
         image = torch.bucketize(place, ends, right=True)

@@ -1,4 +1,4 @@
-"""From similarities to the threshold that decides what merges."""
+"""Compute the threshold from similarities."""
 
 from __future__ import annotations
 

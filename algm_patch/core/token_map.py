@@ -14,7 +14,7 @@ from .packing import Packing
 
 @dataclass(eq=False)
 class TokenMap:
-    """A partition of a sequence's tokens into groups, and the way there and back.
+    """Hold a partition of a sequence's tokens into groups, and the way there and back.
 
     O(N) memory: one label per original token (ALGORITHM: "Bookkeeping and unmerge").
 
@@ -213,7 +213,7 @@ class TokenMap:
 
     @property
     def key_bias(self) -> Tensor:
-        """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
+        """[B, 1, 1, P+M]: the logarithm of the sizes, which proportional attention adds to the logits of each key.
 
         Minus infinity past an image's own tokens: no one attends to those.
         """
@@ -221,7 +221,7 @@ class TokenMap:
 
     @cached
     def first(self) -> Tensor:
-        """[B, P+M]; the position of each group's first member among the original tokens."""
+        """[B, P+M]: the position of each group's first member among the original tokens."""
         return first_members(self.labels, self.sizes.shape[1])
 
     @cached

@@ -15,7 +15,7 @@ Stage = Literal["CLAP", "GBM"]
 
 
 class Merge(NamedTuple):
-    """One merge that the settings ask for.
+    """Hold one merge that the settings ask for.
 
     Attributes:
         stage: "CLAP" or "GBM".
