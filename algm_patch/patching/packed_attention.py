@@ -61,7 +61,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return attention [1, T, heads, D] of each image in a packed sequence.
+    """Return attention [1, heads, T, D] of each image in a packed sequence.
 
     Raises:
         ValueError: if there is a mask, which would be one between all tokens of all images, or dropout.
