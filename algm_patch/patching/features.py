@@ -37,7 +37,10 @@ def attention_half_and_features(
 
 
 def observed(module: Any, path: str, seen: list[Tensor]) -> Any:
-    """Return the module, in which the one at this path notes its output. The module itself stays as it is."""
+    """Return a shallow copy of the module, in which the one at this path notes its output.
+
+    A forward hook for the duration of a call would do the same, but no compiler traces that one is registered.
+    """
     name, _, rest = path.partition(".")
     if name:
         return altered(module, **{name: observed(getattr(module, name), rest, seen)})
