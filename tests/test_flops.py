@@ -228,9 +228,9 @@ def test_the_cost_of_an_ordinary_block_is_read_off_its_parts(name):
 def test_low_rank_adapters_add_their_weights():
     peft = pytest.importorskip("peft")
     model = build("ViT")
-    before = adapters.timm.Block.cost(model.blocks[0])
+    before = adapters.timm_vit.Block.cost(model.blocks[0])
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1"]))
-    after = adapters.timm.Block.cost(wrapped.base_model.model.blocks[0])
+    after = adapters.timm_vit.Block.cost(wrapped.base_model.model.blocks[0])
     assert after.pairs == before.pairs
     assert after.attention == before.attention + 2 * (64 + 192) + 2 * (64 + 64)
     assert after.mlp == before.mlp + 2 * (64 + 256)

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters.attention import attend
-from algm_patch.adapters.hub import CustomResidualAttentionBlock, DinoBlock, ResidualAttentionBlock
+from algm_patch.adapters.dinov2 import DinoBlock
+from algm_patch.adapters.open_clip import CustomResidualAttentionBlock, ResidualAttentionBlock
 from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.functional import TokenMap
 from algm_patch.patching.find_vit import find_vit

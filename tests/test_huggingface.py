@@ -18,8 +18,9 @@ from transformers import AutoBackbone, AutoModel  # noqa: E402
 
 from algm_patch import apply_algm, remove_algm  # noqa: E402
 from algm_patch.adapters import LayerTokens  # noqa: E402
+from algm_patch.adapters.huggingface_attention import attention_of, implementation, inner_attention  # noqa: E402
 from algm_patch.adapters.huggingface_beit import relative_bias  # noqa: E402
-from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, first, implementation, part, returns_tuple  # noqa: E402
+from algm_patch.adapters.huggingface_parts import returns_tuple, tokens_in  # noqa: E402
 from algm_patch.functional import TokenMap  # noqa: E402
 from algm_patch.patching.find_vit import find_vit  # noqa: E402
 
@@ -295,8 +296,8 @@ def test_the_halves_are_the_block_in_training_too(family):
         torch.manual_seed(1)
         half = adapter.attention_half(block, x, LayerTokens(None, None, 0), *others, **kwargs)
         found = adapter.pack(block, adapter.mlp_half(block, half))
-        assert torch.equal(first(found), first(expected))
-        assert not torch.equal(first(block(x, *others, **kwargs)), first(expected))
+        assert torch.equal(tokens_in(found), tokens_in(expected))
+        assert not torch.equal(tokens_in(block(x, *others, **kwargs)), tokens_in(expected))
 
 
 @torch.no_grad()
@@ -344,7 +345,7 @@ def follows_config(family):
     """Return whether the attention of a family is computed by what its config names, whenever that changes."""
     model = build(family)
     use(model, "another")
-    return implementation(part(find_vit(model)[1].blocks[0], ATTENTIONS)) == "another"
+    return implementation(attention_of(find_vit(model)[1].blocks[0])) == "another"
 
 
 FOLLOWING = [family for family in FAMILIES if follows_config(family)]
@@ -373,7 +374,7 @@ def test_attention_of_an_unknown_class_is_refused(family):
     """A subclass may compute its logits anywhere."""
     model = build(family)
     for block in find_vit(model)[1].blocks:
-        attention = core(part(block, ATTENTIONS))
+        attention = inner_attention(attention_of(block))
         own = type(attention)
         attention.__class__ = type(
             "MyAttention", (own,), {"forward": lambda self, *a, own=own, **k: own.forward(self, *a, **k)}
@@ -650,7 +651,7 @@ def test_a_block_with_an_unknown_argument_is_refused_by_it(monkeypatch):
 
 def test_attention_below_several_decorators(monkeypatch):
     """Releases of transformers put one around another."""
-    attention = core(part(find_vit(build("ViT"))[1].blocks[0], ATTENTIONS))
+    attention = inner_attention(attention_of(find_vit(build("ViT"))[1].blocks[0]))
     found = implementation(attention)
     for _ in range(2):
         monkeypatch.setattr(type(attention), "forward", decorated(type(attention).forward))
