@@ -39,6 +39,4 @@ def project(attention: Any, x: Tensor) -> Tensor:
     if getattr(attention, "q_bias", None) is None:
         return attention.qkv(x)
     bias = torch.cat([attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias])
-    if getattr(attention, "qkv_bias_separate", False):  # timm's BEiT-3, which rounds twice
-        return attention.qkv(x) + bias
     return linear(x, attention.qkv.weight, bias)

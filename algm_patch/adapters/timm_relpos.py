@@ -22,7 +22,7 @@ class RelPosAdapter(TimmBlock):
 
     @classmethod
     def cost(cls, block: Any) -> BlockCost:
-        return block_cost(block, cls.mlp_half, apart=position_mlps(block))
+        return block_cost(block, cls.mlp_half, positional=position_mlps(block))
 
     @staticmethod
     def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
