@@ -1,4 +1,4 @@
-"""What is known of other libraries: where their blocks split into two halves, and which methods run them.
+"""Say what is known of other libraries: where their blocks split into halves, and which methods run the blocks.
 
 A block is known by the function that its forward is. Whoever knows a block of their own teaches it to the library with
 an :class:`Adapter`, which mirrors that forward as two halves::
@@ -23,9 +23,9 @@ The public names:
   the tokens go through it: masks through ``attention_mask``, biases of pairs of tokens through ``pair`` or ``plus``,
   rotary angles through ``average_patches``.
 
-Each library family has a file, and what they share stands in files of its own (attention, features, key_bias,
-residual, cost). Blocks that are known and cannot be patched are listed in ``refused``, each with the reason. A new
-family is one file, and one line below.
+Each family of a library has a file, and what families share has files of its own (attention, beit_attention, features,
+key_bias, residual, cost). Blocks that are known and cannot be patched are listed in ``refused``, by the reason. To add
+a family, add its file, and its name to the import below.
 """
 
 from ..core.layer_tokens import LayerTokens

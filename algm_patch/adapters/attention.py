@@ -1,4 +1,4 @@
-"""Attention of merged tokens, computed from the parts of modules whose own forward takes no mask."""
+"""Compute attention of merged tokens from the parts of modules whose own forward takes no mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of an adapter, which describes one block class as two halves."""
+"""Define the interface of an adapter, which describes one block class as two halves."""
 
 from __future__ import annotations
 

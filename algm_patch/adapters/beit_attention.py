@@ -1,4 +1,4 @@
-"""The attention of BEiT as timm, mmsegmentation and EVA-01 write it: with relative position biases, without a mask."""
+"""Compute BEiT's attention, as timm, mmsegmentation and EVA-01 write it, on merged tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a block, from the sizes of its weights. Multiply and add count as two operations, as in torch."""
+"""Compute the cost of a block from the sizes of its weights. Multiply and add count as two operations, as in torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def block_cost(
 
     A module is attention if its name or its class says so. If none does, attention has the layers that the block's MLP
     half does not run. Queries, keys and values have as many numbers a token, over all heads, as attention's last layer
-    takes: keys that several heads share are multiplied for each of them.
+    takes: keys that several heads share are multiplied for each of these heads.
 
     Args:
         mlp_half: the second half of the block, by its adapter.
@@ -85,7 +85,12 @@ def attention_modules(block: nn.Module) -> Iterator[nn.Module]:
 
 
 class Layer(NamedTuple):
-    """A matrix that tokens are multiplied with: how many numbers of a token go in, and how many weights it has."""
+    """Describe a matrix that tokens are multiplied with.
+
+    Attributes:
+        inputs: how many numbers of a token go in.
+        weights: how many weights it has.
+    """
 
     inputs: int
     weights: int

@@ -1,4 +1,4 @@
-"""Blocks of torch.hub's DINOv2 (facebookresearch/dinov2)."""
+"""Split the blocks of torch.hub's DINOv2 (facebookresearch/dinov2)."""
 
 from __future__ import annotations
 

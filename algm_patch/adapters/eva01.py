@@ -1,4 +1,4 @@
-"""Blocks of the EVA-01 segmentation code, which ViT-Adapter shares."""
+"""Split the blocks of the EVA-01 segmentation code, which ViT-Adapter shares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATTENTION = tuple(f"{BACKBONES}.{file}.Attention.forward" for file in ("beit_bas
 
 
 class Eva01(Adapter):
-    """The part of an adapter that is the same for all three blocks."""
+    """Provide what is the same for all three blocks."""
 
     projection = "patch_embed.proj"
 
@@ -31,7 +31,7 @@ class Eva01(Adapter):
 
 @register(f"{BACKBONES}.beit_baseline.Block.forward")
 class BaselineBlock(Eva01):
-    """A block of EVA-01's BEiT, which is checkpointed from outside."""
+    """Split a block of EVA-01's BEiT, which is checkpointed from outside."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, rel_pos_bias: Tensor | None = None) -> Tensor:
@@ -45,7 +45,7 @@ class BaselineBlock(Eva01):
 
 @register(f"{BACKBONES}.base.beit.Block.forward")
 class BeitBlock(Eva01):
-    """A block of ViT-Adapter's BEiT, which checkpoints itself."""
+    """Split a block of ViT-Adapter's BEiT, which checkpoints itself."""
 
     @staticmethod
     def attention_half(
@@ -65,7 +65,7 @@ class BeitBlock(Eva01):
 
 @register(f"{BACKBONES}.base.vit.Block.forward")
 class VitBlock(Eva01):
-    """A block of ViT-Adapter's ViT, which checkpoints itself."""
+    """Split a block of ViT-Adapter's ViT, which checkpoints itself."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, H: int, W: int) -> Tensor:  # noqa: N803

@@ -1,4 +1,4 @@
-"""Where attention leaves the queries, keys or values that it makes of its tokens."""
+"""Find where attention leaves the queries, keys or values that it makes of its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of transformers that norm their tokens before attention and before the MLP."""
+"""Split the blocks of transformers that norm their tokens before attention and before the MLP."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def register_layers(*names: str) -> Callable[[type[Adapter]], type[Adapter]]:
     "owlv2.Owlv2EncoderLayer",
 )
 class Layer(Adapter):
-    """A block whose parts and arguments have the names that transformers gives them."""
+    """Split a block by the names that transformers gives its parts and arguments."""
 
     projection: str | tuple[str, ...] = (
         "embeddings.patch_embeddings.projection",

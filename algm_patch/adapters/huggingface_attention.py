@@ -1,4 +1,4 @@
-"""Attention of transformers' blocks: which module computes it, how, and how it is called on merged tokens."""
+"""Call the attention of transformers' blocks on merged tokens, by what computes it."""
 
 from __future__ import annotations
 

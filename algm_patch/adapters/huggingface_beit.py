@@ -1,4 +1,4 @@
-"""Blocks of transformers' BEiT and Data2Vec, whose attention has relative position biases."""
+"""Split the blocks of transformers' BEiT and Data2Vec, whose attention has relative position biases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BIASED_INSIDE = tuple(
 
 @register_layers("beit.BeitLayer", "data2vec.Data2VecVisionLayer")
 class BeitLayer(Layer):
-    """A block with a bias of its own in front of its attention, or inside it with a shared one as argument."""
+    """Split a block whose own bias is added in front of its attention, or inside it, beside a shared one."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""transformers' ViT-MAE, whose embedding drops and shuffles patches."""
+"""Split the blocks of transformers' ViT-MAE, whose embedding drops and shuffles patches."""
 
 from __future__ import annotations
 

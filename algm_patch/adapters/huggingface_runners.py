@@ -1,4 +1,4 @@
-"""The encoders and models of transformers that run its layers."""
+"""Register the encoders and models of transformers that run its layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' SigLIP 2, whose images bring grids of their own."""
+"""Split the blocks of transformers' SigLIP 2, whose images bring grids of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The libraries whose blocks are known: their oldest known releases, and where they keep their classes."""
+"""Know the libraries themselves: the oldest releases whose blocks are known, and where classes are kept."""
 
 from __future__ import annotations
 

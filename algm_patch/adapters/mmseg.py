@@ -1,4 +1,4 @@
-"""mmsegmentation's own plain ViTs (VisionTransformer, BEiT, MAE) and their blocks."""
+"""Split the blocks of mmsegmentation's own plain ViTs: VisionTransformer, BEiT, MAE."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BACKBONES = "mmseg.models.backbones"
 
 
 class MmsegBlock(Adapter):
-    """The part of an adapter that is the same for both blocks."""
+    """Provide what is the same for both blocks."""
 
     projection = "patch_embed.projection"
 
 
 @register(f"{BACKBONES}.vit.TransformerEncoderLayer.forward")
 class TransformerEncoderLayer(MmsegBlock):
-    """A block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
+    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:
@@ -43,7 +43,7 @@ class TransformerEncoderLayer(MmsegBlock):
 
 @register(f"{BACKBONES}.beit.BEiTTransformerEncoderLayer.forward")
 class BeitTransformerEncoderLayer(MmsegBlock):
-    """A block with attention of its own, with relative position biases."""
+    """Split a block whose attention adds relative position biases."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""Blocks of open_clip's vision transformers."""
+"""Split the blocks of open_clip's vision transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIP = "open_clip.transformer"
 
 
 class ClipBlock(Adapter):
-    """The part of an adapter that is the same for both blocks."""
+    """Provide what is the same for both blocks."""
 
     projection = "conv1"
 
@@ -29,7 +29,7 @@ class ClipBlock(Adapter):
 
 @register(f"{CLIP}.ResidualAttentionBlock.forward")
 class ResidualAttentionBlock(ClipBlock):
-    """A block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
+    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
 
     @staticmethod
     def attention_half(
@@ -60,7 +60,7 @@ class ResidualAttentionBlock(ClipBlock):
 
 @register(f"{CLIP}.CustomResidualAttentionBlock.forward")
 class CustomResidualAttentionBlock(ClipBlock):
-    """A block with open_clip's own attention."""
+    """Split a block with open_clip's own attention."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, attn_mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every known block that cannot be patched, and the reason, which ends an error message after the block's name."""
+"""List the blocks that are known and cannot be patched, by the reason, which follows the block's name in an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks, methods and decoders that are known, each by the path of the function that is known.
+"""Register and find blocks, methods and decoders by the path of the function that is known.
 
 A subclass with a method of its own is another function, and is not mistaken for its parent.
 """

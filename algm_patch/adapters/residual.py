@@ -1,4 +1,4 @@
-"""What blocks of several libraries do around what they add to the residual."""
+"""Do what blocks of several libraries do around what they add to the residual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmenter (rstrudel/segmenter): its encoder's blocks and its decoders."""
+"""Split the blocks of Segmenter (rstrudel/segmenter), and register its decoders."""
 
 from __future__ import annotations
 

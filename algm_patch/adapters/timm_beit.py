@@ -1,4 +1,4 @@
-"""timm's BEiT, whose attention adds relative position biases: the block's own, and one that all blocks share."""
+"""Split the blocks of timm's BEiT, with relative position biases: a block's own, and one that all blocks share."""
 
 from __future__ import annotations
 

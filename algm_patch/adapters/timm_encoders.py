@@ -1,4 +1,4 @@
-"""timm's vision encoders of language models: Qwen3 (whose blocks are Eva's) and DeepSeek."""
+"""Split the blocks of timm's vision encoders of language models: Qwen3 (whose blocks are Eva's) and DeepSeek."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's Eva, whose attention has rotary angles: EVA, EVA-02, DINOv3, Perception Encoder."""
+"""Split the blocks of timm's Eva, with rotary angles: EVA, EVA-02, DINOv3, Perception Encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVA = "timm.models.eva"
 
 @register(f"{EVA}.EvaBlock.forward")
 class EvaBlock(TimmBlock):
-    """A block with norms before attention and MLP."""
+    """Split a block that norms its tokens before attention and MLP."""
 
     @staticmethod
     def attention_half(
@@ -33,7 +33,7 @@ class EvaBlock(TimmBlock):
 
 @register(f"{EVA}.EvaBlockPostNorm.forward")
 class EvaBlockPostNorm(TimmBlock):
-    """A block with norms behind attention and MLP."""
+    """Split a block that norms what attention and MLP return."""
 
     @staticmethod
     def attention_half(

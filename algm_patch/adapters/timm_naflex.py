@@ -1,4 +1,4 @@
-"""timm's NaFlexViT, whose images bring grids of their own. Its blocks are those of timm's ViT and EVA."""
+"""Read the grid of timm's NaFlexViT, whose images bring grids of their own. Its blocks are those of ViT and EVA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the blocks of timm's vision transformers share: their embedding, and how their attention takes its inputs."""
+"""Provide what adapters of timm's blocks share: the patch projection, and how attention takes its inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN_ATTENTION = (
 
 
 class TimmBlock(Adapter):
-    """The part of an adapter that is the same for all of timm's blocks."""
+    """Provide what is the same for all of timm's blocks."""
 
     projection = ("patch_embed.proj", "embeds")
 

@@ -1,4 +1,4 @@
-"""timm's VisionTransformerRelPos, whose attention adds relative position biases: from a table, or learned by an MLP."""
+"""Split the blocks of timm's VisionTransformerRelPos, with relative biases from a table or computed by an MLP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELPOS = "timm.models.vision_transformer_relpos"
 
 
 class RelPosAdapter(TimmBlock):
-    """The part of an adapter that is the same for both blocks."""
+    """Provide what is the same for both blocks."""
 
     @classmethod
     def cost(cls, block: Any) -> BlockCost:
@@ -44,7 +44,7 @@ class RelPosAdapter(TimmBlock):
 
 @register(f"{RELPOS}.RelPosBlock.forward")
 class RelPosBlock(RelPosAdapter):
-    """A block with norms before attention and MLP."""
+    """Split a block that norms its tokens before attention and MLP."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any = None) -> Tensor:
@@ -57,7 +57,7 @@ class RelPosBlock(RelPosAdapter):
 
 @register(f"{RELPOS}.ResPostRelPosBlock.forward")
 class ResPostRelPosBlock(RelPosAdapter):
-    """A block with norms behind attention and MLP."""
+    """Split a block that norms what attention and MLP return."""
 
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, shared_rel_pos: Any = None) -> Tensor:

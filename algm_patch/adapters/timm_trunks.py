@@ -1,4 +1,4 @@
-"""The methods with which timm's vision transformers run their blocks."""
+"""Register the methods with which timm's vision transformers run their blocks."""
 
 from __future__ import annotations
 

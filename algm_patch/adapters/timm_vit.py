@@ -1,4 +1,4 @@
-"""timm's VisionTransformer: ViT, DeiT, CLIP, SigLIP, DINOv2 and their kin."""
+"""Split the blocks of timm's VisionTransformer: ViT, DeiT, CLIP, SigLIP, DINOv2 and their kin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIT = "timm.models.vision_transformer"
 
 @register(f"{VIT}.Block.forward")
 class Block(TimmBlock):
-    """A block with norms before attention and MLP."""
+    """Split a block that norms its tokens before attention and MLP."""
 
     @staticmethod
     def attention_half(
@@ -33,7 +33,7 @@ class Block(TimmBlock):
 
 @register(f"{VIT}.ResPostBlock.forward")
 class ResPostBlock(TimmBlock):
-    """A block with norms behind attention and MLP."""
+    """Split a block that norms what attention and MLP return."""
 
     @staticmethod
     def attention_half(
@@ -49,7 +49,7 @@ class ResPostBlock(TimmBlock):
 
 @register(f"{VIT}.ParallelThingsBlock.forward")
 class ParallelThingsBlock(TimmBlock):
-    """A block with several attentions beside each other, then several MLPs."""
+    """Split a block of several attentions beside each other, then several MLPs."""
 
     @staticmethod
     def attention_half(
