@@ -7,6 +7,7 @@ from models import OTHERS, build, photo
 from timm.data.naflex_transforms import patchify_image
 
 from algm_patch import apply_algm, remove_algm
+from algm_patch.adapters.timm_relpos import own_bias_between_groups
 from algm_patch.functional import TokenMap
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
@@ -82,6 +83,37 @@ def test_proportional_attention_adds_to_the_bias(name):
     outputs, patched = [], outputs
     model.blocks[1](patched[0])
     torch.testing.assert_close(outputs[0], patched[1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("kind", ["bias", "mlp", "mlp-swin"])
+def test_relative_biases_between_groups_are_those_of_all_tokens_paired(kind, prefix):
+    rel_pos = build("relative positions", rel_pos_type=kind, class_token=bool(prefix)).blocks[0].attn.rel_pos
+    patches = torch.stack([torch.arange(30) // 2, torch.arange(30) % 15])
+    labels = torch.cat([torch.zeros(2, prefix, dtype=torch.int64), patches + prefix], 1)
+    token_map = TokenMap(labels, torch.ones(2, prefix + 15))
+    found = own_bias_between_groups(rel_pos, token_map)
+    torch.testing.assert_close(found, token_map.pair(rel_pos.get_bias()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["BEiT", "relative positions"])
+def test_hooks_on_attention_with_a_bias_are_not_skipped_in_silence(name):
+    model = apply_algm(build(name), **SETTINGS)
+    model.blocks[3].attn.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"has hooks, .* on its qkv or proj, or call remove_algm"):
+        model.forward_features(photo(name))
+
+
+@pytest.mark.parametrize("name", ["BEiT", "relative positions"])
+def test_attention_of_another_class_is_refused(name):
+    """It may add its bias in another way."""
+    model = build(name)
+    own = type(model.blocks[1].attn)
+    model.blocks[1].attn.__class__ = type("MyAttention", (own,), {"forward": lambda self, x, **bias: x})
+    with pytest.raises(ValueError, match="of its attention, MyAttention, ALGM does not know"):
+        apply_algm(model)
 
 
 def naflex_input(grids, length):
