@@ -17,7 +17,7 @@ from .huggingface_runners import layers_read
 from .libraries import transformers_path
 from .registry import reads_blocks
 
-# Attention that adds its own bias inside: transformers before 5.9.
+# Attention that adds its own bias inside: that of Data2Vec, and of BEiT before transformers 5.9.
 BIASED_INSIDE = tuple(
     f"{transformers_path(name)}{kind}SelfAttention.forward"
     for name in ("beit.Beit", "data2vec.Data2VecVision")
@@ -39,13 +39,6 @@ class BeitLayer(Layer):
     def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
         shared = arguments_by_name(block, args, kwargs).get("relative_position_bias")
         return shared is None and bias_of(block) is None and Layer.packs(block, *args, **kwargs)
-
-    @staticmethod
-    def refusal(block: Any) -> str | None:
-        refusal = Layer.refusal(block)
-        if refusal is None and is_pair(attention_of(block)):
-            return why_unknown_attention(inner_attention(attention_of(block)), *BIASED_INSIDE)
-        return refusal
 
 
 def biased_in_front(block: Any, x: Tensor, tokens: LayerTokens, given: dict[str, Any]) -> Tensor:
@@ -86,9 +79,12 @@ def attend_by_parts(attention: Any, x: Tensor, mask: Tensor, head_mask: Tensor |
         head_mask: broadcastable to the same, multiplied with the weights; None: nothing.
 
     Raises:
-        ValueError: if hooks on ``attention`` wait for a call of it, which is not made.
+        ValueError: if the class of attention is not known, or hooks wait for a call of it, which is not made.
     """
     inner = attention.attention
+    reason = why_unknown_attention(inner, *BIASED_INSIDE)
+    if reason is not None:
+        raise ValueError(f"merged tokens cannot go through this block: {reason}. Call remove_algm first")
     for module in (attention, inner):
         check_not_hooked(module, "query, key or value")
     heads, scale = (inner.num_attention_heads, inner.attention_head_size), inner.attention_head_size**-0.5
