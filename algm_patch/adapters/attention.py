@@ -48,7 +48,7 @@ def check_not_hooked(attention: nn.Module, parts: str = "qkv or proj") -> None:
     if attention._forward_hooks or attention._forward_pre_hooks or attention._backward_hooks:
         raise ValueError(
             f"this {type(attention).__name__} has hooks, but with merged tokens ALGM computes attention around it, as "
-            f"its forward takes no mask. Put the hooks on its {parts}, or call remove_algm first"
+            f"its forward takes no mask of merged tokens. Put the hooks on its {parts}, or call remove_algm first"
         )
 
 
