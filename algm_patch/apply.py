@@ -55,13 +55,13 @@ def apply_algm(
 
     In place, on the weights it has, without new parameters. Everything after the last block sees the full grid
     again. The handle ``model.algm`` shows what happens and changes the settings. Called again, the newer settings
-    hold. :func:`remove_algm` undoes it.
+    hold. `remove_algm` undoes it.
 
     Args:
         model: a ViT, or a model with one ViT in it.
-        clap_layer, gbm_layers, tau: see :class:`Settings`.
-        settings: what :func:`tune`, ``Settings.load(path)`` or ``model.algm.settings`` gave. Default: the defaults.
-        changes: any other field of :class:`Settings`. What is given here, and above by hand, takes the place of that
+        clap_layer, gbm_layers, tau: see `Settings`.
+        settings: what `tune`, ``Settings.load(path)`` or ``model.algm.settings`` gave. Default: the defaults.
+        changes: any other field of `Settings`. What is given here, and above by hand, takes the place of that
             of ``settings``.
 
     Returns:
@@ -137,7 +137,7 @@ def warn_of_other_model(runtime: Runtime) -> None:
 
 
 def remove_algm(model: Model) -> Model:
-    """Undo :func:`apply_algm`: classes, attributes and outputs are again what they were.
+    """Undo `apply_algm`: classes, attributes and outputs are again what they were.
 
     Raises:
         ValueError: if the model is not patched, or was changed since in a way that must be undone first.

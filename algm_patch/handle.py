@@ -29,11 +29,11 @@ NAMES = tuple(field.name for field in fields(Settings) if field.name not in RECO
 
 
 class Algm:
-    """The handle of a patched model.
+    """Show and change a patched model: its handle, ``model.algm``.
 
-    Its settings (the fields of :class:`algm_patch.Settings`) read and write as attributes and hold from the next
-    forward pass on: ``model.algm.tau = 0.9`` is the paper's ALGM*. :meth:`update` changes several at once,
-    :meth:`using` for a while. Printing it shows the settings and, of the last forward pass, the grid, the tokens after
+    Its settings (the fields of `algm_patch.Settings`) read and write as attributes and hold from the next
+    forward pass on: ``model.algm.tau = 0.9`` is the paper's ALGM*. `update` changes several at once,
+    `using` for a while. Printing it shows the settings and, of the last forward pass, the grid, the tokens after
     each layer and the thresholds used.
 
     Two threads may run one patched model at a time; each has its own forward pass. Of whole compiled graphs the last
@@ -69,7 +69,7 @@ class Algm:
 
     @property
     def calibrated_tau(self) -> float | None:
-        """The threshold that :func:`algm_patch.calibrate` found and CLAP uses; None if it uses another."""
+        """The threshold that `algm_patch.calibrate` found and CLAP uses; None if it uses another."""
         return self.settings.calibrated_tau
 
     def update(self, *, settings: Settings | None = None, **changes: Any) -> None:
@@ -80,7 +80,7 @@ class Algm:
             changes: by name.
 
         Raises:
-            ValueError, TypeError: as :func:`algm_patch.apply_algm`; the settings stay as they were.
+            ValueError, TypeError: as `algm_patch.apply_algm`; the settings stay as they were.
         """
         new = (self.settings if settings is None else check_settings(settings)).replace(**changes)
         if new.unmerge_at != self.settings.unmerge_at:
@@ -92,7 +92,7 @@ class Algm:
 
     @contextmanager
     def using(self, *, settings: Settings | None = None, **changes: Any) -> Iterator[None]:
-        """Run the body of a ``with`` statement under other settings, which are as for :meth:`update`."""
+        """Run the body of a ``with`` statement under other settings, which are as for `update`."""
         before = self.settings
         self.update(settings=settings, **changes)
         try:

@@ -1,4 +1,4 @@
-"""What a compiler may trace: all of a patched forward pass in one graph, or of merged blocks only their halves."""
+"""Choose what a compiler traces: a patched forward pass as one graph, or the halves of merged blocks alone."""
 
 from __future__ import annotations
 

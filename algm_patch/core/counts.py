@@ -1,4 +1,4 @@
-"""How many windows or proposals merge, so that a share or a number of the patches is left."""
+"""Count the windows or proposals to merge, so that a share or a number of the patches is left."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) 
 
     Args:
         merges: [B, a] bool, those that are.
-        proposer, partner: [B, a] or [a], of :func:`best_matches`.
+        proposer, partner: [B, a] or [a], of `best_matches`.
         length: L, tokens in the sequence.
 
     Returns:

@@ -183,7 +183,7 @@ def carried_out(
 def one_by_one(
     images: Sequence[Tensor], tau: float | str | Share | Tensor, layer: int, num_prefix_tokens: int, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return :func:`carried_out` of each image [1, m, D] alone: to the last bit the result in a batch of one.
+    """Return `carried_out` of each image [1, m, D] alone: to the last bit the result in a batch of one.
 
     On a CPU no slower than all at once, padded.
     """

@@ -1,4 +1,4 @@
-"""From similarities to the threshold that decides what merges."""
+"""Compute the threshold from similarities."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LEAST_SHARE = (1, 10)
 
 @dataclass(frozen=True)
 class Share:
-    """A rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
+    """Name a rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
 
-    :func:`algm_patch.tune` looks at layers by it.
+    `algm_patch.tune` looks at layers by it.
     """
 
     parts: int

@@ -18,7 +18,7 @@ Regroup = Literal["none", "take", "average"]
 
 @dataclass(eq=False)
 class BlockPass:
-    """One block of one forward pass. Gradient checkpointing runs it again and finds its plans made.
+    """Hold one block of one forward pass. Gradient checkpointing runs it again and finds its plans made.
 
     Attributes:
         before: from the original tokens to those that the block's attention sees; None while nothing is merged.

@@ -102,7 +102,7 @@ def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tenso
 
 
 class Bookkeeping(NamedTuple):
-    """The functions around what the model computes, as they are, or where no compiler looks into them."""
+    """Hold the functions around what the model computes: as they are, or such that no compiler looks into them."""
 
     open_pass: Any = open_pass
     close_pass: Any = close_pass

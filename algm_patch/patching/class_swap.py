@@ -24,7 +24,7 @@ def swap(module: nn.Module, role: str, part: Part) -> None:
 
 
 def unswap(modules: Iterable[nn.Module]) -> None:
-    """Undo :func:`swap`.
+    """Undo `swap`.
 
     Raises:
         ValueError: if the class of one was changed since; then nothing is undone.

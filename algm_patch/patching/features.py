@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters.attention import altered
 from ..adapters.base import Adapter
+from ..adapters.registry import is_wrapped
 from ..core.layer_tokens import LayerTokens
 
 
@@ -37,10 +37,17 @@ def attention_half_and_features(
 
 
 def observed(module: Any, path: str, seen: list[Tensor]) -> Any:
-    """Return the module, in which the one at this path notes its output. The module itself stays as it is."""
+    """Return a shallow copy of the module, in which the one at this path notes its output.
+
+    A forward hook for the duration of a call would do the same, but no compiler traces that one is registered.
+    """
     name, _, rest = path.partition(".")
     if name:
-        return altered(module, **{name: observed(getattr(module, name), rest, seen)})
+        other = object.__new__(type(module))
+        other.__dict__.update(module.__dict__, **{name: observed(getattr(module, name), rest, seen)})
+        if not is_wrapped(module):
+            other.__dict__.pop("forward", None)  # which would run the module itself
+        return other
 
     def observer(*args: Any, **kwargs: Any) -> Any:
         output = module(*args, **kwargs)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 from torch import nn
 
 from ..adapters.base import Adapter
-from ..adapters.registry import FLOORS, adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
+from ..adapters.libraries import why_too_old
+from ..adapters.registry import adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
 
 @dataclass(frozen=True)
 class Vit:
-    """The parts of a ViT that are patched.
+    """Hold the parts of a ViT that are patched.
 
     Attributes:
         path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
@@ -37,7 +35,7 @@ class Vit:
 
 
 def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
-    """The one trunk in ``model`` and its parts.
+    """Return the one trunk in ``model`` and its parts.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -75,7 +73,7 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
 
 
 def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
+    """Return every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
 
     Raises:
         ValueError: if there is none, or the forward of one is hidden.
@@ -96,7 +94,7 @@ def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
-    """By path, every sequence in which at least one block has an adapter, and that adapter."""
+    """Return by path every sequence in which at least one block has an adapter, and that adapter."""
     found = {}
     for path, module in model.named_modules():
         adapters = [adapter_of(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
@@ -107,7 +105,7 @@ def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
 
 
 def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
-    """Path of the nearest module above a sequence of blocks that has a patch projection."""
+    """Return the path of the nearest module above a sequence of blocks that has a patch projection."""
     while path:
         path = path.rpartition(".")[0]
         if projection_in(model.get_submodule(path), adapter) is not None:
@@ -116,7 +114,7 @@ def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
 
 
 def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
-    """Path of the patch projection below a module, if it has one where the adapter says."""
+    """Return the path of the patch projection below a module, if it has one where the adapter says."""
     paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
     for path in paths:
         try:
@@ -138,21 +136,9 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
 
 
 def check_version(path: str, block: nn.Module) -> None:
-    library = unpatched(type(block)).__module__.partition(".")[0]
-    floor, found = FLOORS.get(library), version_of(library)
-    if floor is not None and found is not None and numbers(found) < numbers(floor):
-        raise ValueError(
-            f"{as_code(path)} cannot be patched: it comes from {library} {found}, and ALGM knows the blocks "
-            f"of {library} {floor} and later. Install {library}>={floor}"
-        )
-
-
-def version_of(library: str) -> str | None:
-    """Return the version of a library that is loaded; None if it has none, as a copy inside another project may."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return getattr(sys.modules.get(library), "__version__", None)
+    reason = why_too_old(unpatched(type(block)).__module__.partition(".")[0])
+    if reason is not None:
+        raise ValueError(f"{as_code(path)} cannot be patched: {reason}")
 
 
 def check_projection(path: str, projection: nn.Module) -> None:
@@ -226,12 +212,8 @@ def full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def numbers(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release)[:3]]
-
-
 def as_code(path: str) -> str:
-    """Path of a submodule as one writes it."""
+    """Return the path of a submodule as one writes it."""
     return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".") if part)
 
 

@@ -208,7 +208,7 @@ class ForwardPass:
     def unmerge(self, x: Tensor, image: int | None = None) -> Tensor:
         """Copy results of merged tokens back to the full grid; of one image of the batch alone, without padding.
 
-        See :meth:`algm_patch.Algm.unmerge`.
+        See `algm_patch.Algm.unmerge`.
         """
         token_map, prefix = self.token_map if image is None else self.token_map.of_image(image), self.num_prefix_tokens
         if x.shape[1] == token_map.sizes.shape[1] - prefix:

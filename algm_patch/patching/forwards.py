@@ -2,7 +2,7 @@
 
 1. The patch projection leaves a grid (H, W), which opens a forward pass.
 2. The trunk, or a module between it and the blocks, says which blocks the method that runs them reads.
-3. Each block (:func:`run_block`) finds its pass, takes one token per group, attends, merges what is to merge,
+3. Each block (`run_block`) finds its pass, takes one token per group, attends, merges what is to merge,
    runs its MLP, and gives back its tokens, or the full grid if something reads it.
 4. Everything after the last block runs as ever; a decoder that can run on merged tokens is unmerged behind its head.
 """

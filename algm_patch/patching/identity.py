@@ -1,4 +1,4 @@
-"""By what a patched model is known again."""
+"""Recognize a patched model."""
 
 from __future__ import annotations
 

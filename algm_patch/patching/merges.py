@@ -15,7 +15,7 @@ Stage = Literal["CLAP", "GBM"]
 
 
 class Merge(NamedTuple):
-    """One merge that the settings ask for.
+    """Hold one merge that the settings ask for.
 
     Attributes:
         stage: "CLAP" or "GBM".
@@ -43,7 +43,8 @@ class Merge(NamedTuple):
 
 def merges_of(settings: Settings) -> dict[int, list[Merge]]:
     """Return the merges by block, counted from 0, without those whose threshold merges nothing."""
-    by_rank, merges = settings.merge_to is not None, dict[int, list[Merge]]()
+    merges: dict[int, list[Merge]] = {}
+    by_rank = settings.merge_to is not None
     calibrated = settings.calibrated_tau
     clap_tau = settings.tau if calibrated is None else calibrated
     number = 0

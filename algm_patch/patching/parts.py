@@ -1,4 +1,4 @@
-"""What a patched module knows, as its attribute ``algm_part``: its part in the patched model."""
+"""The part of a module in a patched model: its attribute ``algm_part``."""
 
 from __future__ import annotations
 

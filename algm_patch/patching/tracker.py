@@ -20,7 +20,7 @@ NO_MEMORY: dict[object, ForwardPass] = {}
 
 
 class TracedPasses:
-    """The forward pass that a compiler or an export traces, in one graph.
+    """Hold the forward pass that a compiler or an export traces, in one graph.
 
     Attributes:
         last: the last pass that began. A compiled graph writes it anew whenever it runs.
@@ -54,7 +54,7 @@ class TracedPasses:
 
 
 class ThreadPasses:
-    """The forward passes of one patched model in one thread.
+    """Hold the forward passes of one patched model in one thread.
 
     Tokens remember their pass: the storage of every block's input and output holds it, for each patched model that
     took or left them. That leads blocks of two passes that run in turns to their own, and gradient checkpointing, which
@@ -69,7 +69,7 @@ class ThreadPasses:
     Attributes:
         idle: how many passes in a row have begun since a block last ran.
         collected: where every pass that begins outside of a backward pass is noted; None: nowhere.
-        last, taps, decoded: see :class:`TracedPasses`.
+        last, taps, decoded: see `TracedPasses`.
     """
 
     def __init__(self, traced: TracedPasses, key: object) -> None:
@@ -156,7 +156,7 @@ class PerThread(threading.local):
     """Hold a thread's own passes.
 
     Args:
-        traced, key: of :class:`ThreadPasses`.
+        traced, key: of `ThreadPasses`.
     """
 
     def __init__(self, traced: TracedPasses, key: object) -> None:

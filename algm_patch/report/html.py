@@ -20,7 +20,7 @@ BACKDROP = f"height:{HEIGHT}px;background:rgba(128,128,128,.25);display:flex;ali
 
 
 def report(title: str, settings: Settings, past: ForwardPass | None, saved: Callable[[], str]) -> str:
-    """Return a card of settings and the last forward pass; see :func:`algm_patch.report.text.report`."""
+    """Return a card of settings and the last forward pass; see `algm_patch.report.text.report`."""
     if past is None or not past.blocks:
         return card(title, summary(settings), [no_pass(past)], [], 0)
     height, width = past.grid
