@@ -76,8 +76,8 @@ def the_one_that_holds(calibrated: list[Any], values: dict[str, Any]) -> Any:
     """Return the one of several calibrated thresholds that was found with these settings, or the first."""
     for each in calibrated:
         if isinstance(each, dict):
-            found_with = ((SETTINGS.get(str(name), name), value) for name, value in each.items() if name != "value")
-            if all(values.get(name) == value for name, value in found_with):
+            found_with = {str(SETTINGS.get(name, name)): value for name, value in each.items() if name != "value"}
+            if all(values.get(name) == value for name, value in found_with.items()):
                 return each
     return next(iter(calibrated), None)
 
