@@ -173,16 +173,17 @@ def test_hooks_on_the_projection_still_fire_and_may_change_what_is_compared():
     torch.testing.assert_close(model.algm.window_similarity, torch.ones(2, 3, 2))
 
 
-def test_a_calibrated_threshold_is_that_of_its_metric_and_place():
+def test_a_calibrated_threshold_is_that_of_its_features_and_place():
     model, image = build("ViT"), photo(batch=4)
     apply_algm(model, gbm_layers=[])
+    ways = [(compare, place) for compare in ("token", "key") for place in ("before_mlp", "after_mlp")]
     taus = {}
-    for metric in ("token", "key"):
-        for place in ("before_mlp", "after_mlp"):
-            model.algm.compare, model.algm.place = metric, place
-            taus[metric, place] = calibrate(model, image)
+    for way in ways:
+        model.algm.update(**dict(zip(("compare", "place"), way, strict=True)))
+        taus[way] = calibrate(model, image)
+        for compare, place in ways:
+            with model.algm.using(compare=compare, place=place):
+                model.forward_features(image)
+                assert model.algm.last_pass.tau == (taus[way] if (compare, place) == way else "auto")
+        assert model.algm.calibrated_tau == taus[way]
     assert len(set(taus.values())) == 3  # the MLP does not move the keys
-    for (metric, place), tau in taus.items():
-        model.algm.compare, model.algm.place = metric, place
-        model.forward_features(image)
-        assert model.algm.last_pass.tau == tau
