@@ -1,5 +1,7 @@
 """The setting ``compare`` (supplement, Tab. 4f): queries, keys and values in place of tokens."""
 
+import re
+
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -184,6 +186,7 @@ def test_a_calibrated_threshold_is_that_of_its_features_and_place():
         for compare, place in ways:
             with model.algm.using(compare=compare, place=place):
                 model.forward_features(image)
-                assert model.algm.last_pass.tau == (taus[way] if (compare, place) == way else "auto")
+                used = re.search(r"layer 1: CLAP 31 -> .*, tau (.*)", str(model.algm))[1]
+                assert (used == f"{taus[way]:.4f}") == ((compare, place) == way)
         assert model.algm.calibrated_tau == taus[way]
     assert len(set(taus.values())) == 3  # the MLP does not move the keys
