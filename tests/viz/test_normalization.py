@@ -14,8 +14,7 @@ from torch import nn
 
 from algm_patch import apply_algm
 from algm_patch.viz import panels
-from algm_patch.viz.normalization import by_processor, normalization
-from algm_patch.viz.panels import prepare
+from algm_patch.viz.preprocess import by_processor, normalization, prepare
 from tests.support import models
 
 transformers = pytest.importorskip("transformers")
