@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,20 +14,24 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from . import __version__
-from .adapters import is_wrapped, readers_of
-from .card import card
-from .compiling import eagerly, in_one_graph, traces_python, tracing_context
-from .discovery import Vit, class_name
-from .flops import VitCost, vit_cost
-from .measured import RECORDS, weight_sample
-from .passes import ForwardPass, Step
-from .settings import Settings, no_such
-from .tokens import TokenMap
-from .tracking import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass, is_remembered
+from ._version import __version__
+from .adapters.registry import is_wrapped, readers_of
+from .core.compiling import eagerly, in_one_graph, traces_python, tracing_context
+from .core.token_map import TokenMap
+from .deprecated import warn_of
+from .patching.find_vit import Vit, class_name
+from .patching.forward_pass import ForwardPass, Step
+from .patching.tracker import NOT_IN_BACKWARD, Tracing, Tracker, backward_pass, is_remembered
+from .report.cost import VitCost, vit_cost
+from .report.html import card
+from .settings.checks import check_settings, no_such
+from .settings.record import RECORDS, weight_sample
+from .settings.renamed import SETTINGS as RENAMED
+from .settings.renamed import WITHOUT_EFFECT
+from .settings.settings import Settings
 
 # Those that change without patching anew.
-SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge", *RECORDS))
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("unmerge_at", *RECORDS))
 # Modules of torch whose hooks leave the tokens alone: one gathers weights, the other notes which module runs.
 NOT_OF_TOKENS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp", "torch.utils.module_tracker")
 # So many patch embeddings in a row without a block are no crops or frames that go through the blocks together.
@@ -52,12 +56,11 @@ class Algm:
     gbm_tau: float | tuple[float, ...] | str
     window: tuple[int, int]
     proportional_attention: bool
-    taps: str
-    metric: str
+    compare: str
     reduce: str
     place: str
     batch: str
-    tokens: float | tuple[float | int, ...] | None
+    merge_to: float | tuple[float | int, ...] | None
 
     def __init__(self) -> None:
         # The modules own the handle; it owns none of them, so that a model goes when its last user lets go.
@@ -101,7 +104,7 @@ class Algm:
         return self._the_trunk().get_submodule(self._vit.path)
 
     def _identity(self) -> tuple[str, int, tuple[float, ...], str]:
-        """What settings that are measured now hold for: the first fields of ``Measured``."""
+        """What settings that are measured now hold for: the first fields of ``Record``."""
         model = self._model.removeprefix("FSDP")  # which fully_shard writes before the name of a class
         return model, self._depth, weight_sample(self._vit.projection), __version__
 
@@ -111,15 +114,54 @@ class Algm:
         self.__dict__.update(settings=settings)
 
     def __getattr__(self, name: str) -> Any:
+        if name in RENAMED and "settings" in self.__dict__:
+            warn_of(f"model.algm.{name}", f"model.algm.{RENAMED[name]}")
+            return getattr(self.settings, RENAMED[name])
         if name in SETTINGS and "settings" in self.__dict__:
             return getattr(self.settings, name)
         raise AttributeError(f"model.algm has no attribute {no_such(name, SETTINGS)}")
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in SETTINGS:
+        if name not in (*SETTINGS, *RENAMED, WITHOUT_EFFECT):
             raise AttributeError(f"model.algm has no setting {no_such(name, SETTINGS)}")
-        # What was measured, was measured with the old settings.
-        self._set(replace(self.settings, measured=None, **{name: value}))
+        self._set(self.settings.replace(**{name: value}))
+
+    def update(self, *, settings: Settings | None = None, **changes: Any) -> None:
+        """Change several settings at once, such as ``gbm_layers`` with one ``gbm_tau`` for each.
+
+        Args:
+            settings: to start from. Default: those of now.
+            changes: by name.
+
+        Raises:
+            ValueError, TypeError: as :func:`algm_patch.apply_algm`; the settings stay as they were.
+        """
+        new = (self.settings if settings is None else check_settings(settings)).replace(**changes)
+        if new.unmerge_at != self.settings.unmerge_at:
+            raise ValueError(
+                f"unmerge_at={new.unmerge_at!r} patches other modules than {self.settings.unmerge_at!r} did. Call "
+                f"apply_algm(model, unmerge_at={new.unmerge_at!r}) again"
+            )
+        self._set(new)
+
+    @contextmanager
+    def using(self, *, settings: Settings | None = None, **changes: Any) -> Iterator[None]:
+        """Run the body of a ``with`` statement under other settings, which are as for :meth:`update`."""
+        before = self.settings
+        self.update(settings=settings, **changes)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    @property
+    def last_pass(self) -> ForwardPass:
+        """The newest forward pass: ``grid``, ``batch``, ``num_prefix_tokens``, ``width``, and ``steps`` by block.
+
+        Raises:
+            RuntimeError: if there was none, or no block ran in it.
+        """
+        return self._past()
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *SETTINGS]
@@ -256,7 +298,7 @@ class Algm:
         if self.gbm_layers:
             gbm = f"layer {', '.join(map(str, self.gbm_layers))}, tau {self.gbm_tau}"
         others = (
-            f"proportional attention {'on' if self.proportional_attention else 'off'}, taps {self.taps}"
+            f"proportional attention {'on' if self.proportional_attention else 'off'}"
             f"{', unmerged after the head' if self._after_head else ''}"
             f"{''.join(self._ablations())}"
         )
@@ -271,7 +313,7 @@ class Algm:
         return f"{merging:.3g} of {without:.3g} GFLOPs of the ViT an image: {1 - merging / without:.0%} fewer"
 
     def _ablations(self) -> Iterator[str]:
-        for name in ("metric", "reduce", "place", "batch", "tokens"):
+        for name in ("compare", "reduce", "place", "batch", "merge_to"):
             if getattr(self, name) != getattr(Settings, name):
                 yield f", {name} {getattr(self, name)}"
 
@@ -305,7 +347,7 @@ class Algm:
     @property
     def _passes(self) -> Tracing:
         """The forward passes of this thread, or the one that is compiled or exported now."""
-        if not in_one_graph(self.settings):
+        if not in_one_graph(self.settings.merge_to is not None):
             return self._tracker
         if traces_python() and (context := tracing_context()) is not None:
             return self._exports.setdefault(context, Tracing())  # and gone with it
@@ -313,7 +355,7 @@ class Algm:
 
     def _in_graph(self, begun: bool = True) -> bool:
         """Whether a compiler traces a whole forward pass now, or could from here on (which has not ``begun``)."""
-        return in_one_graph(self.settings) and (not begun or self._passes.current is not None)
+        return in_one_graph(self.settings.merge_to is not None) and (not begun or self._passes.current is not None)
 
     def _open(self, grid: tuple[int, int]) -> None:
         """Begin a forward pass: the patch projection has left this grid."""
@@ -348,7 +390,7 @@ class Algm:
     def _leave(self, x: object) -> None:
         """The method that runs the blocks returns this: tokens still merged remember their pass."""
         forward_pass = self._passes.current
-        if forward_pass is not None and forward_pass.settings.unmerge == "after_head":
+        if forward_pass is not None and forward_pass.settings.unmerge_at == "after_head":
             self._passes.remember(x, forward_pass)
         self._over()
 
@@ -367,7 +409,7 @@ class Algm:
 
     @property
     def _after_head(self) -> bool:
-        return self.settings.unmerge == "after_head"
+        return self.settings.unmerge_at == "after_head"
 
     def _taps(self) -> frozenset[int] | None:
         """Blocks (from 0) that must give back the full grid; None if every one must."""
@@ -376,8 +418,8 @@ class Algm:
             return taps
         if taps is None:
             raise RuntimeError(
-                f"unmerge='after_head': the blocks of {self._model} are run by a method that ALGM does not know, "
-                "which may read merged tokens as a grid. Call apply_algm with unmerge='before_head'"
+                f"unmerge_at='after_head': the blocks of {self._model} are run by a method that ALGM does not know, "
+                "which may read merged tokens as a grid. Call apply_algm with unmerge_at='before_head'"
             )
         return taps - {self._depth - 1}
 
@@ -386,9 +428,9 @@ class Algm:
         forward_pass = self._passes.known(x)
         if forward_pass is None:
             raise RuntimeError(
-                f"unmerge='after_head': the decoder was given tokens that ALGM cannot trace to a forward pass of "
+                f"unmerge_at='after_head': the decoder was given tokens that ALGM cannot trace to a forward pass of "
                 f"{self._model}. Hand it what that returned, or a slice of it; or call apply_algm with "
-                "unmerge='before_head'"
+                "unmerge_at='before_head'"
             )
         images = forward_pass.images(x)
         if images is None:
@@ -498,11 +540,11 @@ def check_fit(settings: Settings, vit: Vit, model: str) -> None:
             default = " (by default)" if settings[name] == getattr(Settings, name) else ""  # which nobody gave
             raise ValueError(f"{name}{default} names layer {layer}, but {model} has {len(vit.blocks)} blocks")
         block, adapter = vit.blocks[layer - 1], vit.adapters[layer - 1]
-        if settings.metric != "token" and adapter.features(block, settings.metric) is None:
+        if settings.compare != "token" and adapter.features(block, settings.compare) is None:
             raise ValueError(
-                f"metric={settings.metric!r}: in block {layer} of {model} ({class_name(block)}) there is no one module "
-                "whose output it could compare: attention uses the weights directly, is of another library, or there "
-                "are several. Pass metric='token'"
+                f"compare={settings.compare!r}: in block {layer} of {model} ({class_name(block)}) there is no one "
+                "module whose output it could compare: attention uses the weights directly, is of another library, "
+                "or there are several. Pass compare='token'"
             )
     if settings.proportional_attention:
         for number, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True), 1):

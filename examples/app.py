@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from algm_patch import apply_algm, panels, remove_algm, tune
+from algm_patch import apply_algm, remove_algm, tune
+from algm_patch.viz import panels
 
 LEAST, MOST, SHOWN = 32, 64_000_000, 1024  # pixels: of a side, of an image, of the longer side as it is worked on
 ROUNDS = 3
@@ -108,8 +109,8 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 def run(model: nn.Module, path: str, settings: dict[str, Any]) -> Run:
     """With these settings and without merging."""
     image = quickstart.to_input(read(path))
-    apply_algm(model, **settings)
-    shown = panels(image, model, predict)
+    apply_algm(model, settings=settings)
+    shown = panels(model, image, predict)
     with torch.inference_mode():
         model(image)
         merging, unpatched = model.algm.gflops, model.algm.unpatched_gflops
@@ -140,7 +141,7 @@ def in_turns(model: nn.Module, image: Tensor, settings: dict[str, Any]) -> tuple
     for _ in range(ROUNDS):
         for merging, own in enumerate(spent):
             if merging:
-                apply_algm(model, **settings)
+                apply_algm(model, settings=settings)
             else:
                 remove_algm(model)
             start = time.perf_counter()

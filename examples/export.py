@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     model, image = load_timm(options.model, options.size) if options.model else load_saliency(options.size)
     models = {"unpatched": model, "algm": copy.deepcopy(model)}
 
-    apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], tokens=options.tokens)
+    apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], merge_to=options.tokens)
 
     options.out.mkdir(parents=True, exist_ok=True)
     sessions, outputs, differences = {}, {}, {}

@@ -25,8 +25,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
-from algm_patch import apply_algm, panels
-from algm_patch.drawing import draw
+from algm_patch import apply_algm
+from algm_patch.viz import panels
+from algm_patch.viz.figure import draw
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, PATCH = 518, 14
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> Path:
     agreement, maps = compare(before, after)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "quickstart.png"
-    draw({**panels(image, model), **maps}, columns=4).savefig(path, dpi=90, bbox_inches="tight")
+    draw({**panels(model, image), **maps}, columns=4).savefig(path, dpi=90, bbox_inches="tight")
 
     print(model.algm)
     print(f"\n{'':8}{'before':>8}{'after':>8}")

@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from algm_patch.patching.find_vit import find_vit
+
 GRID = (6, 5)
 
 # Every kind of VisionTransformer in timm whose blocks have two halves.
@@ -98,6 +100,16 @@ def build(family: str, grid: tuple[int, int] = GRID, depth: int = 5, **options: 
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused
     return model.eval()
+
+
+def read_every_block(model: nn.Module) -> None:
+    """Hook every block, so that each gives back the full grid."""
+    for block in find_vit(model)[1].blocks:
+        block.register_forward_hook(read)
+
+
+def read(module: nn.Module, inputs: Any, output: Any) -> None:
+    """Read the output of a block, as the hooks of feature extractors do."""
 
 
 def pixels_per_token(family: str) -> int:

@@ -11,15 +11,16 @@ import cases_timm
 import models
 import pytest
 import torch
-from models import build, photo
+from models import build, photo, read_every_block
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from algm_patch import apply_algm, calibrate, clap, gbm, remove_algm
-from algm_patch.discovery import find_vit
-from algm_patch.matching import best_matches, window_similarity
-from algm_patch.settings import Settings
+from algm_patch import apply_algm, calibrate, remove_algm
+from algm_patch.core.matching import best_matches, window_similarity
+from algm_patch.functional import clap, gbm
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.settings.settings import Settings
 
 CASES = {
     **cases_timm.CASES,
@@ -31,11 +32,11 @@ CASES = {
 }
 SETTINGS = {"clap_layer": 2, "gbm_layers": [2, 4], "tau": 0.3, "gbm_tau": 0.0}
 COMBINATIONS = [
-    {"metric": "key"},
-    {"metric": "value", "proportional_attention": False},
+    {"compare": "key"},
+    {"compare": "value", "proportional_attention": False},
     {"reduce": "pick"},
     {"place": "after_mlp"},
-    {"metric": "query", "reduce": "pick", "place": "after_mlp"},
+    {"compare": "query", "reduce": "pick", "place": "after_mlp"},
 ]
 FAMILIES = [
     "timm ViT",
@@ -84,7 +85,7 @@ def test_taps_do_not_change_the_output(case, options):
     counts = model.algm.tokens_per_layer
     assert counts[0] == length > counts[1] == counts[2] > counts[3]
     assert [len(step.plans) for step in model.algm._past().steps.values()] == [0, 2, 0, 1, 0]
-    model.algm.taps = "all"
+    read_every_block(model)
     assert torch.equal(run(case, model, image), last)
 
 
@@ -109,7 +110,7 @@ def test_a_permutation_of_the_tokens_changes_nothing(case, options, monkeypatch)
 
     model, image = case.build(), case.image()
     expected = run(case, model, image)
-    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
     apply_algm(model, clap_layer=2, gbm_layers=[], **options)
     torch.testing.assert_close(run(case, model, image), expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(model.algm.token_map.labels[0], torch.arange(expected.shape[1]))
@@ -155,7 +156,7 @@ def test_what_is_compared_is_what_fused_attention_is_given(family, metric):
         length = run(case, model, image).shape[1]
     assert len(attention.calls) >= 5
     features = attention.calls[1][METRICS.index(metric)][:, -30:]
-    apply_algm(model, clap_layer=2, gbm_layers=[], metric=metric, tau=0.0)
+    apply_algm(model, clap_layer=2, gbm_layers=[], compare=metric, tau=0.0)
     assert run(case, model, image).shape[1] == length
     found = model.algm.window_similarity
     # relpos scales its queries before: cosines do not mind
@@ -174,7 +175,7 @@ def test_what_is_compared_is_the_projections_own_output_before_any_turn(family, 
     part = slice(*(64 * (METRICS.index(metric) + i) for i in (0, 1)))
     bias = block.attn.qkv.bias
     features = linear(inputs[0], block.attn.qkv.weight[part], None if bias is None else bias[part])
-    apply_algm(model, clap_layer=2, gbm_layers=[], metric=metric, tau=0.0)
+    apply_algm(model, clap_layer=2, gbm_layers=[], compare=metric, tau=0.0)
     run(case, model, image)
     patches = model.algm._past().grid
     expected = window_similarity(features[:, -patches[0] * patches[1] :].detach(), patches, (2, 2))
@@ -185,7 +186,7 @@ def test_what_is_compared_is_the_projections_own_output_before_any_turn(family, 
 def test_in_one_layer_global_matching_compares_the_features_of_windows_merged(reduce):
     model, image = build("ViT"), photo()
     seen = []
-    apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, metric="key", reduce=reduce)
+    apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, compare="key", reduce=reduce)
     model.blocks[1].attn.qkv.register_forward_hook(lambda _, args, output: seen.append(output.detach()))
     model.forward_features(image)
     plans = model.algm._past().steps[1].plans
@@ -199,7 +200,7 @@ def test_keys_merge_other_tokens_than_the_tokens_themselves():
     model, image = build("ViT"), photo()
     labels = []
     for metric in ("token", *METRICS):
-        apply_algm(model, **SETTINGS, metric=metric)
+        apply_algm(model, **SETTINGS, compare=metric)
         model.forward_features(image)
         labels.append(model.algm.token_map.labels)
     assert not any(a.equal(b) for i, a in enumerate(labels) for b in labels[:i])
@@ -219,11 +220,11 @@ REFUSED = [
 def test_attention_whose_projection_is_not_called_is_refused(family, block):
     model = case_of(family).build()
     before = [list(part.__dict__) for part in model.modules()]
-    message = rf"metric='key': in block 1 of \w+ \({block}\) there is no one module .* Pass metric='token'"
+    message = rf"compare='key': in block 1 of \w+ \({block}\) there is no one module .* Pass compare='token'"
     with pytest.raises(ValueError, match=message):
-        apply_algm(model, metric="key", gbm_layers=[3])
+        apply_algm(model, compare="key", gbm_layers=[3])
     assert [list(part.__dict__) for part in model.modules()] == before
-    apply_algm(model, metric="key", clap_layer=None, gbm_layers=[])  # nothing merges
+    apply_algm(model, compare="key", clap_layer=None, gbm_layers=[])  # nothing merges
     with pytest.raises(ValueError, match="in block 3"):
         model.algm.gbm_layers = [3]
     assert model.algm.gbm_layers == ()
@@ -235,9 +236,9 @@ def test_every_family_compares_values_or_is_refused_before_it_runs(name):
     case = CASES[name]
     model, image = case.build(), case.image()
     try:
-        apply_algm(model, clap_layer=1, gbm_layers=[3], metric="value", tau=0.3, gbm_tau=0.3)
+        apply_algm(model, clap_layer=1, gbm_layers=[3], compare="value", tau=0.3, gbm_tau=0.3)
     except ValueError as error:
-        assert "Pass metric='token'" in str(error)  # noqa: PT017
+        assert "Pass compare='token'" in str(error)  # noqa: PT017
         return
     length = run(case, model, image).shape[1]
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < length
@@ -257,12 +258,12 @@ def test_attention_of_another_library_is_refused():
     model = build("ViT")
     model.blocks[0].attn = HeadsFirst()
     with pytest.raises(ValueError, match="of another library"):
-        apply_algm(model, metric="key")
+        apply_algm(model, compare="key")
 
 
 def test_attention_that_leaves_fewer_images_is_refused_where_it_does():
     model = cases_hub.dino(drop_path_rate=0.5, drop_path_uniform=True)
-    apply_algm(model, metric="key", tau=0.3)
+    apply_algm(model, compare="key", tau=0.3)
     image = photo("DINOv2")
     model.eval()(image)
     with pytest.raises(ValueError, match=r"attn.qkv, which left \[\[1, 31, 192\]\] where ALGM expected \[2, 31, D\]"):
@@ -271,7 +272,7 @@ def test_attention_that_leaves_fewer_images_is_refused_where_it_does():
 
 def test_hooks_on_the_projection_still_fire_and_may_change_what_is_compared():
     model, image = build("ViT"), photo()
-    apply_algm(model, clap_layer=2, gbm_layers=[], metric="key", tau=0.0)
+    apply_algm(model, clap_layer=2, gbm_layers=[], compare="key", tau=0.0)
     model.blocks[1].attn.qkv.register_forward_hook(lambda _, args, output: torch.ones_like(output))
     model.forward_features(image)
     torch.testing.assert_close(model.algm.window_similarity, torch.ones(2, 3, 2))
@@ -283,11 +284,11 @@ def test_a_calibrated_threshold_is_that_of_its_metric_and_place():
     taus = {}
     for metric in ("token", "key"):
         for place in ("before_mlp", "after_mlp"):
-            model.algm.metric, model.algm.place = metric, place
+            model.algm.compare, model.algm.place = metric, place
             taus[metric, place] = calibrate(model, image)
     assert len(set(taus.values())) == 3  # the MLP does not move the keys
     for (metric, place), tau in taus.items():
-        model.algm.metric, model.algm.place = metric, place
+        model.algm.compare, model.algm.place = metric, place
         model.forward_features(image)
         assert model.algm._past().tau == tau
 
@@ -426,7 +427,7 @@ def test_two_passes_in_turns_each_compare_their_own(options):
     model = build("ViT", dynamic_img_size=True)
     images = [photo(batch=1), photo(batch=2, grid=(8, 3), seed=1)]
     apply_algm(model, **SETTINGS, **options)
-    model.algm.taps = "all"
+    read_every_block(model)
 
     def begun(image):
         torch.manual_seed(3)
@@ -450,7 +451,7 @@ def test_two_passes_in_turns_each_compare_their_own(options):
 def test_threads_do_not_see_each_others_keys():
     from test_training import run_in_threads
 
-    model = apply_algm(build("ViT", dynamic_img_size=True), **SETTINGS, metric="key", place="after_mlp")
+    model = apply_algm(build("ViT", dynamic_img_size=True), **SETTINGS, compare="key", place="after_mlp")
     images = [photo(batch=1), photo(batch=2, grid=(8, 3), seed=1)]
 
     def job(image):
@@ -474,22 +475,22 @@ def test_copies_keep_the_settings(options):
         assert getattr(twin.algm, name) == value
     case = CASES["timm ViT"]
     assert torch.equal(run(case, twin, photo()), run(case, model, photo()))
-    twin.algm.metric, twin.algm.reduce, twin.algm.place = "token", "mean", "before_mlp"
+    twin.algm.compare, twin.algm.reduce, twin.algm.place = "token", "mean", "before_mlp"
     assert not torch.equal(run(case, twin, photo()), run(case, model, photo()))
 
 
 def test_the_handle_says_what_is_not_the_default():
     model = apply_algm(build("ViT"))
-    assert "metric" not in repr(model.algm)
-    model.algm.metric, model.algm.reduce, model.algm.place = "key", "pick", "after_mlp"
-    assert "taps auto, metric key, reduce pick, place after_mlp" in repr(model.algm)
+    assert "compare" not in repr(model.algm)
+    model.algm.compare, model.algm.reduce, model.algm.place = "key", "pick", "after_mlp"
+    assert "proportional attention on, compare key, reduce pick, place after_mlp" in repr(model.algm)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metric": "keys"}, "metric is 'token', 'key', 'query' or 'value', got 'keys'"),
-        ({"metric": None}, "got None"),
+        ({"compare": "keys"}, "compare is 'token', 'key', 'query' or 'value', got 'keys'"),
+        ({"compare": None}, "got None"),
         ({"reduce": "max"}, "reduce is 'mean' or 'pick', got 'max'"),
         ({"place": "before_attention"}, "place is 'before_mlp' or 'after_mlp', got 'before_attention'"),
     ],

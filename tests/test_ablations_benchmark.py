@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from algm_patch.settings import Settings
+from algm_patch.settings.settings import Settings
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -67,7 +67,7 @@ def rows_of(name: str) -> dict[str, Settings]:
 
 
 def test_rows_differ_from_the_reference_in_what_their_table_is_about():
-    assert rows_of("feature")["K (Key)"] == replace(BASE, metric="key")
+    assert rows_of("feature")["K (Key)"] == replace(BASE, compare="key")
     assert rows_of("reduce")["Pick random token"] == replace(BASE, reduce="pick")
     assert rows_of("place")["After MLP"] == replace(BASE, place="after_mlp")
     assert rows_of("clap")["3"] == replace(BASE, clap_layer=3)
@@ -115,7 +115,7 @@ def test_several_layers_of_gbm_each_merge_as_many():
     base, merged = ablations.reference_of(network, images(), base)
     assert len(merged.everywhere) == 2
     assert min(merged.everywhere) > 0
-    row = ablations.equal_gbm(network, images(), replace(base, metric="key"), merged.everywhere)
+    row = ablations.equal_gbm(network, images(), replace(base, compare="key"), merged.everywhere)
     assert ablations.reference_of(network, images(), row)[1].everywhere == merged.everywhere
 
 
@@ -142,14 +142,14 @@ def test_a_run_prints_every_table_with_its_published_rows(arguments, monkeypatch
 
 def test_what_a_model_does_not_take_is_said_and_the_rest_measured(arguments, monkeypatch, capsys):
     monkeypatch.setattr(networks, "load", lambda *_, **__: model("ParallelThingsBlock"))
-    with pytest.raises(SystemExit, match=r"error: metric='\w+': in block 1 .* Pass metric='token'"):
+    with pytest.raises(SystemExit, match=r"error: compare='\w+': in block 1 .* Pass compare='token'"):
         ablations.main(["feature", *arguments])
     monkeypatch.setattr(ablations, "COMMANDS", {name: ablations.COMMANDS[name] for name in ("feature", "reduce")})
     ablations.main(["all", *arguments])
     text = capsys.readouterr().out
     assert "Table 4c." in text
     assert "Table 4f." not in text
-    assert re.search(r"^feature: metric='\w+': in block 1", text, re.M)
+    assert re.search(r"^feature: compare='\w+': in block 1", text, re.M)
 
 
 def test_settings_without_a_stage_are_refused_before_anything_is_loaded(arguments):

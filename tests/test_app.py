@@ -143,7 +143,7 @@ def test_a_run_shows_groups_predictions_and_costs(model, photograph):
 
 
 def test_settings_found_by_measurement_hold_until_a_control_is_moved():
-    found = {**DEFAULT, "tau": 0.95123, "metric": "key", "gbm_tau": (0.8,)}
+    found = {**DEFAULT, "tau": 0.95123, "compare": "key", "gbm_tau": (0.8,)}
     controls = app.controls_of(found)
     assert app.settings_of(found, *controls) == found
     auto, tau, clap_layer, *others = controls

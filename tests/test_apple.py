@@ -20,10 +20,10 @@ from torchgen.gen import get_grouped_native_functions, parse_native_yaml
 from torchgen.model import DispatchKey, NativeFunctionsGroup
 
 from algm_patch import apply_algm, calibrate, remove_algm, tune
-from algm_patch.thresholds import Share, reached_by
+from algm_patch.core.thresholds import Share, reached_by
 
 BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [2], "tau": "auto"}
-BY_COUNT = {"clap_layer": 1, "gbm_layers": [2], "tokens": 0.6}
+BY_COUNT = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
 
 
 @cache
@@ -91,7 +91,7 @@ def test_the_watch_refuses(function):
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """The batch is matched at once, as on any device but the CPU."""
-    monkeypatch.setattr("algm_patch.merging.is_faster_alone", lambda x: False)
+    monkeypatch.setattr("algm_patch.core.plan.is_faster_alone", lambda x: False)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -113,7 +113,7 @@ def test_every_kind_of_model(name):
 
     known = usual(lambda: (infer(), train()))
     for settings in (BY_THRESHOLD, BY_COUNT):
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
         for run in (infer, train):
             with Watch(known):
                 run()
@@ -127,8 +127,8 @@ def test_every_kind_of_model(name):
     [
         {"tau": 0.5, "batch": "min"},
         {"tau": "paper", "gbm_tau": "tau"},
-        {"reduce": "pick", "metric": "key", "place": "after_mlp"},
-        {"taps": "all", "window": (3, 2)},
+        {"reduce": "pick", "compare": "key", "place": "after_mlp"},
+        {"window": (3, 2)},
         {"proportional_attention": False},
     ],
     ids=str,
@@ -164,7 +164,7 @@ def test_tune():
             return model.forward_features(image).cpu()
 
     settings = tune(model, images, keep=0.5, predict=predict, budget="60s")
-    assert len(settings.measured.trials) > 1
+    assert len(settings.record.trials) > 1
 
 
 # -- the rule in whole numbers

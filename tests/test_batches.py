@@ -15,19 +15,20 @@ import torch
 from conftest import golden_files, read_golden
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, photo
+from models import build, photo, read_every_block
 from test_contract import CASES
 from test_training import assert_same, checkpointed, gradients, run_in_threads
 from timm.layers import DropPath, set_reentrant_ckpt
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from algm_patch import TokenMap, apply_algm, clap, gbm
-from algm_patch.discovery import find_vit
-from algm_patch.matching import num_proposals
-from algm_patch.merging import one_by_one, proposals
-from algm_patch.packing import Packing
-from algm_patch.thresholds import Share
+from algm_patch import apply_algm
+from algm_patch.core.matching import num_proposals
+from algm_patch.core.packing import Packing
+from algm_patch.core.plan import one_by_one, proposals
+from algm_patch.core.thresholds import Share
+from algm_patch.functional import TokenMap, clap, gbm
+from algm_patch.patching.find_vit import find_vit
 
 # Of every way that images go through attention: packed or one after the other, with masks, biases, rotary angles.
 FEW = (
@@ -171,7 +172,6 @@ def test_every_image_as_if_it_were_alone(every):
     [
         {"gbm_layers": [2, 3, 5], "gbm_tau": "tau"},
         {"gbm_layers": [2, 3, 5], "gbm_tau": [0.9, 0.8, 0.7], "proportional_attention": False},
-        {"gbm_layers": [2, 4], "taps": "all"},
         {"clap_layer": 2, "gbm_layers": [2], "gbm_tau": 0.6, "tau": "auto"},
         {"clap_layer": None, "gbm_layers": [1, 3]},
         {"gbm_layers": [], "window": (3, 2)},
@@ -192,7 +192,7 @@ def test_whatever_the_settings(name, settings):
 @torch.no_grad()
 def test_whatever_is_compared(name, metric):
     few = prepare(name)
-    patched(few.model, few.call, few.images, metric=metric)
+    patched(few.model, few.call, few.images, compare=metric)
     assert len(set(assert_as_alone(few.model.algm, few.call, few.images))) > 1
 
 
@@ -297,12 +297,14 @@ def test_norms_projections_and_mlps_run_on_the_sum_of_the_tokens(name, proportio
 # -- what else reads the tokens
 
 
-@pytest.mark.parametrize("taps", ["auto", "all"])
+@pytest.mark.parametrize("every_block", [False, True])
 @torch.no_grad()
-def test_intermediates(taps):
+def test_intermediates(every_block):
     model = build("ViT")
     images = unlike(photo())
-    patched(model, model.forward_features, images, taps=taps)
+    patched(model, model.forward_features, images)
+    if every_block:
+        read_every_block(model)
     options = {"indices": [1, 3], "return_prefix_tokens": True, "norm": True}
     last, levels = model.forward_intermediates(images, **options)
     assert len(set((model.algm.token_map.sizes > 0).sum(1).tolist())) > 2
@@ -378,7 +380,7 @@ def test_the_handle_takes_and_unmerges_tokens_of_unlike_images():
 def test_a_decoder_on_merged_tokens_of_unlike_images(kind):
     decoder, options = cases_segmenter.KINDS[kind]
     model, images = cases_segmenter.build(decoder, **options), unlike(photo())
-    patched(model, model, images, unmerge="after_head")
+    patched(model, model, images, unmerge_at="after_head")
     assert len(set(assert_as_alone(model.algm, model, images))) > 2
     if decoder == "linear":  # which sees each token by itself
         masks = model(images)
@@ -389,7 +391,7 @@ def test_a_decoder_on_merged_tokens_of_unlike_images(kind):
 @torch.no_grad()
 def test_decoding_of_unlike_images_after_another_encoding():
     model, images = cases_segmenter.build("mask"), unlike(photo())
-    patched(model, model, images, unmerge="after_head")
+    patched(model, model, images, unmerge_at="after_head")
     others = images.flip(0) + 0.1
     expected = [model.decoder(model.encoder(x, return_features=True)[:, 1:], (96, 80)) for x in (images, others)]
     features = [model.encoder(x, return_features=True)[:, 1:] for x in (images, others)]

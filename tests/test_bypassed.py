@@ -9,7 +9,8 @@ import torch
 from models import build, photo
 from torch import nn
 
-from algm_patch import TokenMap, apply_algm, calibrate, clap, gbm, remove_algm, tune
+from algm_patch import apply_algm, calibrate, remove_algm, tune
+from algm_patch.functional import TokenMap, clap, gbm
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 NOTHING_MERGED = "so nothing merged"
@@ -213,11 +214,11 @@ def test_compiled_it_says_so_when_asked(options):
 # -- what keeps the merges of one image, or leaves them out
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "tokens": 0.6}], ids=["thresholds", "counts"])
+@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "merge_to": 0.6}], ids=["thresholds", "counts"])
 @pytest.mark.parametrize("ran_before", [False, True])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_tracing_and_scripting_are_refused_by_name(settings, ran_before):
-    model, image = apply_algm(build("ViT"), **settings), photo()
+    model, image = apply_algm(build("ViT"), settings=settings), photo()
     with torch.no_grad():
         expected = model(image)
     if not ran_before:
@@ -295,9 +296,8 @@ EMPTY = {
     "thresholds": SETTINGS,
     "auto": {"gbm_layers": [3]},
     "paper": {"gbm_layers": [3], "tau": "paper", "gbm_tau": "tau"},
-    "counts": {"gbm_layers": [3], "tokens": 0.6},
-    "taps": {**SETTINGS, "taps": "all"},
-    "pick": {**SETTINGS, "reduce": "pick", "metric": "key", "place": "after_mlp"},
+    "counts": {"gbm_layers": [3], "merge_to": 0.6},
+    "pick": {**SETTINGS, "reduce": "pick", "compare": "key", "place": "after_mlp"},
 }
 
 
@@ -308,7 +308,7 @@ def test_an_empty_batch(family, mode, settings):
     model = getattr(build(family), mode)()
     image = photo(family)[:0].requires_grad_()
     expected = model(image)
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     found = model(image)
     assert found.shape == expected.shape
     found.sum().backward()

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from algm_patch import apply_algm, calibrate
-from algm_patch.matching import window_similarity
-from algm_patch.thresholds import auto_tau, paper_tau
+from algm_patch.core.matching import window_similarity
+from algm_patch.core.thresholds import auto_tau, paper_tau
 
 IMAGES = photo(batch=5, seed=7)
 

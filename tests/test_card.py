@@ -7,7 +7,7 @@ import torch
 from models import build, photo
 
 from algm_patch import apply_algm
-from algm_patch.card import card
+from algm_patch.report.html import card
 
 
 class Checked(HTMLParser):

@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import census
 
-from algm_patch.census import PATCHED, Outcome, timm_models, transformers_models
-from algm_patch.discovery import find_vit, full_name
+from algm_patch.cli.census import PATCHED, Outcome, timm_models, transformers_models
+from algm_patch.patching.find_vit import find_vit, full_name
 
 
 def kind(model):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage.data import astronaut
 
-from algm_patch import load_settings
+from algm_patch import Settings
 from algm_patch.__main__ import main
 
 NAME = "vit_tiny_patch16_224"
@@ -59,8 +59,8 @@ def test_show(place, model, capsys):
 def test_tune_then_bench_with_what_was_found(place, model, capsys):
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "8s"]) == 0
     assert files(place) == {"algm_out/settings.json", "algm_out/pareto.png"}
-    settings = load_settings("algm_out/settings.json")
-    assert settings.measured.kept >= 0.5
+    settings = Settings.load("algm_out/settings.json")
+    assert settings.record.kept >= 0.5
     before = files(place)
     assert main(["bench", "images/0.png", *model, "--settings", "algm_out/settings.json", "--rounds", "2"]) == 0
     assert "GFLOPs of the ViT an image" in capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatc
     def fails(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("algm_patch.measured.Measured.__str__", fails)
+    monkeypatch.setattr("algm_patch.record.Record.__str__", fails)
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s"]) == 1
     assert files(place) == {"algm_out/settings.json"}
     monkeypatch.undo()

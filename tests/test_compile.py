@@ -10,8 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.adapters import packed
-from algm_patch.packing import Packing
+from algm_patch.core.packing import Packing
+from algm_patch.patching import packed_attention as packed
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.9}
 WHOLE = {"fullgraph": True, "dynamic": True}
@@ -124,7 +124,7 @@ def test_inductor():
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, WHOLE, {"dynamic": False}], ids=["", "whole", "static"])
 def test_fixed_counts_are_one_graph_without_symbols_of_content(model, options):
-    apply_algm(model, clap_layer=1, gbm_layers=[3], tokens=0.6)
+    apply_algm(model, clap_layer=1, gbm_layers=[3], merge_to=0.6)
     counter, options = counted(**options)
     compiled = torch.compile(model, **options)
     for seed in range(3):
@@ -148,18 +148,18 @@ def test_without_a_whole_graph_the_halves_are_compiled(model, batch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "tokens": 0.6}], ids=["thresholds", "counts"])
+@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "merge_to": 0.6}], ids=["thresholds", "counts"])
 def test_blocks_compiled_by_themselves(settings):
     model, x = FAMILIES["timm ViT"]().eval(), images(3, 2)
-    expected = tokens(apply_algm(copy.deepcopy(model), **settings), x)
-    for block in apply_algm(model, **settings).blocks:
+    expected = tokens(apply_algm(copy.deepcopy(model), settings=settings), x)
+    for block in apply_algm(model, settings=settings).blocks:
         block.compile(backend="eager")
     for _ in range(2):
         torch.testing.assert_close(tokens(model, x), expected)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "tokens": 0.6}], ids=["thresholds", "counts"])
+@pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "merge_to": 0.6}], ids=["thresholds", "counts"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compile_first_then_patch_change_and_remove(in_place, settings):
     model, x = FAMILIES["timm ViT"]().eval(), images(7)
@@ -171,8 +171,8 @@ def test_compile_first_then_patch_change_and_remove(in_place, settings):
     else:
         compiled = torch.compile(model, backend="eager", **WHOLE)
     assert torch.equal(tokens(compiled, x), plain)
-    apply_algm(compiled, **settings)
-    expected = tokens(apply_algm(reference, **settings), x)
+    apply_algm(compiled, settings=settings)
+    expected = tokens(apply_algm(reference, settings=settings), x)
     torch.testing.assert_close(tokens(compiled, x), expected)
     assert not torch.allclose(expected, plain)
     model.algm.gbm_layers = reference.algm.gbm_layers = [2]
@@ -185,8 +185,7 @@ def test_compile_first_then_patch_change_and_remove(in_place, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"metric": "key"},
-        {"taps": "all"},
+        {"compare": "key"},
         {"place": "after_mlp"},
         {"window": (3, 2)},
         {"gbm_tau": "tau"},

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from algm_patch import apply_algm
 
 THRESHOLDS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
-FIXED = {"clap_layer": 2, "gbm_layers": [3], "tokens": 0.6}
+FIXED = {"clap_layer": 2, "gbm_layers": [3], "merge_to": 0.6}
 STUCK = 60  # seconds until a collective that waits for the other process is an error
 FAR_TOO_LONG = 240
 
@@ -66,7 +66,7 @@ def wrapped(wrapper, settings, patched="before", **options):
     """A patched model in its wrapper, and the handle."""
     model = build("ViT", **options).train()
     if patched == "before":
-        return WRAPPERS[wrapper](apply_algm(model, **settings)), model
+        return WRAPPERS[wrapper](apply_algm(model, settings=settings)), model
     return apply_algm(WRAPPERS[wrapper](model), **settings), model
 
 

@@ -6,9 +6,10 @@ from models import photo
 from models_eva01 import MODELS, backbones, build, grid_of, outputs_one_by_one
 from torch import nn
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters.eva01 import attend
-from algm_patch.passes import LayerTokens
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.functional import TokenMap
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 BASELINES = [model for model in MODELS if model.startswith("BEiTBaseline")]

@@ -24,7 +24,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 # Small: an export takes seconds. The second of two blocks has attention on what both merges left.
-FIXED = {"clap_layer": 1, "gbm_layers": [1], "tokens": 0.6}
+FIXED = {"clap_layer": 1, "gbm_layers": [1], "merge_to": 0.6}
 BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5}
 NAMES = (
     "timm ViT",
@@ -216,11 +216,10 @@ def test_the_last_forward_pass_stays_known(strict):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"tokens": [21, 0.5]},
+        {"merge_to": [21, 0.5]},
         {"proportional_attention": False},
-        {"metric": "key"},
+        {"compare": "key"},
         {"place": "after_mlp"},
-        {"taps": "all"},
         {"window": (3, 2)},
         {"clap_layer": None, "gbm_layers": [1, 2]},
     ],
@@ -264,7 +263,7 @@ def both_layers(model, images):
 @pytest.mark.parametrize("unmerge", ["before_head", "after_head"])
 def test_decoders(unmerge):
     model, images = cases_segmenter.build("mask", depth=2).requires_grad_(False), five(photo())
-    apply_algm(model, **FIXED, unmerge=unmerge)
+    apply_algm(model, **FIXED, unmerge_at=unmerge)
     assert_equal_to_eager(export(model, images).module(), model, images)
 
 

@@ -15,14 +15,13 @@ from test_contract import CASES
 from test_training import Synchronisations, assert_same, checkpointed, gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from algm_patch import apply_algm, load_settings
-from algm_patch.matching import most_similar, num_proposals
-from algm_patch.merging import plan_clap, plan_gbm
-from algm_patch.settings import Settings
+from algm_patch import Settings, apply_algm
+from algm_patch.core.matching import most_similar, num_proposals
+from algm_patch.core.plan import plan_clap, plan_gbm
 
 # How often the adapter reads the grid, where the model is told it as a tensor.
 READS_OF_THE_GRID = {"transformers SigLIP 2": 1, "transformers ViT-MAE": 2}
-HALF = {"clap_layer": 1, "gbm_layers": [3], "tokens": 0.6}
+HALF = {"clap_layer": 1, "gbm_layers": [3], "merge_to": 0.6}
 
 
 @pytest.fixture(params=CASES)
@@ -71,7 +70,7 @@ def test_every_merge_keeps_its_share_of_any_images_without_waiting_for_the_devic
     assert (algm.token_map.sizes > 0).all()
     assert (algm.token_map.sizes.sum(1) == whole.shape[1]).all()
     assert_as_alone(algm, call, images[1:4])
-    algm.tokens = 1.0
+    algm.merge_to = 1.0
     assert torch.equal(call(images), whole)
     assert set(algm.tokens_per_layer) == {whole.shape[1]}
 
@@ -80,7 +79,7 @@ def test_every_merge_keeps_its_share_of_any_images_without_waiting_for_the_devic
 @torch.no_grad()
 def test_any_share_of_any_grid(high, wide, window, share):
     grid = (high, wide)
-    model = apply_algm(of_any_size(), clap_layer=1, gbm_layers=[2, 3], window=window, tokens=share)
+    model = apply_algm(of_any_size(), clap_layer=1, gbm_layers=[2, 3], window=window, merge_to=share)
     model(photo(grid=grid))
     clapped, first, second = patches_kept(model.algm)
     windows, size = (high // window[0]) * (wide // window[1]), window[0] * window[1]
@@ -97,7 +96,7 @@ def of_any_size():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "kept"),
+    ("merge_to", "left"),
     [
         ([0.7, 0.6], [21, 21, 13, 13]),
         ([24, 15], [24, 24, 15, 15]),
@@ -111,7 +110,7 @@ def of_any_size():
 )
 @torch.no_grad()
 def test_shares_and_numbers_for_each_merge(tokens, kept):
-    model = apply_algm(build("ViT", depth=4), clap_layer=1, gbm_layers=[3], tokens=tokens)
+    model = apply_algm(build("ViT", depth=4), clap_layer=1, gbm_layers=[3], merge_to=tokens)
     model(unlike(photo()))
     assert patches_kept(model.algm) == kept
 
@@ -119,19 +118,19 @@ def test_shares_and_numbers_for_each_merge(tokens, kept):
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [
-        ({"clap_layer": None, "gbm_layers": [1, 3], "tokens": [0.8, 14]}, [24, 24, 14, 14]),
-        ({"clap_layer": 2, "gbm_layers": [], "tokens": [0.3]}, [30, 12, 12, 12]),
-        ({"clap_layer": 2, "gbm_layers": [], "tokens": 0.3}, [30, 12, 12, 12]),
-        ({"clap_layer": 2, "gbm_layers": [2, 4], "tokens": 0.8}, [30, 19, 19, 15]),  # 24 after CLAP
-        ({"clap_layer": 1, "gbm_layers": [2, 4], "tokens": [27, 20, 10]}, [27, 20, 20, 10]),
-        ({"clap_layer": 1, "gbm_layers": [3], "window": (3, 2), "tokens": 0.6}, [20, 20, 12, 12]),
-        ({"clap_layer": None, "gbm_layers": [], "tokens": 0.6}, [30] * 4),
+        ({"clap_layer": None, "gbm_layers": [1, 3], "merge_to": [0.8, 14]}, [24, 24, 14, 14]),
+        ({"clap_layer": 2, "gbm_layers": [], "merge_to": [0.3]}, [30, 12, 12, 12]),
+        ({"clap_layer": 2, "gbm_layers": [], "merge_to": 0.3}, [30, 12, 12, 12]),
+        ({"clap_layer": 2, "gbm_layers": [2, 4], "merge_to": 0.8}, [30, 19, 19, 15]),  # 24 after CLAP
+        ({"clap_layer": 1, "gbm_layers": [2, 4], "merge_to": [27, 20, 10]}, [27, 20, 20, 10]),
+        ({"clap_layer": 1, "gbm_layers": [3], "window": (3, 2), "merge_to": 0.6}, [20, 20, 12, 12]),
+        ({"clap_layer": None, "gbm_layers": [], "merge_to": 0.6}, [30] * 4),
     ],
     ids=str,
 )
 @torch.no_grad()
 def test_merges_in_other_layers(settings, kept):
-    model = apply_algm(build("ViT", depth=4), **settings)
+    model = apply_algm(build("ViT", depth=4), settings=settings)
     model(unlike(photo()))
     assert patches_kept(model.algm) == kept
     assert_as_alone(model.algm, model.forward_features, unlike(photo()))
@@ -141,10 +140,10 @@ def test_merges_in_other_layers(settings, kept):
 @torch.no_grad()
 def test_grids_with_little_to_merge(grid):
     """No window, or no pair of tokens."""
-    model = apply_algm(build("ViT", grid=grid, depth=3), clap_layer=1, gbm_layers=[2, 3], tokens=0.5)
+    model = apply_algm(build("ViT", grid=grid, depth=3), clap_layer=1, gbm_layers=[2, 3], merge_to=0.5)
     model(photo(grid=grid))
     least = patches_kept(model.algm)
-    model.algm.tokens = 1.0
+    model.algm.merge_to = 1.0
     model(photo(grid=grid))
     assert patches_kept(model.algm) == [grid[0] * grid[1]] * 3
     assert all(before >= after >= 1 for before, after in zip([grid[0] * grid[1], *least], least, strict=False))
@@ -216,7 +215,7 @@ def test_what_is_not_finite_takes_no_place_among_the_best(values, data):
     assert_most_similar(most_similar(similarity, count), similarity, count)
 
 
-@pytest.mark.parametrize("settings", [{"metric": "key"}, {"place": "after_mlp"}, {"taps": "all"}], ids=str)
+@pytest.mark.parametrize("settings", [{"compare": "key"}, {"place": "after_mlp"}], ids=str)
 @torch.no_grad()
 def test_with_other_settings(settings):
     model = apply_algm(build("ViT"), **HALF, **settings)
@@ -230,7 +229,7 @@ def test_with_other_settings(settings):
 @torch.no_grad()
 def test_a_decoder_on_so_many_tokens():
     model, images = cases_segmenter.build("mask"), unlike(photo())
-    apply_algm(model, **HALF, unmerge="after_head")
+    apply_algm(model, **HALF, unmerge_at="after_head")
     assert_as_alone(model.algm, model, images)
     assert patches_kept(model.algm) == [18, 18, 11, 11, 11]
 
@@ -241,35 +240,39 @@ def test_a_decoder_on_so_many_tokens():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"tokens": 0.1}, ValueError, "tokens=0.1: CLAP keeps a share of its patches between 0.25 and 1"),
-        ({"tokens": 0.4}, ValueError, "tokens=0.4: GBM keeps a share of its patches between 0.5 and 1"),
-        ({"tokens": 0.1, "window": (3, 2)}, ValueError, "tokens=0.1: CLAP .* between 0.166667 and 1"),
-        ({"tokens": [0.6, 0.4]}, ValueError, "tokens=0.4: GBM"),
-        ({"tokens": 1.2}, ValueError, "tokens=1.2: CLAP"),
-        ({"tokens": float("nan")}, ValueError, "tokens=nan: CLAP"),
-        ({"tokens": 400}, TypeError, "a list with one share or whole number of tokens for each merge; got 400"),
-        ({"tokens": 1}, TypeError, "tokens is the share of the patches that each merge keeps, such as 0.6.*got 1"),
-        ({"tokens": True}, TypeError, "got True"),
-        ({"tokens": "0.6"}, TypeError, "got '0.6'"),
-        ({"tokens": [0.6]}, ValueError, r"tokens=\[0.6\] for 2 merges: .*\(CLAP, GBM\), or one share for all"),
-        ({"tokens": [0.6] * 3}, ValueError, "for 2 merges"),
-        ({"tokens": [0.6], "clap_layer": None, "gbm_layers": []}, ValueError, "for 0 merges: .*there is none"),
-        ({"tokens": [True, 0.6]}, TypeError, "shares such as 0.6 and whole numbers of tokens; got True"),
-        ({"tokens": [0.6, None]}, TypeError, "got None"),
-        ({"tokens": [0, 0.5]}, ValueError, "tokens names 0 tokens to keep: at least 1"),
-        ({"tokens": [0.5, -3]}, ValueError, "tokens names -3 tokens"),
-        ({"tokens": 0.6, "tau": 0.9}, ValueError, "by rank, tau=0.9 by threshold. Give up one of them: tokens=None"),
-        ({"tokens": 0.6, "gbm_tau": 0.5}, ValueError, "gbm_tau=0.5 by threshold. Give up one of them"),
-        ({"tokens": 0.6, "tau": "paper"}, ValueError, "Give up one of them"),
-        ({"tokens": 0.6, "gbm_tau": "tau"}, ValueError, "Give up one of them"),
-        ({"gbm_layers": [4, 2], "tokens": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
+        ({"merge_to": 0.1}, ValueError, "merge_to=0.1: CLAP leaves a share of its patches between 0.25 and 1"),
+        ({"merge_to": 0.4}, ValueError, "merge_to=0.4: GBM leaves a share of its patches between 0.5 and 1"),
+        ({"merge_to": 0.1, "window": (3, 2)}, ValueError, "merge_to=0.1: CLAP .* between 0.166667 and 1"),
+        ({"merge_to": [0.6, 0.4]}, ValueError, "merge_to=0.4: GBM"),
+        ({"merge_to": 1.2}, ValueError, "merge_to=1.2: CLAP"),
+        ({"merge_to": float("nan")}, ValueError, "merge_to=nan: CLAP"),
+        ({"merge_to": 400}, TypeError, "a list with one share or whole number of patches for each merge; got 400"),
+        ({"merge_to": 1}, TypeError, "merge_to is the share of the patches that each merge leaves, such as 0.6.*got 1"),
+        ({"merge_to": True}, TypeError, "got True"),
+        ({"merge_to": "0.6"}, TypeError, "got '0.6'"),
+        ({"merge_to": [0.6]}, ValueError, r"merge_to=\[0.6\] for 2 merges: .*\(CLAP, GBM\), or one share for all"),
+        ({"merge_to": [0.6] * 3}, ValueError, "for 2 merges"),
+        ({"merge_to": [0.6], "clap_layer": None, "gbm_layers": []}, ValueError, "for 0 merges: .*there is none"),
+        ({"merge_to": [True, 0.6]}, TypeError, "shares such as 0.6 and whole numbers of patches; got True"),
+        ({"merge_to": [0.6, None]}, TypeError, "got None"),
+        ({"merge_to": [0, 0.5]}, ValueError, "merge_to names 0 patches to leave: at least 1"),
+        ({"merge_to": [0.5, -3]}, ValueError, "merge_to names -3 patches"),
+        (
+            {"merge_to": 0.6, "tau": 0.9},
+            ValueError,
+            "tau=0.9 by threshold. Give up one of them: merge_to=None",
+        ),
+        ({"merge_to": 0.6, "gbm_tau": 0.5}, ValueError, "gbm_tau=0.5 by threshold. Give up one of them"),
+        ({"merge_to": 0.6, "tau": "paper"}, ValueError, "Give up one of them"),
+        ({"merge_to": 0.6, "gbm_tau": "tau"}, ValueError, "Give up one of them"),
+        ({"gbm_layers": [4, 2], "merge_to": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
     ],
     ids=str,
 )
 def test_what_cannot_be_kept_is_refused(settings, error, message):
     model = build("ViT")
     with pytest.raises(error, match=message):
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
     assert not hasattr(model, "algm")
 
 
@@ -284,10 +287,10 @@ def test_what_cannot_be_kept_is_refused(settings, error, message):
 )
 @torch.no_grad()
 def test_a_number_that_the_image_does_not_allow_is_named(tokens, message):
-    model = apply_algm(build("ViT"), clap_layer=1, gbm_layers=[3], tokens=tokens)
+    model = apply_algm(build("ViT"), clap_layer=1, gbm_layers=[3], merge_to=tokens)
     with pytest.raises(ValueError, match=message):
         model(photo())
-    model.algm.tokens = 0.6
+    model.algm.merge_to = 0.6
     model(photo())
     assert patches_kept(model.algm) == [18, 18, 11, 11, 11]
 
@@ -298,33 +301,33 @@ def test_the_setting_changes_from_one_forward_pass_to_the_next():
     plain = model(image)
     apply_algm(model, clap_layer=1, gbm_layers=[3])
     by_threshold = model(image)
-    model.algm.tokens = 0.5
-    assert model.algm.tokens == 0.5
+    model.algm.merge_to = 0.5
+    assert model.algm.merge_to == 0.5
     model(image)
     assert patches_kept(model.algm) == [15, 15, 8, 8, 8]
-    assert "taps auto, tokens 0.5" in str(model.algm)
+    assert "proportional attention on, merge_to 0.5" in str(model.algm)
     assert "layer 1: CLAP 31 -> 16, tau" in str(model.algm)
-    model.algm.tokens = [27, 0.6]
-    assert model.algm.tokens == (27, 0.6)
+    model.algm.merge_to = [27, 0.6]
+    assert model.algm.merge_to == (27, 0.6)
     model(image)
     assert patches_kept(model.algm) == [27, 27, 16, 16, 16]
-    for setting, value in {"tau": 0.9, "gbm_tau": 0.5, "tokens": 0.1, "gbm_layers": [3, 4]}.items():
-        with pytest.raises(ValueError, match="tokens"):
+    for setting, value in {"tau": 0.9, "gbm_tau": 0.5, "merge_to": 0.1, "gbm_layers": [3, 4]}.items():
+        with pytest.raises(ValueError, match="merge_to"):
             setattr(model.algm, setting, value)
-    assert model.algm.tokens == (27, 0.6)
-    model.algm.tokens = 1.0
+    assert model.algm.merge_to == (27, 0.6)
+    model.algm.merge_to = 1.0
     assert torch.equal(model(image), plain)
-    model.algm.tokens = None
+    model.algm.merge_to = None
     assert torch.equal(model(image), by_threshold)
 
 
 @pytest.mark.parametrize("tokens", [0.6, [0.7, 400], (27, 0.5), None])
 def test_saved_and_loaded(tokens, tmp_path):
-    settings = Settings(clap_layer=1, gbm_layers=[3], tokens=tokens)
+    settings = Settings(clap_layer=1, gbm_layers=[3], merge_to=tokens)
     settings.save(tmp_path / "settings.json")
     save_file(build("ViT", depth=3).state_dict(), tmp_path / "weights.safetensors", metadata=settings.metadata())
     for path in ("settings.json", "weights.safetensors"):
-        loaded = load_settings(tmp_path / path)
+        loaded = Settings.load(tmp_path / path)
         assert loaded == settings
         assert loaded.tokens == (tuple(tokens) if isinstance(tokens, list) else tokens)
         model = apply_algm(build("ViT"), **loaded)

@@ -6,15 +6,17 @@ import pickle
 import pytest
 import timm
 import torch
-from models import build, photo
+from models import build, photo, read_every_block
 from test_contract import CASES
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from algm_patch import Adapter, adapters, apply_algm, panels, register, remove_algm, tune
-from algm_patch.discovery import find_vit
-from algm_patch.flops import BlockCost, block_cost, embedding_cost
+from algm_patch import Adapter, adapters, apply_algm, register, remove_algm, tune
+from algm_patch.adapters.cost import BlockCost, block_cost
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.report.cost import embedding_cost
+from algm_patch.viz import panels
 
 SETTINGS = {
     "one layer": {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5},
@@ -57,7 +59,7 @@ def test_the_cost_is_what_torch_counts(name):
     model, image = case.build(), case.image()[:1]
     unpatched = counted(case, model, image)
     for settings in SETTINGS.values():
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
         merging = counted(case, model, image)
         with torch.no_grad():
             case.tokens(model, image)
@@ -70,7 +72,7 @@ def test_the_cost_is_what_torch_counts(name):
 def test_matching_costs_what_the_width_of_the_metric_says(metric):
     case = CASES["timm ViT"]
     model, image = case.build(), case.image()[:1]
-    apply_algm(model, gbm_layers=[1, 3], tau=0.5, metric=metric)
+    apply_algm(model, gbm_layers=[1, 3], tau=0.5, compare=metric)
     merging = counted(case, model, image)
     with torch.no_grad():
         case.tokens(model, image)
@@ -99,7 +101,7 @@ WAYS = {
     "eager attention": lambda model: lambda images: without_fused_attention(model)(images),
     "inference mode": lambda model: lambda images: torch.inference_mode()(model)(images),
     "training": lambda model: lambda images: model.train()(images),
-    "taps": lambda model: lambda images: (setattr(model.algm, "taps", "all"), model(images)),
+    "every block read": lambda model: lambda images: (read_every_block(model), model(images))[1],
     "compiled": lambda model: compiled(model),
     "compiled whole": lambda model: compiled(model, fullgraph=True),
     "once more": lambda model: model,
@@ -109,7 +111,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_the_cost_is_the_same_whatever_runs_the_model(way):
     """With fixed counts, so that rounding merges no other number of tokens."""
-    model, images = apply_algm(build("ViT"), gbm_layers=[3], tokens=[0.7, 0.5]), photo(batch=2)
+    model, images = apply_algm(build("ViT"), gbm_layers=[3], merge_to=[0.7, 0.5]), photo(batch=2)
     with torch.no_grad():
         model(images)
         expected = model.algm.gflops, model.algm.unpatched_gflops
@@ -119,7 +121,7 @@ def test_the_cost_is_the_same_whatever_runs_the_model(way):
     assert expected[0] < expected[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"unmerge": "before_head", "metric": "key"}, {"place": "after_mlp"}])
+@pytest.mark.parametrize("settings", [{}, {"unmerge_at": "before_head", "compare": "key"}, {"place": "after_mlp"}])
 @pytest.mark.parametrize("way", ["packed", "no kernel takes them packed", "padded", "compiled"])
 def test_the_cost_of_a_batch_is_the_mean_of_its_images(way, settings, monkeypatch):
     model = apply_algm(build("ViT"), gbm_layers=[2, 3], tau=0.8, batch="image", **settings)
@@ -305,10 +307,10 @@ def test_blocks_without_layers_have_pictures_and_are_tuned(of_own_blocks):
     model.blocks = nn.Sequential(Bare(), Bare())
     apply_algm(model, gbm_layers=[2], tau=0.5, proportional_attention=False)
     assert "difference" in panels(
-        photo(batch=1), model, lambda model, images: model.forward_features(images)[None, None, 0]
+        model, photo(batch=1), lambda model, images: model.forward_features(images)[None, None, 0]
     )
     assert "Bare costs is not known: it has no linear layers" in repr(model.algm)
-    assert tune(model, photo(), keep=0.1, cost="time", budget="60s").measured.judge == "cosine"
+    assert tune(model, photo(), keep=0.1, cost="time", budget="60s").record.judge == "cosine"
 
 
 def test_attention_that_is_not_found_is_said_and_not_guessed(of_own_blocks, monkeypatch):

@@ -264,7 +264,7 @@ def test_a_twin_has_the_same_weights_and_is_patched_alone(network):
     model, images = network
     expected, own = model(images), matched.twin(model)
     assert all(a is b for a, b in zip(model.parameters(), own.parameters(), strict=True))
-    with peers.algm(own, tokens=0.6, gbm_layers=[3]):
+    with peers.algm(own, merge_to=0.6, gbm_layers=[3]):
         assert not torch.equal(own(images), expected)
         assert torch.equal(model(images), expected)
 

@@ -6,7 +6,8 @@ import torch
 from models import build, photo
 from torch import nn
 
-from algm_patch import TokenMap, apply_algm, calibrate, clap, gbm, remove_algm
+from algm_patch import apply_algm, calibrate, remove_algm
+from algm_patch.functional import TokenMap, clap, gbm
 
 
 def test_before_and_after_a_forward_pass():
@@ -15,7 +16,7 @@ def test_before_and_after_a_forward_pass():
         "ALGM on VisionTransformer, 5 blocks",
         "  CLAP  layer 2, window (2, 2), tau 0.5",
         "  GBM   layer 3, 5, tau adaptive",
-        "  proportional attention on, taps auto, batch min",
+        "  proportional attention on, batch min",
         "  no forward pass yet",
     ]
     with pytest.raises(RuntimeError, match="no forward pass yet: run the model"):
@@ -76,7 +77,7 @@ def test_a_wrong_setting_is_refused_and_the_old_one_kept(name, value, error):
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     model = apply_algm(build("ViT"))
-    with pytest.raises(AttributeError, match=r"no attribute 'taus'.*clap_layer.*taps"):
+    with pytest.raises(AttributeError, match=r"no attribute 'taus'.*clap_layer.*window"):
         _ = model.algm.taus
 
 

@@ -8,11 +8,12 @@ from test_contract import permute
 from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters.attention import attend
 from algm_patch.adapters.hub import CustomResidualAttentionBlock, DinoBlock, ResidualAttentionBlock
-from algm_patch.discovery import find_vit
-from algm_patch.passes import LayerTokens
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.functional import TokenMap
+from algm_patch.patching.find_vit import find_vit
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 GROUPS = [[0, 1, 1, 2, 3, 3, 3], [0, 1, 2, 2, 2, 2, 3], [0, 1, 2, 3, 3, 1, 0], [0, 1, 2, 3, 0, 0, 0]]
@@ -264,7 +265,7 @@ def test_clip_masks_go_with_their_tokens(options, proportional, kind, monkeypatc
     x = model._embeds(image)
     expected = model.transformer(x, attn_mask=mask)
     assert not torch.allclose(expected, model.transformer(x), atol=1e-3)
-    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
     apply_algm(model, clap_layer=2, gbm_layers=[], proportional_attention=proportional)
     found = model.transformer(model._embeds(image), attn_mask=mask)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

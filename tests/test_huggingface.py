@@ -16,10 +16,12 @@ from test_contract import permute  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoBackbone, AutoModel  # noqa: E402
 
-from algm_patch import LayerTokens, TokenMap, apply_algm, remove_algm  # noqa: E402
+from algm_patch import apply_algm, remove_algm  # noqa: E402
+from algm_patch.adapters import LayerTokens  # noqa: E402
 from algm_patch.adapters.huggingface_beit import relative_bias  # noqa: E402
 from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, first, implementation, part, returns_tuple  # noqa: E402
-from algm_patch.discovery import find_vit  # noqa: E402
+from algm_patch.functional import TokenMap  # noqa: E402
+from algm_patch.patching.find_vit import find_vit  # noqa: E402
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 STAGES = ["stage1", "stage2", "stage3", "stage5"]
@@ -134,7 +136,7 @@ def prediction(model, image):
 def test_dense_models_whose_patches_are_shuffled_inside(dense, monkeypatch):
     model, image = dense
     expected = prediction(model, image)
-    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
     apply_algm(model, clap_layer=2, gbm_layers=[])
     torch.testing.assert_close(prediction(model, image), expected, atol=1e-3, rtol=1e-3)
     prefix = model.algm.token_map.labels.shape[1] - image.shape[2] * image.shape[3] // huggingface.PATCH**2
@@ -214,7 +216,7 @@ def test_backbones(name, stages, monkeypatch):
         groups = model.algm._tracker.last.steps[max(layer - 1, 0)].after  # of which each patch has a copy
         x = nn.functional.pad(x.flatten(2).mT, (0, 0, prefix, 0))
         assert torch.equal(groups.unmerge(groups.take(x)), x) == (layer > 0)
-    monkeypatch.setattr("algm_patch.passes.plan_clap", permute)
+    monkeypatch.setattr("algm_patch.patching.forward_pass.plan_clap", permute)
     model.algm.gbm_layers = []
     for x, y in zip(model(photo()).feature_maps, expected, strict=True):
         torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
@@ -312,7 +314,7 @@ def test_patching_follows_a_call_for_hidden_states(family):
     assert torch.equal(found.last_hidden_state, merged)
     assert {x.shape[1] for x in found.hidden_states} == {expected.shape[1]}
     assert torch.equal(copy.deepcopy(model)(**inputs(family, image)).last_hidden_state, merged)
-    model.algm.metric = "key"
+    model.algm.compare = "key"
     model(**inputs(family, image))
     remove_algm(model)
     assert torch.equal(model(**inputs(family, image)).last_hidden_state, expected)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_merging import assert_same_partition
 
-from algm_patch import TokenMap, clap, gbm
+from algm_patch.functional import TokenMap, clap, gbm
 
 
 def cosine(a, b):

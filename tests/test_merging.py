@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algm_patch import TokenMap, clap, gbm
-from algm_patch.matching import window_similarity
+from algm_patch.core.matching import window_similarity
+from algm_patch.functional import TokenMap, clap, gbm
 
 
 def assert_same_partition(ours, theirs):

@@ -6,7 +6,8 @@ from models import photo
 from models_mmseg import BACKBONES, SEGMENTORS, backbone, mmseg, segmentor
 from torch import nn
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import apply_algm, remove_algm
+from algm_patch.functional import TokenMap
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 VITS = [family for family in BACKBONES if family.startswith("ViT")]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from algm_patch import apply_algm
 
 THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
-COUNTS = {"clap_layer": 1, "gbm_layers": [2], "tokens": 0.6}
+COUNTS = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ WAYS = {
 )
 def test_the_newest_pass_is_told_of(first, second, settings):
     """Two batches, each run in its way, in turns."""
-    model, images = apply_algm(build("ViT", depth=2), **settings), (photo(batch=2), photo(batch=3, seed=1))
+    model, images = apply_algm(build("ViT", depth=2), settings=settings), (photo(batch=2), photo(batch=3, seed=1))
     expected = []
     for image in images:
         fresh = copy.deepcopy(model)
@@ -261,7 +261,7 @@ def test_a_decoder_takes_the_tokens_of_its_own_model_alone():
 
     first, second = (cases_segmenter.build("mask", depth=2).requires_grad_(False) for _ in range(2))
     for model in (first, second):
-        apply_algm(model, **COUNTS, unmerge="after_head")
+        apply_algm(model, **COUNTS, unmerge_at="after_head")
     image = photo()
     x = first.encoder(image, return_features=True)
     with pytest.raises(RuntimeError, match="decoder was given tokens that ALGM cannot trace"):

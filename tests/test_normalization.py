@@ -12,9 +12,10 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from algm_patch import apply_algm, panels
-from algm_patch.normalization import by_processor, normalization
-from algm_patch.showing import prepare
+from algm_patch import apply_algm
+from algm_patch.viz import panels
+from algm_patch.viz.normalization import by_processor, normalization
+from algm_patch.viz.panels import prepare
 
 transformers = pytest.importorskip("transformers")
 
@@ -68,18 +69,18 @@ def test_the_classs_processor(name):
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in FAMILIES[name])
     for colour in (0, 255, 128):
         image = Image.new("RGB", (64, 64), (colour, 0, 255 - colour))
-        tensor, picture = prepare(image, model)
+        tensor, picture = prepare(model, image)
         pixels = torch.tensor([colour, 0, 255 - colour])[:, None, None] / 255
         torch.testing.assert_close(tensor[0], ((pixels - mean) / std).expand(3, *tensor.shape[2:]))
         np.testing.assert_array_equal(picture, np.array(image))
-        np.testing.assert_array_equal(prepare(tensor, model)[1][:64, :64], np.array(image))
+        np.testing.assert_array_equal(prepare(model, tensor)[1][:64, :64], np.array(image))
 
 
 def test_white_is_one_to_siglip():
     model = apply_algm(build("SiglipVisionModel"), clap_layer=1, gbm_layers=[])
     taken = []
     model.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
-    shown = panels(np.full((64, 64, 3), 255, np.uint8), model)
+    shown = panels(model, np.full((64, 64, 3), 255, np.uint8))
     torch.testing.assert_close(taken[0], torch.ones(1, 3, 64, 64))
     assert (shown["image"] == 255).all()
 
@@ -117,11 +118,11 @@ def test_everything_that_a_processor_does_to_pixels(tmp_path, processor, black, 
     asked = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     for colour, expected in ((0, black), (255, white)):
         image = Image.new("RGB", (64, 64), (colour,) * 3)
-        tensor, _ = prepare(image, model)
+        tensor, _ = prepare(model, image)
         theirs = torch.as_tensor(asked(image, return_tensors="pt")["pixel_values"]).float()
         torch.testing.assert_close(tensor.mean(), theirs.mean(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(tensor.mean(), torch.tensor(float(expected)), rtol=1e-5, atol=1e-5)
-        assert (prepare(tensor, model)[1] == colour).all()
+        assert (prepare(model, tensor)[1] == colour).all()
 
 
 @pytest.mark.parametrize("name", ["some/checkpoint", "no-such-folder", "/nowhere/at/all"])

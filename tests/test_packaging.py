@@ -75,7 +75,7 @@ with torch.no_grad():
     apply_algm(model, clap_layer=1, gbm_layers=[2])(image)
 print(model.algm)
 try:
-    visualize(image[0], model)
+    visualize(model, image[0])
 except ModuleNotFoundError as error:
     print(error)
 """

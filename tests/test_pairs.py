@@ -14,18 +14,9 @@ from matplotlib.figure import Figure
 from models import build, photo
 from PIL import Image
 
-from algm_patch import (
-    animate,
-    apply_algm,
-    calibrate,
-    contact_sheet,
-    load_settings,
-    panels,
-    remove_algm,
-    tune,
-    visualize,
-)
-from algm_patch.search import Candidate
+from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune, visualize
+from algm_patch.tuning.search import Candidate
+from algm_patch.viz import animate, contact_sheet, panels
 
 slow = pytest.mark.slow
 IMAGES = photo(batch=2)
@@ -57,14 +48,13 @@ SETTINGS = {
     "window": {"window": (3, 2)},
     "window beyond the grid": {"tau": "auto", "window": (9, 9)},
     "proportional_attention": {"proportional_attention": False},
-    "taps": {"taps": "all"},
-    "metric": {"metric": "key"},
+    "compare": {"compare": "key"},
     "reduce": {"reduce": "pick"},
     "place": {"place": "after_mlp"},
     "batch image": {"batch": "image"},
     "batch min": {"batch": "min"},
-    "tokens": {"tau": "auto", "tokens": 0.6},
-    "tokens a list": {"tau": "auto", "tokens": [0.7, 14]},
+    "merge_to": {"tau": "auto", "merge_to": 0.6},
+    "merge_to a list": {"tau": "auto", "merge_to": [0.7, 14]},
 }
 # Nothing can merge: the model is bitwise the unpatched one.
 NOTHING = ("no stage", "gbm_tau tau, above 1", "gbm_tau tau, no window")
@@ -78,13 +68,13 @@ REFUSED = {
     ("gbm_tau tau, without CLAP", "calibrate"): NO_CLAP,
     ("gbm_tau tau, no window", "calibrate"): NO_WINDOW,
     ("window beyond the grid", "calibrate"): NO_WINDOW,
-    ("tokens", "calibrate"): r"calibrate: tokens=0\.6 keeps fixed counts, which use no threshold",
-    ("tokens a list", "calibrate"): r"calibrate: tokens=\[0\.7, 14\] keeps fixed counts, which use no threshold",
+    ("merge_to", "calibrate"): r"calibrate: merge_to=0\.6 keeps fixed counts, which use no threshold",
+    ("merge_to a list", "calibrate"): r"calibrate: merge_to=\[0\.7, 14\] keeps fixed counts, which use no threshold",
     ("reduce", "compile"): DRAWN,
     ("reduce", "export"): DRAWN,
 }
 # A graph takes a second or two. These few are made in every run: what differs most inside of it.
-GRAPHS = ("tau 0.5", "calibrated, for GBM too", "gbm_tau tau, one block", "reduce", "tokens")
+GRAPHS = ("tau 0.5", "calibrated, for GBM too", "gbm_tau tau, one block", "reduce", "merge_to")
 
 
 @cache
@@ -171,11 +161,11 @@ def tuned(model, folder):
     before = model.algm.settings
     settings = tune(model, IMAGES, keep=1e-6, budget="60s", predict=as_pixels)
     assert model.algm.settings == settings
-    assert settings.tokens is None
+    assert settings.merge_to is None
     assert not settings.calibrated
-    assert len(settings.measured.trials) == 2
-    assert str(settings).count("*") == 1
-    for name in ("window", "proportional_attention", "taps", "reduce", "place", "batch"):
+    assert len(settings.record.trials) == 2
+    assert str(settings.record).count("*") == 1
+    for name in ("window", "proportional_attention", "reduce", "place", "batch"):
         assert settings[name] == before[name]
     other = copy.deepcopy(model)
     assert_same(model, tokens(model), tokens(other))
@@ -184,7 +174,7 @@ def tuned(model, folder):
 
 def saved(model, folder):
     model.algm.settings.save(folder / "settings.json")
-    other = apply_algm(copy.deepcopy(unpatched()), **load_settings(folder / "settings.json"))
+    other = apply_algm(copy.deepcopy(unpatched()), **Settings.load(folder / "settings.json"))
     other.load_state_dict(model.state_dict())
     assert other.algm.settings == model.algm.settings
     assert other.algm.calibrated_tau == model.algm.calibrated_tau
@@ -193,13 +183,13 @@ def saved(model, folder):
 
 def shown(model, folder):
     settings = model.algm.settings
-    assert isinstance(visualize(IMAGES[0], model), Figure)
+    assert isinstance(visualize(model, IMAGES[0]), Figure)
     assert model.algm.settings == settings
 
 
 def panelled(model, folder):
     settings = model.algm.settings
-    found = panels(IMAGES[0], model, as_pixels)
+    found = panels(model, IMAGES[0], as_pixels)
     assert next(iter(found)) == "image"
     assert [panel.shape[:2] for panel in found.values()] == [(96, 80)] * len(found)
     assert [title.split(",")[0] for title in list(found)[-3:-1]] == ["prediction", "prediction"]
@@ -207,12 +197,12 @@ def panelled(model, folder):
 
 
 def animated(model, folder):
-    path = animate(list(IMAGES), model, folder / "film.gif")
+    path = animate(model, list(IMAGES), folder / "film.gif")
     assert Image.open(path).n_frames in (1, 2)  # equal frames are one
 
 
 def sheet(model, folder):
-    figure = contact_sheet(list(IMAGES), model)
+    figure = contact_sheet(model, list(IMAGES))
     assert sum(bool(axes.get_images()) for axes in figure.axes) == 2
 
 
@@ -364,7 +354,7 @@ def test_one_verb_after_the_other(first, second, tmp_path):
 
 def test_what_needs_a_patched_model_says_so_when_it_no_longer_is(tmp_path):
     model, film = remove_algm(patched("tau 0.5")), tmp_path / "film.gif"
-    for verb in (calibrate, panels, visualize, contact_sheet, lambda images, model: animate(images, model, film)):
+    for verb in (calibrate, panels, visualize, contact_sheet, lambda images, model: animate(model, images, film)):
         with pytest.raises(ValueError, match="VisionTransformer is not patched"):
             verb(*((model, IMAGES) if verb is calibrate else (IMAGES[:1], model)))
     assert not list(tmp_path.iterdir())
@@ -372,8 +362,8 @@ def test_what_needs_a_patched_model_says_so_when_it_no_longer_is(tmp_path):
 
 def test_a_model_without_a_decoder_refuses_to_unmerge_after_it():
     model = copy.deepcopy(unpatched())
-    with pytest.raises(ValueError, match=r"unmerge='after_head'.* no decoder"):
-        apply_algm(model, gbm_layers=[2], unmerge="after_head")
+    with pytest.raises(ValueError, match=r"unmerge_at='after_head'.* no decoder"):
+        apply_algm(model, gbm_layers=[2], unmerge_at="after_head")
     assert traces(model) == traces(unpatched())
 
 

@@ -56,7 +56,7 @@ def test_the_code_blocks_run(monkeypatch, tmp_path):
     exec(compiled, {**names, "torch": torch})
     whole = names["model"]
     exec(exported, {**names, "torch": torch})
-    assert whole.algm.tokens == 0.6
+    assert whole.algm.merge_to == 0.6
     assert (tmp_path / "model.onnx").is_file()
     monkeypatch.setattr(adapters, "ADAPTERS", {})
     exec(own_blocks, names)

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from models import build, photo
 from safetensors.torch import load_file, save_file
 
-from algm_patch import Settings, __version__, apply_algm, calibrate, load_settings, pareto, presets
-from algm_patch.measured import Calibrated, Measured, Trial, front, weight_sample
+from algm_patch import Settings, __version__, apply_algm, calibrate, presets
+from algm_patch.settings.record import Calibrated, Record, Trial, front, weight_sample
+from algm_patch.viz import pareto
 
 CALIBRATED = asdict(Calibrated(0.5, "auto", 1, (2, 2), "token", "before_mlp"))
 TRIALS = (
@@ -28,7 +29,7 @@ TRIALS = (
 
 def measured_on(model, /, **changes):
     sample = weight_sample(model.patch_embed.proj)
-    known = Measured(
+    known = Record(
         "VisionTransformer", 5, sample, __version__, 8, "agreement", 0.95, 0.97, "GFLOPs", 30.5, 63.4, TRIALS
     )
     return replace(known, **changes)
@@ -36,7 +37,7 @@ def measured_on(model, /, **changes):
 
 def settings_on(model, /, **changes):
     trial = TRIALS[0].settings
-    return Settings(**trial, measured=measured_on(model, **changes))
+    return Settings(**trial, record=measured_on(model, **changes))
 
 
 OTHERS = (("window", (2, 2)), ("proportional_attention", True), ("reduce", "mean"))
@@ -52,8 +53,8 @@ def test_a_file_gives_back_the_settings(model, tmp_path, tuned):
     settings = settings_on(model) if tuned else Settings(gbm_layers=[2], tau="paper", window=(1, 2))
     settings.save(tmp_path / "s.json")
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
-    assert load_settings(tmp_path / "s.json") == settings
-    assert apply_algm(model, **load_settings(str(tmp_path / "s.json"))).algm.settings == settings
+    assert Settings.load(tmp_path / "s.json") == settings
+    assert apply_algm(model, settings=Settings.load(str(tmp_path / "s.json"))).algm.settings == settings
 
 
 def test_an_interrupted_save_leaves_what_was_there(model, tmp_path, monkeypatch):
@@ -74,13 +75,13 @@ def test_settings_are_saved_through_a_link(tmp_path):
     (tmp_path / "link.json").symlink_to(tmp_path / "out" / "s.json")
     Settings(tau=0.5).save(tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
-    assert load_settings(tmp_path / "out" / "s.json") == Settings(tau=0.5)
+    assert Settings.load(tmp_path / "out" / "s.json") == Settings(tau=0.5)
 
 
 def test_a_checkpoint_carries_settings(model, tmp_path):
     settings = settings_on(model)
     save_file(model.state_dict(), tmp_path / "m.safetensors", metadata=settings.metadata())
-    assert load_settings(tmp_path / "m.safetensors") == settings
+    assert Settings.load(tmp_path / "m.safetensors") == settings
     model.load_state_dict(load_file(tmp_path / "m.safetensors"))
 
 
@@ -91,10 +92,10 @@ def test_a_checkpoint_carries_settings(model, tmp_path):
         ("s.json", '{"tau": 0.9}', "s.json holds no settings: no entry 'algm_patch'"),
         ("s.json", "[1]", "holds no settings"),
         ("s.json", '{"algm_patch": {"tau": 0.9, "warp": 1, "alpha": 2}}', "does not know 'alpha', 'warp'"),
-        ("s.json", '{"algm_patch": {"measured": {"model": "V"}}}', "says nothing of 'blocks'"),
+        ("s.json", '{"algm_patch": {"record": {"model": "V"}}}', "says nothing of 'blocks'"),
         ("s.json", '{"algm_patch": {"tau": -3}}', "s.json: tau is a cosine"),
         ("s.json", '{"algm_patch": {"clap_layer": "one"}}', "s.json: clap_layer counts blocks"),
-        ("s.json", '{"algm_patch": {"measured": 3}}', "s.json is damaged: where a Measured should be there is 3"),
+        ("s.json", '{"algm_patch": {"record": 3}}', "s.json is damaged: where a Record should be there is 3"),
         ("s.json", '{"algm_patch": {"calibrated": 3}}', "where a list of Calibrated should be there is 3"),
         ("s.json", '{"algm_patch": {"calibrated": [3]}}', "where a Calibrated should be there is 3"),
         (
@@ -109,13 +110,13 @@ def test_a_checkpoint_carries_settings(model, tmp_path):
 def test_other_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_settings(tmp_path / name)
+        Settings.load(tmp_path / name)
 
 
 def test_a_checkpoint_without_settings_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="holds no settings"):
-        load_settings(tmp_path / "m.safetensors")
+        Settings.load(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -136,17 +137,17 @@ def test_the_same_model_does_not_warn(model):
     settings = settings_on(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
         apply_algm(model.bfloat16(), **settings)
     model.apply(lambda part: getattr(part, "reset_parameters", int)())
     with pytest.warns(UserWarning, match="other weights"):
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
 
 
 def test_changed_settings_were_not_measured(model):
     apply_algm(model, **settings_on(model))
     model.algm.proportional_attention = False
-    assert model.algm.settings.measured is None
+    assert model.algm.settings.record is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_changed_settings_were_not_measured(model):
         {"clap_layer": None},
         {"gbm_layers": (2,), "gbm_tau": 0.8},
         {"gbm_tau": (0.8, 0.6)},
-        {"metric": "token"},
+        {"compare": "token"},
         {"window": (1, 2)},
         {"reduce": "pick"},
     ],
@@ -164,23 +165,23 @@ def test_changed_settings_were_not_measured(model):
 )
 def test_settings_changed_in_any_way_no_longer_claim_what_was_measured(model, change, tmp_path):
     settings = settings_on(model, others=OTHERS)
-    assert settings.measured.kept == 0.97
-    assert Settings(**{**settings, "tau": settings.tau}).measured == settings.measured
+    assert settings.record.kept == 0.97
+    assert Settings(**{**settings, "tau": settings.tau}).record == settings.record
     changed = {**settings, **change}
-    assert Settings(**changed).measured is None
-    assert replace(settings, **change).measured is None
-    assert apply_algm(model, **changed).algm.settings.measured is None
+    assert Settings(**changed).record is None
+    assert replace(settings, **change).record is None
+    assert apply_algm(model, **changed).algm.settings.record is None
     settings.save(tmp_path / "s.json")
-    assert load_settings(tmp_path / "s.json") == settings
+    assert Settings.load(tmp_path / "s.json") == settings
     written = json.loads((tmp_path / "s.json").read_text())
     written["algm_patch"] |= change
     (tmp_path / "s.json").write_text(json.dumps(written))
-    assert load_settings(tmp_path / "s.json") == Settings(**changed)
+    assert Settings.load(tmp_path / "s.json") == Settings(**changed)
 
 
 def test_settings_that_another_trial_chose_are_not_those_that_were_measured(model):
     measured = measured_on(model)
-    assert Settings(**TRIALS[1].settings, measured=measured).measured is None
+    assert Settings(**TRIALS[1].settings, record=measured).record is None
 
 
 @pytest.mark.parametrize("gbm_tau", ["adaptive", 0.9, (), "tau"])
@@ -203,9 +204,9 @@ def test_what_is_calibrated_is_what_runs_from_files_and_checkpoints(model, tmp_p
     model.algm.settings.save(tmp_path / "s.json")
     save_file(model.state_dict(), tmp_path / "m.safetensors", metadata=model.algm.settings.metadata())
     for name in ("s.json", "m.safetensors"):
-        settings = load_settings(tmp_path / name)
+        settings = Settings.load(tmp_path / name)
         assert settings == model.algm.settings
-        other = apply_algm(build("ViT"), **settings)
+        other = apply_algm(build("ViT"), settings=settings)
         assert other.algm.calibrated_tau == value
         assert f"calibrated: {value:.4f}" in repr(other.algm)
         with torch.no_grad():

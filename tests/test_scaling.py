@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from algm_patch import matching
+from algm_patch.core import matching
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -173,7 +173,7 @@ def test_without_chunks_memory_is_not_linear():
 
 def measured(tokens, share, memory, batch=1):
     costs = {stage: scaling.Cost(share, share, memory) for stage in scaling.STAGES}
-    return scaling.Measured(tokens, batch, True, {"forward": scaling.Cost(1.0, 1.0, memory), **costs})
+    return scaling.Record(tokens, batch, True, {"forward": scaling.Cost(1.0, 1.0, memory), **costs})
 
 
 def test_the_bars_hold_or_are_missed_at_the_worst_combination():

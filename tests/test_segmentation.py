@@ -493,7 +493,7 @@ def test_segmenters_sliding_window(decoder, high, wide, tmp_path):
     expected = inference(theirs, [images], [{"flip": False}], size, 32, 20, batch_size=4)
     logits = model.predict(image, size)
     torch.testing.assert_close(logits.softmax(0), expected, atol=1e-5, rtol=1e-4)
-    apply_algm(model, 1, [2], tau=-1.0, unmerge="after_head")
+    apply_algm(model, 1, [2], tau=-1.0, unmerge_at="after_head")
     assert not torch.equal(model.predict(image, size), logits)
 
 

@@ -13,12 +13,13 @@ from test_contract import trace
 from test_training import assert_same, gradients
 from torch.utils.checkpoint import checkpoint
 
-from algm_patch import TokenMap, apply_algm, calibrate, remove_algm
+from algm_patch import apply_algm, calibrate, remove_algm
 from algm_patch.adapters.attention import attend
-from algm_patch.discovery import find_vit
+from algm_patch.functional import TokenMap
+from algm_patch.patching.find_vit import find_vit
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
-AFTER = {**SETTINGS, "unmerge": "after_head"}
+AFTER = {**SETTINGS, "unmerge_at": "after_head"}
 
 
 @pytest.fixture(params=KINDS)
@@ -51,7 +52,7 @@ def test_golden_unpatched(golden):
 @torch.no_grad()
 def test_golden_encoder(golden):
     model, tensors, settings = golden
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     found = model.encoder(tensors["image"], return_features=True)
     index = tensors["token_map"].long()[..., None].expand(-1, -1, found.shape[-1])
     torch.testing.assert_close(found, tensors["encoder_out"].gather(1, index), atol=1e-4, rtol=1e-4)
@@ -61,7 +62,7 @@ def test_golden_encoder(golden):
 @torch.no_grad()
 def test_golden_masks(golden):
     model, tensors, settings = golden
-    apply_algm(model, **settings, unmerge="after_head")
+    apply_algm(model, **settings, unmerge_at="after_head")
     torch.testing.assert_close(model(tensors["image"]), tensors["masks"], atol=1e-4, rtol=1e-4)
 
 
@@ -91,7 +92,7 @@ def test_fused_attention_drops_what_the_block_drops(drop):
 @torch.no_grad()
 def test_proportional_attention_is_attention_to_the_copies():
     model, image = build("mask"), photo(batch=1)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, taps="all")
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
     outputs = []
     for block in model.encoder.blocks:
         block.register_forward_hook(lambda _, inputs, output: outputs.append(output))
@@ -174,7 +175,7 @@ def test_by_default_the_decoder_sees_the_full_grid(model, monkeypatch):
 @pytest.mark.parametrize("settings", [SETTINGS, AFTER])
 def test_images_of_any_size_are_padded_as_ever(model, settings):
     plain = [model(photo(grid=grid)[..., 3:, 5:]).shape for grid in [(6, 5), (4, 7), (2, 2)]]
-    apply_algm(model, **settings)
+    apply_algm(model, settings=settings)
     assert [model(photo(grid=grid)[..., 3:, 5:]).shape for grid in [(6, 5), (4, 7), (2, 2)]] == plain
 
 
@@ -205,14 +206,14 @@ def test_after_the_head_the_decoder_runs_on_merged_tokens(model):
     assert lengths == [merged.shape[1]]
     assert merged.shape[1] + prefix == model.algm.tokens_per_layer[-1] < 31
     assert torch.allclose(found, before, atol=1e-5) == (name == "head")  # a linear decoder minds no neighbours
-    assert "taps auto, unmerged after the head" in repr(model.algm)
+    assert "proportional attention on, unmerged after the head" in repr(model.algm)
     assert "full grid given back" not in repr(model.algm)
 
 
 @torch.no_grad()
 def test_after_the_head_merging_nothing_is_the_original(model):
     expected = model(photo())
-    apply_algm(model, gbm_layers=[], tau=2.0, unmerge="after_head")
+    apply_algm(model, gbm_layers=[], tau=2.0, unmerge_at="after_head")
     assert torch.equal(model(photo()), expected)
     model.algm.tau, model.algm.gbm_layers, model.algm.gbm_tau = 1.0, [3], 1.0
     assert torch.equal(model(photo()), expected)
@@ -253,7 +254,7 @@ def test_after_the_head_a_copy_goes_its_own_way(how):
 def test_after_the_head_each_decoding_finds_its_own_encoding():
     """Two images encoded one after the other, then decoded; every grid merges to the same number of tokens."""
     model, images = build("mask"), [photo(seed=1), photo(seed=2)]
-    apply_algm(model, clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge="after_head")
+    apply_algm(model, clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge_at="after_head")
     expected = [model.decoder(model.encoder(image, return_features=True)[:, 1:], (96, 80)) for image in images]
     first, second = [model.encoder(image, return_features=True)[:, 1:] for image in images]
     assert first.shape == second.shape
@@ -263,7 +264,7 @@ def test_after_the_head_each_decoding_finds_its_own_encoding():
 
 @torch.no_grad()
 def test_after_the_head_in_two_threads():
-    model = apply_algm(build("mask"), clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge="after_head")
+    model = apply_algm(build("mask"), clap_layer=None, gbm_layers=[2], gbm_tau=-1.0, unmerge_at="after_head")
     images = [photo(seed=seed) for seed in range(2)]
     expected = [model(image) for image in images]
 
@@ -278,7 +279,7 @@ def test_after_the_head_in_two_threads():
 @torch.no_grad()
 def test_after_the_head_compiled():
     model, image = build("mask", depth=2), photo()
-    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=0.5, unmerge="after_head")
+    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=0.5, unmerge_at="after_head")
     expected = model(image)
     compiled = torch.compile(model, backend="eager")
     for _ in range(2):
@@ -296,7 +297,7 @@ def test_after_the_head_a_hook_on_the_last_block_sees_merged_tokens():
 
 @torch.no_grad()
 def test_after_the_head_calibrated():
-    model = apply_algm(build("mask"), clap_layer=1, gbm_layers=[3], unmerge="after_head")
+    model = apply_algm(build("mask"), clap_layer=1, gbm_layers=[3], unmerge_at="after_head")
     tau = calibrate(model, photo(batch=4))
     model(photo())
     assert f"calibrated: {tau:.4f}, unmerged" not in repr(model.algm)
@@ -314,7 +315,7 @@ def test_after_the_head_without_a_known_decoder(model):
     else:
         model = segmenter.encoder
     before = trace(model)
-    with pytest.raises(ValueError, match=r"unmerge='after_head': in VisionTransformer .* model\.algm\.unmerge"):
+    with pytest.raises(ValueError, match=r"unmerge_at='after_head': in VisionTransformer .* model\.algm\.unmerge"):
         apply_algm(model, **AFTER)
     assert trace(model) == before
 
@@ -322,10 +323,8 @@ def test_after_the_head_without_a_known_decoder(model):
 def test_after_the_head_what_does_not_go_together():
     model = build("mask")
     apply_algm(model, **AFTER)
-    with pytest.raises(ValueError, match=r"unmerge='after_head' .* taps='all'"):
-        model.algm.taps = "all"
-    with pytest.raises(AttributeError, match="no setting 'unmerge'"):
-        model.algm.unmerge = "before_head"
+    with pytest.raises(ValueError, match=r"Call apply_algm\(model, unmerge_at='before_head'\) again"):
+        model.algm.unmerge_at = "before_head"
 
 
 @torch.no_grad()
@@ -349,7 +348,7 @@ def test_training_and_recomputation(model, settings):
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.1
-    apply_algm(model.train(), **settings)
+    apply_algm(model.train(), settings=settings)
     images = [photo(seed=1), photo(seed=2)]
 
     def encode(image):
@@ -381,7 +380,7 @@ def test_stochastic_depth_is_the_blocks_own():
     model, image = build("mask", drop_path_rate=0.5).train(), photo(batch=4)
     torch.manual_seed(1)
     expected = model(image)
-    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=1.0, gbm_tau=1.0, unmerge="after_head")
+    apply_algm(model, clap_layer=1, gbm_layers=[2], tau=1.0, gbm_tau=1.0, unmerge_at="after_head")
     torch.manual_seed(1)
     assert torch.equal(model(image), expected)
     assert set(model.algm.tokens_per_layer) == {31}

@@ -5,7 +5,7 @@ import pytest
 from models import build
 
 from algm_patch import apply_algm
-from algm_patch.settings import Settings
+from algm_patch.settings.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from algm_patch.settings import Settings
         {"tau": "paper", "gbm_tau": "tau"},
         {"tau": 0.9, "gbm_tau": "tau", "clap_layer": None},
         {"window": [1, 2]},
-        {"taps": "all", "proportional_attention": False},
-        {"unmerge": "after_head"},
+        {"proportional_attention": False},
+        {"unmerge_at": "after_head"},
     ],
 )
 def test_accepted(given_):
@@ -57,12 +57,10 @@ def test_accepted(given_):
         ({"window": 2}, TypeError, "height, width"),
         ({"window": (2, 2, 2)}, TypeError, "height, width"),
         ({"proportional_attention": "yes"}, TypeError, "True or False"),
-        ({"taps": "some"}, ValueError, "'auto' or 'all'"),
-        ({"unmerge": "late"}, ValueError, "'before_head' or 'after_head', got 'late'"),
-        ({"unmerge": "after_head", "taps": "all"}, ValueError, "Give up one of them"),
+        ({"unmerge_at": "late"}, ValueError, "'before_head' or 'after_head', got 'late'"),
         ({"gbm_layers": [4, 2], "gbm_tau": [0.9, 0.8]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
-        ({"gbm_layers": [4, 2], "tokens": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
-        ({"measured": 0.98}, TypeError, "measured comes with settings that the library found"),
+        ({"gbm_layers": [4, 2], "merge_to": [1.0, 0.5, 0.9]}, ValueError, r"for gbm_layers=\[4, 2\]: .* rising order"),
+        ({"record": 0.98}, TypeError, "record comes with settings that the library found"),
         ({"calibrated": 0.98}, TypeError, "calibrated comes with settings that the library found"),
         (
             {"gbm_layer": [3]},
@@ -85,8 +83,8 @@ def test_layers_come_in_any_order_where_nothing_is_listed_with_them(given_):
 @pytest.mark.parametrize(
     ("given_", "others"),
     [
-        ({"tokens": 0.6, "tau": 0.9}, ["gbm_tau"]),
-        ({"tokens": 0.6, "gbm_tau": 0.9}, [" tau"]),
+        ({"merge_to": 0.6, "tau": 0.9}, ["gbm_tau"]),
+        ({"merge_to": 0.6, "gbm_tau": 0.9}, [" tau"]),
         ({"clap_layer": 6}, [r"gbm_layers=[5]:"]),
         ({"clap_layer": None, "gbm_tau": "tau"}, ["tau='auto' is"]),
     ],

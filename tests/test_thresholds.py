@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algm_patch.thresholds import adaptive_tau, auto_tau, paper_tau
+from algm_patch.core.thresholds import adaptive_tau, auto_tau, paper_tau
 
 SIMILARITIES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=300)
 

@@ -6,11 +6,12 @@ import models
 import pytest
 import timm
 import torch
-from models import FAMILIES, build, photo
+from models import FAMILIES, build, photo, read_every_block
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import apply_algm, remove_algm
+from algm_patch.functional import TokenMap
 
 FLAGS = ["norm", "stop_early", "return_prefix_tokens"]
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
@@ -159,7 +160,7 @@ def test_a_hook_that_changes_a_blocks_output_is_heard():
     model.blocks[1].register_forward_hook(lambda _, inputs, output: 2 * output)
     doubled = model.forward_features(image)
     assert not torch.allclose(doubled, plain)
-    model.algm.taps = "all"
+    read_every_block(model)
     torch.testing.assert_close(model.forward_features(image), doubled)
 
 

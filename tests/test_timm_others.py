@@ -6,7 +6,8 @@ import torch
 from models import OTHERS, build, photo
 from timm.data.naflex_transforms import patchify_image
 
-from algm_patch import TokenMap, apply_algm, remove_algm
+from algm_patch import apply_algm, remove_algm
+from algm_patch.functional import TokenMap
 
 SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 
@@ -24,7 +25,7 @@ def test_forward_intermediates(family, output_fmt, options):
     apply_algm(model, **SETTINGS)
     found = model.forward_intermediates(image, [1, 3], output_fmt=output_fmt, **options)
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < model.algm.token_map.labels.shape[1]
-    model.algm.taps = "all"
+    models.read_every_block(model)
     expected = model.forward_intermediates(image, [1, 3], output_fmt=output_fmt, **options)
     if not options.get("intermediates_only"):
         (final, found), (expected_final, expected) = found, expected

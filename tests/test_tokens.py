@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algm_patch import TokenMap
+from algm_patch.functional import TokenMap
 
 
 @st.composite

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  the script logs with it
 
-from algm_patch import apply_algm, load_settings
+from algm_patch import Settings, apply_algm
 
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -120,9 +120,9 @@ def test_direct_trains_as_off_and_merges_when_measured(command, tmp_path):
     gflops = {way: history[-1]["GFLOPs"] for way, history in histories.items()}
     assert gflops["direct"] < gflops["off"] > gflops["train"]
     for way in ("direct", "train"):
-        assert load_settings(files[way]).gbm_layers == (3,)
+        assert Settings.load(files[way]).gbm_layers == (3,)
     with pytest.raises(ValueError, match="holds no settings"):
-        load_settings(files["off"])
+        Settings.load(files["off"])
 
 
 def test_only_the_last_blocks_train(command, tmp_path, weights):
@@ -246,7 +246,7 @@ def test_a_checkpoint_is_measured_as_in_training(command, data, tmp_path):
     model = dense_network.load(file)
     assert not hasattr(model, "algm")
     dataset = layouts.open_dataset("folder", data, "val", IGNORED, progress=False)
-    apply_algm(model, **load_settings(file))
+    apply_algm(model, settings=Settings.load(file))
     result = segmentation.evaluate(model, dataset, progress=False)
     assert (result.miou, result.gflops) == (history[-1]["mIoU"], history[-1]["GFLOPs"])
     arguments = ["--layout", "folder", "--data", str(data), "--ignore", str(IGNORED), "--model", str(file)]
@@ -269,7 +269,7 @@ def test_a_hugging_face_trunk(command, tmp_path, data):
     history = run(arguments[:at] + arguments[at + 2 :])
     model = dense_network.load(tmp_path / "out" / "last.safetensors")
     assert model.mean == (0.4, 0.4, 0.4)
-    apply_algm(model, **load_settings(tmp_path / "out" / "last.safetensors"))
+    apply_algm(model, settings=Settings.load(tmp_path / "out" / "last.safetensors"))
     dataset = layouts.open_dataset("folder", data, "val", IGNORED, progress=False)
     assert segmentation.evaluate(model, dataset, progress=False).miou == history[-1]["mIoU"]
 

@@ -11,17 +11,18 @@ from unittest.mock import patch
 import pytest
 import timm
 import torch
-from models import build, photo
+from models import build, photo, read_every_block
 from safetensors.torch import load_file, save_file
 from timm.layers import set_reentrant_ckpt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from algm_patch import TokenMap, apply_algm, clap, gbm, remove_algm
-from algm_patch.adapters import adapter_of
-from algm_patch.adapters.halves import attention_half
-from algm_patch.matching import best_matches, window_similarity
-from algm_patch.passes import LayerTokens
+from algm_patch import apply_algm, remove_algm
+from algm_patch.adapters.registry import adapter_of
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.core.matching import best_matches, window_similarity
+from algm_patch.functional import TokenMap, clap, gbm
+from algm_patch.patching.halves import attention_half
 
 SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 NOTHING = {**SETTINGS, "tau": 2.0, "gbm_tau": 2.0}
@@ -117,11 +118,13 @@ def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode
     assert torch.autograd.gradcheck(lambda x: attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
 
 
-@pytest.mark.parametrize("taps", ["auto", "all"])
+@pytest.mark.parametrize("every_block", [False, True])
 @pytest.mark.parametrize("batch", ["min", "image"])
-def test_gradcheck_of_a_whole_model(batch, taps):
+def test_gradcheck_of_a_whole_model(batch, every_block):
     model, image = build("ViT").double().train(), photo(batch=3).double().requires_grad_()
-    apply_algm(model, **SETTINGS, batch=batch, taps=taps)
+    apply_algm(model, **SETTINGS, batch=batch)
+    if every_block:
+        read_every_block(model)
     assert torch.autograd.gradcheck(model.forward_features, image, fast_mode=True)
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[1] < 31
 
@@ -163,7 +166,7 @@ def test_what_is_just_as_similar_as_the_threshold_merges():
 
 
 @pytest.mark.parametrize("zero", [False, True], ids=["identical", "zero"])
-@pytest.mark.parametrize("settings", [NOTHING, EVERYTHING, {**SETTINGS, "tau": "auto"}, {**SETTINGS, "taps": "all"}])
+@pytest.mark.parametrize("settings", [NOTHING, EVERYTHING, {**SETTINGS, "tau": "auto"}])
 @pytest.mark.parametrize("batch", ["min", "image"])
 def test_merging_patches_that_are_the_same_changes_no_gradient(zero, settings, batch):
     model, image = build("ViT").train(), torch.zeros(2, 3, 96, 80)
@@ -274,7 +277,7 @@ def test_gradients_under_autocast_are_near_those_in_full_precision(batch, dtype)
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"batch": "image"}, {"tau": "auto", "tokens": 0.6}], ids=["min", "image", "fixed"]
+    "settings", [{}, {"batch": "image"}, {"tau": "auto", "merge_to": 0.6}], ids=["min", "image", "fixed"]
 )
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_gradients_of_micro_batches_add_up(settings, recompute):
@@ -416,7 +419,9 @@ def test_recomputation_plans_nothing_anew(monkeypatch):
     model.set_grad_checkpointing()
     output = model.forward_features(photo())
     for plan in ("plan_clap", "plan_gbm"):
-        monkeypatch.setattr(f"algm_patch.passes.{plan}", lambda *_: pytest.fail("planned in the backward pass"))
+        monkeypatch.setattr(
+            f"algm_patch.patching.forward_pass.{plan}", lambda *_: pytest.fail("planned in the backward pass")
+        )
     output.sum().backward()
 
 
@@ -564,9 +569,7 @@ class Synchronisations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(
-    "settings", [{"tau": "auto"}, {"tau": 0.5, "gbm_tau": "tau"}, {"taps": "all"}, {"tau": 2.0}, {"batch": "min"}]
-)
+@pytest.mark.parametrize("settings", [{"tau": "auto"}, {"tau": 0.5, "gbm_tau": "tau"}, {"tau": 2.0}, {"batch": "min"}])
 def test_one_synchronisation_a_merge(batch, settings):
     model = build("ViT")
     with torch.no_grad(), Synchronisations() as plain:
@@ -578,9 +581,11 @@ def test_one_synchronisation_a_merge(batch, settings):
     assert patched.count - plain.count == merges + 2
 
 
-@pytest.mark.parametrize("taps", ["auto", "all"])
-def test_the_handle_keeps_no_activation_alive(taps):
-    model = apply_algm(build("ViT").train(), taps=taps, **SETTINGS)
+@pytest.mark.parametrize("every_block", [False, True])
+def test_the_handle_keeps_no_activation_alive(every_block):
+    model = apply_algm(build("ViT").train(), **SETTINGS)
+    if every_block:
+        read_every_block(model)
     alive = []
     for module in [*model.blocks, *(block.mlp for block in model.blocks)]:
         module.register_forward_hook(lambda _, inputs, output: alive.append(weakref.ref(output)))

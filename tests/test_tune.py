@@ -8,10 +8,10 @@ from models import ALL, build, photo
 from torch import nn
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune
-from algm_patch.bench import Outcome, negative
-from algm_patch.judges import judge_of, predict_dense, token_shapes
-from algm_patch.measured import Trial
-from algm_patch.search import Candidate, beginnings, neighbours, search
+from algm_patch.settings.record import Trial
+from algm_patch.tuning.judges import judge_of, predict_dense, token_shapes
+from algm_patch.tuning.measure import Outcome, negative
+from algm_patch.tuning.search import Candidate, beginnings, neighbours, search
 
 IMAGES = photo(batch=3, seed=7)
 QUICK = {"budget": "60s"}
@@ -44,7 +44,7 @@ def classes(model):
 def test_it_keeps_what_it_says_and_costs_less(model):
     before = classes(model)
     settings = tune(model, IMAGES, keep=0.8, **QUICK)
-    measured = settings.measured
+    measured = settings.record
     assert model.trunk.algm.settings == settings
     assert measured.kept >= 0.8
     assert measured.cost < measured.unpatched_cost
@@ -100,9 +100,9 @@ def traces(model):
 
 
 def test_other_settings_stay(model):
-    apply_algm(model, gbm_layers=[3], window=(2, 1), proportional_attention=False, taps="all")
+    apply_algm(model, gbm_layers=[3], window=(2, 1), proportional_attention=False)
     settings = tune(model, IMAGES, keep=0.8, **QUICK)
-    assert (settings.window, settings.proportional_attention, settings.taps) == ((2, 1), False, "all")
+    assert (settings.window, settings.proportional_attention) == ((2, 1), False)
     assert model.algm.settings == settings
 
 
@@ -110,17 +110,17 @@ def test_other_settings_stay(model):
 def test_fixed_counts_and_what_was_calibrated_give_way(model, tokens):
     apply_algm(model, gbm_layers=[3], window=(2, 1))
     calibrate(model, IMAGES)
-    model.algm.tokens = tokens
+    model.algm.merge_to = tokens
     before = model.algm.settings
     with pytest.raises(RuntimeError, match="is over"):
         tune(model, IMAGES, metric=over, **QUICK)
     assert model.algm.settings == before
-    with pytest.raises(ValueError, match=r"calibrate: tokens=.* keeps fixed counts, which use no threshold"):
+    with pytest.raises(ValueError, match=r"calibrate: merge_to=.* keeps fixed counts, which use no threshold"):
         calibrate(model, IMAGES)
     assert model.algm.settings == before
     settings = tune(model, IMAGES, keep=0.5, budget="3s")
     assert (settings.tokens, settings.calibrated, settings.window) == (None, (), (2, 1))
-    assert dict(settings.measured.others)["window"] == (2, 1)
+    assert dict(settings.record.others)["window"] == (2, 1)
 
 
 def over(model):
@@ -144,10 +144,10 @@ def test_a_metric_decides(model):
         return asked[-1]
 
     settings = tune(model, IMAGES, keep=0.9, metric=metric, **QUICK)
-    assert settings.measured.judge == "metric"
+    assert settings.record.judge == "metric"
     assert asked[0] == 2
-    assert settings.measured.kept == pytest.approx(metric(model) / asked[0])
-    assert settings.measured.kept >= 0.9
+    assert settings.record.kept == pytest.approx(metric(model) / asked[0])
+    assert settings.record.kept >= 0.9
 
 
 @pytest.mark.parametrize("windows", [1, 3])
@@ -159,8 +159,8 @@ def test_an_answer_costs_every_forward_pass_that_it_takes(model, windows):
 
     settings = tune(model, IMAGES[:1], keep=0.5, predict=predict, budget="3s")
     predict(model, IMAGES[:1])
-    assert settings.measured.unpatched_cost == pytest.approx((windows + 2) * model.algm.unpatched_gflops)
-    assert settings.measured.cost < settings.measured.unpatched_cost
+    assert settings.record.unpatched_cost == pytest.approx((windows + 2) * model.algm.unpatched_gflops)
+    assert settings.record.cost < settings.record.unpatched_cost
 
 
 def test_the_cost_is_that_of_the_handle(model):
@@ -170,23 +170,23 @@ def test_the_cost_is_that_of_the_handle(model):
         for image in IMAGES.split(1):
             model.eval()(image)
             costs.append(model.algm.gflops)
-    assert settings.measured.cost == pytest.approx(sum(costs) / len(costs))
+    assert settings.record.cost == pytest.approx(sum(costs) / len(costs))
 
 
 def test_time(model):
     settings = tune(model, IMAGES, keep=0.5, cost="time", budget="5s")
-    assert settings.measured.unit == "seconds"
-    assert 0 < settings.measured.cost < 10
+    assert settings.record.unit == "seconds"
+    assert 0 < settings.record.cost < 10
 
 
 def test_tokens_are_compared_where_there_is_no_head():
     settings = tune(build("ViT"), IMAGES, keep=0.9, budget="5s")
-    assert settings.measured.judge == "cosine"
+    assert settings.record.judge == "cosine"
 
 
 def test_a_block_without_keys_to_compare():
     settings = tune(build("ParallelThingsBlock"), IMAGES, keep=0.9, budget="5s")
-    assert {trial.metric for trial in settings.measured.trials} == {"token"}
+    assert {trial.metric for trial in settings.record.trials} == {"token"}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
-from algm_patch import animate, apply_algm, contact_sheet, films, panels, visualize
-from algm_patch.drawing import draw_panel, draw_tokens, named_images
-from algm_patch.pictures import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
+from algm_patch import apply_algm, visualize
+from algm_patch.viz import animate, contact_sheet, panels
+from algm_patch.viz import film as films
+from algm_patch.viz.figure import draw_panel, draw_tokens, named_images
+from algm_patch.viz.paint import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def model():
 @pytest.mark.parametrize("dimensions", [3, 4])
 def test_panels_of_a_tensor(model, dimensions):
     image = photo(batch=1) if dimensions == 4 else photo(batch=1)[0]
-    shown = panels(image, model)
+    shown = panels(model, image)
     assert list(shown)[:2] == ["image", "similarity in 2×2 windows"]
     assert [title.split(":")[0] for title in list(shown)[2:]] == ["CLAP in layer 1", "GBM in layer 3"]
     picture, similarity, local, everywhere = shown.values()
@@ -43,7 +45,7 @@ def test_groups_are_the_models_in_their_mean_colours(model):
     with torch.no_grad():
         model.eval()(photo(batch=1))
     labels = model.algm.token_map.labels
-    shown = panels(photo(batch=1), model)
+    shown = panels(model, photo(batch=1))
     assert torch.equal(model.algm.token_map.labels, labels)
     picture, painted = shown["image"], list(shown.values())[-1]
     labels = model.algm.token_map.labels[0, 1:].view(6, 5).numpy().repeat(16, 0).repeat(16, 1)
@@ -62,25 +64,25 @@ def test_groups_are_the_models_in_their_mean_colours(model):
 
 def test_panels_of_pictures(model):
     array = astronaut()
-    from_array, from_picture = panels(array, model), panels(Image.fromarray(array), model)
+    from_array, from_picture = panels(model, array), panels(model, Image.fromarray(array))
     for a, b in zip(from_array.values(), from_picture.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(from_array["image"], array)  # at its own resolution
     assert all(panel.shape[:2] == array.shape[:2] for panel in from_array.values())
     for mode in ("L", "RGBA", "CMYK", "I;16", "P"):
-        assert panels(Image.new(mode, (70, 50)), model)["image"].shape == (50, 70, 3)
+        assert panels(model, Image.new(mode, (70, 50)))["image"].shape == (50, 70, 3)
 
 
 def test_only_what_happened_is_shown(model):
     model.algm.gbm_layers = []
-    assert len(panels(photo(batch=1), model)) == 3
+    assert len(panels(model, photo(batch=1))) == 3
     model.algm.clap_layer = None
-    assert list(panels(photo(batch=1), model)) == ["image"]
+    assert list(panels(model, photo(batch=1))) == ["image"]
 
 
 def test_the_models_mode_is_kept(model):
     model.train()
-    panels(photo(batch=1), model)
+    panels(model, photo(batch=1))
     assert model.training
     assert model.blocks[0].attn.training
 
@@ -94,7 +96,7 @@ def logits(model, images):
 def test_predictions_without_merging_and_with_it(model):
     image, palette = photo(batch=1), np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
     settings = model.algm.settings
-    shown = panels(image, model, logits, palette)
+    shown = panels(model, image, logits, palette)
     assert model.algm.settings == settings
     title, difference = list(shown.items())[-1]
     before, after = shown["prediction, unpatched"], shown["prediction, merging"]
@@ -110,26 +112,26 @@ def test_predictions_without_merging_and_with_it(model):
 
 
 def test_predictions_of_values_and_of_classes(model):
-    values = panels(photo(batch=1), model, lambda model, images: logits(model, images)[:, :1])
+    values = panels(model, photo(batch=1), lambda model, images: logits(model, images)[:, :1])
     assert values["prediction, unpatched"].shape == values["difference"].shape == (96, 80)
     assert values["difference"].max() > 0
-    classes = panels(photo(batch=1), model, lambda model, images: logits(model, images).argmax(1))
+    classes = panels(model, photo(batch=1), lambda model, images: logits(model, images).argmax(1))
     assert classes["prediction, merging"].shape == (96, 80, 3)
     model.algm.tau, model.algm.gbm_layers = 2.0, []
-    same = panels(photo(batch=1), model, logits)
+    same = panels(model, photo(batch=1), logits)
     assert "where they differ: 0.0% of the pixels" in same
 
 
 def test_settings_return_when_a_prediction_fails(model):
     settings = model.algm.settings
     with pytest.raises(ZeroDivisionError):
-        panels(photo(batch=1), model, lambda *_: 1 / 0)
+        panels(model, photo(batch=1), lambda *_: 1 / 0)
     assert model.algm.settings == settings
 
 
 def test_too_short_a_palette(model):
     with pytest.raises(ValueError, match=r"palette has 1 colours, the prediction holds class [123]"):
-        panels(photo(batch=1), model, logits, np.zeros((1, 3), np.uint8))
+        panels(model, photo(batch=1), logits, np.zeros((1, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_too_short_a_palette(model):
 )
 def test_what_is_no_palette(model, palette, found):
     with pytest.raises(ValueError, match=f"whole numbers from 0 to 255; {found}"):
-        panels(photo(batch=1), model, logits, palette)
+        panels(model, photo(batch=1), logits, palette)
 
 
 @given(
@@ -176,17 +178,17 @@ def test_pixels_without_a_class_are_grey_and_named(model, dtype, given):
 
     palette = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
     options = {"palette": {"palette": palette.tolist()}, "names": {"classes": list("abcd")}, "nothing": {}}[given]
-    shown = panels(photo(batch=1), model, predict, options.get("palette"))
+    shown = panels(model, photo(batch=1), predict, options.get("palette"))
     for title in ("prediction, unpatched", "prediction, merging"):
         assert (shown[title][:16] == NO_CLASS).all()
         assert not (shown[title][16:] == NO_CLASS).all(-1).any()
-    (legend,) = visualize(photo(batch=1), model, predict, **options).legends
+    (legend,) = visualize(model, photo(batch=1), predict, **options).legends
     assert [text.get_text() for text in legend.get_texts()] == [*options.get("classes", []), "no class"]
     assert [patch.get_facecolor() for patch in legend.get_patches()][-1] == pytest.approx([*(224 / 255,) * 3, 1])
 
 
 def test_all_pixels_without_a_class(model):
-    shown = panels(photo(batch=1), model, lambda model, images: logits(model, images).argmax(1) * 0 - 1)
+    shown = panels(model, photo(batch=1), lambda model, images: logits(model, images).argmax(1) * 0 - 1)
     assert (shown["prediction, merging"] == NO_CLASS).all()
 
 
@@ -233,7 +235,7 @@ def in_one_batch(model, images):
     ],
 )
 def test_a_prediction_that_cannot_be_shown(model, predict, message):
-    panels(photo(batch=1, seed=5), model)  # an earlier image, which must not be shown for this one
+    panels(model, photo(batch=1, seed=5))  # an earlier image, which must not be shown for this one
     settings, hooks = model.algm.settings, len(model.patch_embed.proj._forward_pre_hooks)
     for verb in (panels, visualize):
         with pytest.raises(ValueError, match=message):
@@ -247,7 +249,7 @@ def test_a_prediction_that_runs_the_model_twice_on_the_image(model):
         model(images)
         return logits(model, images)
 
-    once, twice = panels(photo(batch=1), model, logits), panels(photo(batch=1), model, predict)
+    once, twice = panels(model, photo(batch=1), logits), panels(model, photo(batch=1), predict)
     for a, b in zip(once.items(), twice.items(), strict=True):
         assert a[0] == b[0]
         np.testing.assert_array_equal(a[1], b[1])
@@ -262,10 +264,10 @@ class Bypassed(nn.Module):
         return images
 
 
-@pytest.mark.parametrize("verb", [panels, visualize, lambda image, model: contact_sheet([image], model), "animate"])
+@pytest.mark.parametrize("verb", [panels, visualize, lambda image, model: contact_sheet(model, [image]), "animate"])
 def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
-    verb = (lambda image, model: animate([image], model, tmp_path / "film.gif")) if verb == "animate" else verb
-    panels(photo(batch=1), model)
+    verb = (lambda image, model: animate(model, [image], tmp_path / "film.gif")) if verb == "animate" else verb
+    panels(model, photo(batch=1))
     with pytest.raises(ValueError, match="the forward of Bypassed did not run the ViT"):
         verb(photo(batch=1)[0], Bypassed(model))
     assert not any(tmp_path.iterdir())
@@ -273,13 +275,13 @@ def test_a_model_that_does_not_run_its_vit(model, tmp_path, verb):
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_compiled_model(model, fullgraph):
-    expected = panels(photo(batch=1), model, logits)
-    panels(photo(batch=1, seed=5), model)
+    expected = panels(model, photo(batch=1), logits)
+    panels(model, photo(batch=1, seed=5))
     model.compile(backend="eager", fullgraph=fullgraph)
     if not fullgraph or hasattr(torch.compiler, "set_stance"):  # torch before 2.6 makes no whole graph of a merge
         with torch.no_grad():
             model(photo(batch=1, seed=5))
-    shown = panels(photo(batch=1), model, logits)
+    shown = panels(model, photo(batch=1), logits)
     assert list(shown) == list(expected)
     for title, panel in shown.items():
         np.testing.assert_array_equal(panel, expected[title])
@@ -314,10 +316,10 @@ def test_painting_classes():
 
 
 def test_the_figure(model):
-    figure = visualize(photo(batch=1), model, logits, classes=["sky", "road", "tree", "car"])
+    figure = visualize(model, photo(batch=1), logits, classes=["sky", "road", "tree", "car"])
     assert isinstance(figure, Figure)
     drawn = [axis for axis in figure.axes if axis.get_title()]
-    shown = list(panels(photo(batch=1), model, logits))
+    shown = list(panels(model, photo(batch=1), logits))
     assert [axis.get_title() for axis in drawn] == [*shown, "tokens after each layer"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["sky", "road", "tree", "car"]
@@ -327,7 +329,7 @@ def test_the_figure(model):
 
 @pytest.mark.parametrize("channel", [False, True])
 def test_the_figure_of_values(model, channel):
-    figure = visualize(photo(batch=1), model, lambda model, images: logits(model, images).mean(1, keepdim=channel))
+    figure = visualize(model, photo(batch=1), lambda model, images: logits(model, images).mean(1, keepdim=channel))
     titles = [axis.get_title() for axis in figure.axes]
     assert {"prediction, unpatched", "prediction, merging", "difference"} <= {*titles}
     assert not figure.legends
@@ -335,7 +337,7 @@ def test_the_figure_of_values(model, channel):
 
 def test_panels_on_axes_of_ones_own(model):
     axes = Figure().subplots(1, 2)
-    shown = panels(photo(batch=1), model)
+    shown = panels(model, photo(batch=1))
     draw_panel(axes[0], shown["image"], "mine")
     draw_tokens(axes[1], model.algm)
     assert axes[0].get_title() == "mine"
@@ -355,13 +357,13 @@ def titles(figure):
 
 
 def test_a_contact_sheet_of_a_folder(model, folder):
-    figure = contact_sheet(folder, model)
+    figure = contact_sheet(model, folder)
     names = [title.split("\n") for title in titles(figure)]
     assert [name for name, _ in names] == ["a.jpg", "b.png"]
     assert names[1][1] == f"{model.algm.tokens_per_layer[-1] - 1} of 30 tokens"
-    assert len(titles(contact_sheet([astronaut(), folder / "a.jpg"], model))) == 2
+    assert len(titles(contact_sheet(model, [astronaut(), folder / "a.jpg"]))) == 2
     model.algm.clap_layer, model.algm.gbm_layers = None, []
-    assert titles(contact_sheet([astronaut()], model)) == ["1\nnothing merged"]
+    assert titles(contact_sheet(model, [astronaut()])) == ["1\nnothing merged"]
 
 
 def test_a_contact_sheet_draws_every_image(model, folder):
@@ -370,7 +372,7 @@ def test_a_contact_sheet_draws_every_image(model, folder):
     turned = Image.open(folder / "a.jpg").rotate(180)
     turned.save(folder / "other" / "a.jpg")
     model.algm.clap_layer, model.algm.gbm_layers = None, []
-    figure = contact_sheet([folder / "a.jpg", folder / "other" / "a.jpg", folder / "a.jpg"], model)
+    figure = contact_sheet(model, [folder / "a.jpg", folder / "other" / "a.jpg", folder / "a.jpg"])
     assert titles(figure) == 3 * ["a.jpg\nnothing merged"]
     first, second, third = (axis.images[0].get_array() for axis in figure.axes[:3])
     assert not np.array_equal(first, second)
@@ -403,12 +405,12 @@ NOTHING = {
 
 @pytest.mark.parametrize("settings", NOTHING.values(), ids=NOTHING)
 def test_every_picture_of_an_image_in_which_nothing_merges(folder, narrow, settings):
-    model = apply_algm(build("ViT", dynamic_img_size=True), **settings)
-    assert animate(folder, model, folder / "film.gif").exists()
-    told = [title.split("\n")[1] for title in titles(contact_sheet(folder, model))]
+    model = apply_algm(build("ViT", dynamic_img_size=True), settings=settings)
+    assert animate(model, folder, folder / "film.gif").exists()
+    told = [title.split("\n")[1] for title in titles(contact_sheet(model, folder))]
     assert len(told) == 2
     assert (told == 2 * ["nothing merged"]) == (settings["gbm_layers"] == [])
-    assert titles(visualize(Image.open(folder / "a.jpg"), model))[0] == "image"
+    assert titles(visualize(model, Image.open(folder / "a.jpg")))[0] == "image"
 
 
 def frames_of(path):
@@ -427,7 +429,7 @@ def test_frames_in_which_something_merges_and_frames_in_which_nothing_does(model
     images = [(flat if merges else noise).copy() for merges in merging]
     for number, image in enumerate(images):
         image[:, : 20 * number] //= 2
-    found = list(frames_of(animate(images, model, tmp_path / "film.gif")))
+    found = list(frames_of(animate(model, images, tmp_path / "film.gif")))
     assert len(found) == 3
     for frame, image in zip(found, images, strict=True):
         high, wide, _ = frame.shape
@@ -437,19 +439,19 @@ def test_frames_in_which_something_merges_and_frames_in_which_nothing_does(model
 
 
 def test_a_film_of_one_frame(model, tmp_path, narrow):
-    assert len(list(frames_of(animate([astronaut()], model, tmp_path / "film.gif")))) == 1
+    assert len(list(frames_of(animate(model, [astronaut()], tmp_path / "film.gif")))) == 1
 
 
 def test_frames_of_other_sizes_keep_their_proportions(model, tmp_path, narrow):
     """Twice as high as the first: black margins take half of the film."""
     wide, high = np.full((96, 80, 3), 200, np.uint8), np.full((192, 80, 3), 190, np.uint8)
-    first, second = frames_of(animate([wide, high], model, tmp_path / "film.gif"))
+    first, second = frames_of(animate(model, [wide, high], tmp_path / "film.gif"))
     assert (first > 0).all()
     assert (second == 0).all(-1).mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_film_of_a_folder(model, folder):
-    path = animate(folder, model, folder / "film.gif", fps=5)
+    path = animate(model, folder, folder / "film.gif", fps=5)
     with Image.open(path) as film:
         assert film.n_frames == 2
         assert film.size[0] == 960
@@ -475,31 +477,31 @@ def test_an_interrupted_film_leaves_what_was_there(model, tmp_path, narrow, coun
         (tmp_path / "film.unfinished").write_text("precious too")
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     with pytest.raises(type(error) if isinstance(error, OSError) else error):
-        animate(fails_after(count, error), model, tmp_path / "film.gif")
+        animate(model, fails_after(count, error), tmp_path / "film.gif")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_a_film_takes_the_place_of_another_and_of_no_other_file(model, tmp_path, narrow):
     (tmp_path / "film.unfinished").write_text("precious")
     for _ in range(2):
-        animate([astronaut()], model, tmp_path / "film.gif")
+        animate(model, [astronaut()], tmp_path / "film.gif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.gif", "film.unfinished"]
     assert (tmp_path / "film.unfinished").read_text() == "precious"
 
 
 def test_a_folder_that_is_not_there_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"film\.gif cannot be written: .*nowhere is not a folder"):
-        animate([astronaut()], model, tmp_path / "nowhere" / "film.gif")
+        animate(model, [astronaut()], tmp_path / "nowhere" / "film.gif")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model, folder: contact_sheet([], model), "no images"),
-        (lambda model, folder: animate([], model, folder / "film.gif"), "no frames"),
-        (lambda model, folder: animate(folder, model, folder / "film.avi"), r"path ends in \.gif; got film\.avi"),
-        (lambda model, folder: animate(folder, model, folder / "film.gif", fps=60), "at most 50, got 60"),
-        (lambda model, folder: animate([folder / "notes.txt"], model, folder / "film.gif"), "notes.txt"),
+        (lambda model, folder: contact_sheet(model, []), "no images"),
+        (lambda model, folder: animate(model, [], folder / "film.gif"), "no frames"),
+        (lambda model, folder: animate(model, folder, folder / "film.avi"), r"path ends in \.gif; got film\.avi"),
+        (lambda model, folder: animate(model, folder, folder / "film.gif", fps=60), "at most 50, got 60"),
+        (lambda model, folder: animate(model, [folder / "notes.txt"], folder / "film.gif"), "notes.txt"),
     ],
 )
 def test_what_cannot_be_shown_leaves_no_file(model, folder, call, message):
@@ -518,7 +520,7 @@ def test_what_cannot_be_shown_leaves_no_file(model, folder, call, message):
 )
 def test_errors(model, image, error, message):
     with pytest.raises(error, match=message):
-        visualize(image, model)
+        visualize(model, image)
 
 
 def test_an_unpatched_model():
@@ -528,13 +530,13 @@ def test_an_unpatched_model():
 
 def test_a_picture_is_brought_to_the_models_own_size():
     model = apply_algm(build("ViT", grid=(4, 7)))
-    panels(astronaut(), model)
+    panels(model, astronaut())
     assert model.algm._past().grid == (4, 7)
 
 
 def test_tokens_of_a_padded_image_are_drawn_where_they_are():
     model = apply_algm(build("ViT", dynamic_img_size=True, dynamic_img_pad=True), gbm_layers=[], tau=-1.0)
-    similarity = panels(torch.randn(3, 90, 70), model)["similarity in 2×2 windows"]
+    similarity = panels(model, torch.randn(3, 90, 70))["similarity in 2×2 windows"]
     assert similarity.shape == (90, 70)
     assert (similarity[:32, :32] == similarity[0, 0]).all()  # a window of 2x2 tokens of 16 pixels
     assert similarity[32, 0] != similarity[0, 0]

@@ -7,7 +7,7 @@ from itertools import product
 import models_huggingface
 import pytest
 import torch
-from models import ALL, ENCODERS, GRID, build, photo
+from models import ALL, ENCODERS, GRID, build, photo, read_every_block
 from timm.utils import ModelEmaV3
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -16,8 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from algm_patch import apply_algm, load_settings, remove_algm, tune
-from algm_patch.discovery import find_vit
+from algm_patch import Settings, apply_algm, remove_algm, tune
+from algm_patch.patching.find_vit import find_vit
 
 SETTINGS = {"gbm_layers": [2], "tau": 0.5}
 
@@ -183,7 +183,7 @@ def test_shards_that_compute_in_bfloat16(patched):
 def test_measured_settings_know_no_weights_of_a_sharded_model(tmp_path):
     tune(build("ViT", depth=3), photo(batch=8), keep=0.5, budget="1s").save(tmp_path / "settings.json")
     with warnings.catch_warnings(action="error"):
-        model = apply_algm(sharded(build("ViT", depth=3)), **load_settings(tmp_path / "settings.json"))
+        model = apply_algm(sharded(build("ViT", depth=3)), **Settings.load(tmp_path / "settings.json"))
     assert model(photo()).shape == (2, 3)
 
 
@@ -309,13 +309,15 @@ def test_no_parameter_is_unused_because_of_merging(case):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in used)
     whole, lengths = DistributedDataParallel(apply_algm(model, **SETTINGS)), []
-    for taps in ("auto", "all"):
+    for every_block in (False, True):
+        if every_block:
+            read_every_block(model)
         for thresholds in (SETTINGS, NOTHING, EVERYTHING):
-            model.algm.taps, model.algm.tau = taps, thresholds["tau"]
+            model.algm.tau = thresholds["tau"]
             model.algm.gbm_tau = thresholds.get("gbm_tau", "adaptive")
             model.zero_grad()
             loss(whole).backward()
-            assert with_gradient(model) == used, (taps, thresholds)
+            assert with_gradient(model) == used, (every_block, thresholds)
             assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
             lengths.append(model.algm.tokens_per_layer[-1])
     assert lengths[:3] == lengths[3:]

@@ -49,7 +49,7 @@ SLOW = {
         r"fixed_counts.*\[(?!timm ViT|transformers DINOv2)": "two families as one graph of fixed counts",
         r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "one family in each way to ask for it",
         r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
-        r"other_settings.*(?!'place')(taps|window|key|gbm_tau|proportional)": (
+        r"other_settings.*(?!'place')(window|key|gbm_tau|proportional)": (
             "the place, as one graph; every setting, eager (test_pairs)"
         ),
         r"gradients_of_a_batch": "one image's gradients; the packed operator's own",

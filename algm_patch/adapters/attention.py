@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..tokens import TokenMap
-from . import is_wrapped, path_of
+from ..core.token_map import TokenMap
+from .registry import is_wrapped, path_of
 
 
 def is_own(attention: nn.Module, *forwards: str) -> bool:

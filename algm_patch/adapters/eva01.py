@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from ..passes import LayerTokens
-from . import Adapter, path_of, reads, refusal_of, refuse, register
+from ..core.layer_tokens import LayerTokens
 from .attention import fused, look_up
+from .base import Adapter
 from .features import input_projection
+from .registry import path_of, reads, refusal_of, refuse, register
 from .timm import WINDOWED, scaled
 
 BACKBONES = "mmseg_custom.models.backbones"

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..passes import LayerTokens
-from . import Adapter, path_of, unpatched
+from ..core.layer_tokens import LayerTokens
 from .attention import altered
+from .base import Adapter
+from .registry import path_of, unpatched
 
 # Names of an attention's input projection, in the order of its thirds if it is one for all.
 TOGETHER = "qkv"
@@ -53,8 +54,8 @@ def attention_half(
     if found is None or found.shape[:2] != x.shape[:2]:
         what = f"left {[list(part.shape) for part in seen]}" if seen else "was not called"
         raise ValueError(
-            f"metric={metric!r} compares the output of {type(block).__name__}.{path}, which {what} where ALGM expected "
-            f"[{x.shape[0]}, {x.shape[1]}, D], one for each token. Set model.algm.metric = 'token'"
+            f"compare={metric!r} takes the output of {type(block).__name__}.{path}, which {what} where ALGM expected "
+            f"[{x.shape[0]}, {x.shape[1]}, D], one for each token. Set model.algm.compare = 'token'"
         )
     return y, found if third is None else found.chunk(3, -1)[third]
 

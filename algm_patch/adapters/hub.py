@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..passes import LayerTokens
-from . import Adapter, path_of, reads, register
+from ..core.layer_tokens import LayerTokens
 from .attention import attend, is_own
+from .base import Adapter
 from .features import input_projection
+from .registry import path_of, reads, register
 
 DINO = "dinov2.models.vision_transformer"
 DINO_LAYERS = "dinov2.layers"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..passes import LayerTokens
-from . import Adapter, reads, refuse, register, unpatched
+from ..core.layer_tokens import LayerTokens
+from .base import Adapter
 from .features import input_projection
 from .huggingface_parts import (
     BIASED,
@@ -26,6 +26,7 @@ from .huggingface_parts import (
     returns_tuple,
     why_not,
 )
+from .registry import reads, refuse, register, unpatched
 from .timm import WINDOWED
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..passes import LayerTokens
-from . import reads
+from ..core.layer_tokens import LayerTokens
 from .attention import altered, look_up
 from .huggingface import Layer, layers_read, modeling, of_layers
 from .huggingface_parts import arguments, attend, attention_of, branch, check_maps, core, first, is_pair, norm
+from .registry import reads
 
 
 @of_layers("beit.BeitLayer", "data2vec.Data2VecVisionLayer")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..passes import LayerTokens
-from . import is_wrapped, unpatched
+from ..core.layer_tokens import LayerTokens
 from .key_bias import with_key_bias
+from .registry import is_wrapped, unpatched
 
 NORMS = {1: ("layernorm_before", "norm1", "layer_norm1"), 2: ("layernorm_after", "norm2", "layer_norm2")}
 ATTENTIONS = ("attention", "self_attn")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.overrides import TorchFunctionMode
 
-from ..compiling import beside
+from ..core.compiling import beside
 
 SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 

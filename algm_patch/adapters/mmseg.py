@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..passes import LayerTokens
-from . import Adapter, reads, refuse, register
+from ..core.layer_tokens import LayerTokens
+from .base import Adapter
 from .eva01 import attend, recomputed, why_unknown_attention
+from .registry import reads, refuse, register
 from .timm import WINDOWED
 
 BACKBONES = "mmseg.models.backbones"

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..passes import LayerTokens
-from . import Adapter, head, reads, register
+from ..core.layer_tokens import LayerTokens
 from .attention import attend, is_own
+from .base import Adapter
 from .features import input_projection
+from .registry import head, reads, register
 
 MODEL = "segm.model"
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..flops import BlockCost, block_cost, layers_in
-from ..passes import LayerTokens
-from ..tokens import TokenMap
-from . import Adapter, path_of, reads, refuse, register
+from ..core.layer_tokens import LayerTokens
+from ..core.token_map import TokenMap
 from .attention import altered, is_own, look_up
+from .base import Adapter
+from .cost import BlockCost, block_cost, layers_in
 from .features import input_projection
+from .registry import path_of, reads, refuse, register
 
 VIT = "timm.models.vision_transformer"
 EVA = "timm.models.eva"

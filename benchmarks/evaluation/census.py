@@ -15,7 +15,7 @@ import timm
 import transformers
 from tqdm import tqdm
 
-from algm_patch.census import PATCHED, Outcome, timm_models, transformers_models
+from algm_patch.cli.census import PATCHED, Outcome, timm_models, transformers_models
 from algm_patch.files import written_whole
 
 TABLE = Path(__file__).parents[1] / "results" / "coverage.md"

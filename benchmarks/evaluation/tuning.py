@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from algm_patch import pareto, remove_algm, tune
+from algm_patch import remove_algm, tune
+from algm_patch.viz import pareto
 
 from ..common.arguments import command_line, positive
 from .options import add_data_options, open_all

@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from algm_patch.packing import Packing
+from algm_patch.core.packing import Packing
 
 HEAD = 64
 SCALE = HEAD**-0.5

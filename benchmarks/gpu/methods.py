@@ -17,9 +17,9 @@ from peers import Method
 from PIL import Image
 from torch import Tensor, nn
 
-from algm_patch.calibrate import similarities
-from algm_patch.discovery import find_vit
-from algm_patch.flops import VitCost, vit_cost
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.report.cost import VitCost, vit_cost
+from algm_patch.tuning.calibrate import similarities
 
 UNPATCHED, FIXED, PLAIN, THRESHOLDS, TOME = "unpatched", "fixed counts", "fixed, plain", "thresholds", "ToMe"
 METHODS = (UNPATCHED, FIXED, PLAIN, THRESHOLDS, TOME)

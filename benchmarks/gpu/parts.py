@@ -19,9 +19,10 @@ from attention_kernels import said
 from peers import Method
 from torch import Tensor, nn
 
-from algm_patch import TokenMap, passes
-from algm_patch.adapters import adapter_of
-from algm_patch.merging import Plan
+from algm_patch.adapters.registry import adapter_of
+from algm_patch.core.plan import Plan
+from algm_patch.functional import TokenMap
+from algm_patch.patching import forward_pass as passes
 
 # -- where the time goes
 

@@ -323,7 +323,7 @@ def kernels(options: argparse.Namespace, name: str, batch: int) -> list[Row]:
     tokens = model.num_prefix_tokens + algm_kept(model, network)[1]
     case = attention_kernels.Case(name, batch, model.blocks[0].attn.num_heads, tokens)
     compiles = any(mode in options.modes for mode in FURTHER)
-    return attention_kernels.measured(case, options.device, dtype, options.rounds, compiles)
+    return attention_kernels.record(case, options.device, dtype, options.rounds, compiles)
 
 
 # -- what must hold

@@ -1,0 +1,107 @@
+"""What a block's attention must know of its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .caching import cached
+from .packing import Packing
+from .token_map import TokenMap
+
+
+@dataclass(eq=False)
+class LayerTokens:
+    """What a block's attention must know of the tokens it is given. Adapters receive one.
+
+    Attributes:
+        token_map: from the original tokens to those of the sequence; None while nothing is merged.
+        key_bias: broadcastable to [B, heads, L, L], added to the attention logits: the log of each key's size (ToMe's
+            proportional attention); None while nothing is merged or when it is off.
+        num_prefix_tokens: those that stand before the patches.
+        image: the tokens are this one image's, of a batch whose inputs of attention are given for all; None: the whole
+            batch's.
+    """
+
+    token_map: TokenMap | None
+    key_bias: Tensor | None
+    num_prefix_tokens: int
+    image: int | None = None
+
+    @property
+    def packing(self) -> Packing | None:
+        """How the images are packed into one sequence [1, T, D]; None if they are a batch."""
+        return None if self.token_map is None else self.token_map.packing
+
+    def packed(self) -> LayerTokens:
+        """The same tokens for attention that is told elsewhere where an image ends, and how much its keys weigh."""
+        return replace(self, key_bias=None)
+
+    def padded(self) -> LayerTokens:
+        """The same tokens as a batch [B, M, D], to whose padding no one attends."""
+        assert self.token_map is not None
+        bias = self.key_bias
+        if bias is None:
+            bias = torch.where(self.token_map.sizes > 0, 0.0, -torch.inf)[:, None, None]
+        return replace(self, token_map=TokenMap(self.token_map.labels, self.token_map.sizes), key_bias=bias)
+
+    def of_image(self, image: int) -> LayerTokens:
+        """Those of one image."""
+        assert self.token_map is not None
+        token_map = self.token_map.of_image(image)
+        bias = None if self.key_bias is None else self.key_bias[image : image + 1, ..., : token_map.sizes.shape[1]]
+        return LayerTokens(token_map, bias, self.num_prefix_tokens, image)
+
+    def average_patches(self, x: Tensor, batched: bool = False, neutral: Tensor | None = None) -> Tensor:
+        """What belongs to each patch (sines and cosines of rotary angles), averaged over each group.
+
+        A key turned by the mean of its members' rotations gives the logits that the members' keys give on average.
+        Measured against the first member's angles in benchmarks/positions.py: closer to the unpatched model.
+
+        Args:
+            x: [..., N, D] of all patches without the prefix, the same for the whole batch; or [B, ..., N, D].
+            batched: whether ``x`` has the batch.
+            neutral: broadcastable to [D]; what belongs to no place. Only needed where images are packed, for the
+                prefixes of all images but the first.
+
+        Returns:
+            [B, ..., M, D], or [1, ..., T - P, D] if images are packed; ``x`` as it is while nothing is merged.
+        """
+        if self._patches is None:
+            return x
+        if batched and self.image is not None and x.shape[0] > 1:
+            x = x[self.image : self.image + 1]
+        x = x if batched else x.expand(self._patches.labels.shape[0], *x.shape)
+        averages = self._patches.merge(x.movedim(-2, 1))
+        if self.packing is not None:
+            assert neutral is not None
+            prefix = neutral.expand(averages[:, :1].shape).expand(-1, self.num_prefix_tokens, *averages.shape[2:])
+            averages = self.packing.pack(torch.cat([prefix, averages], 1))[:, self.num_prefix_tokens :]
+        return averages.movedim(1, -2)
+
+    @cached
+    def _patches(self) -> TokenMap | None:
+        return None if self.token_map is None else self.token_map.without_prefix(self.num_prefix_tokens)
+
+    def attention_mask(self, mask: Tensor | None) -> Tensor | None:
+        """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
+        if mask is None:
+            return self.key_bias
+        mask = self.pair(mask)
+        if self.key_bias is None:
+            return mask
+        if mask.dtype == torch.bool:
+            return torch.where(mask, self.key_bias, -torch.inf)
+        return mask + self.key_bias
+
+    def pair(self, mask: Tensor) -> Tensor:
+        """What the caller gives for each pair of tokens [..., P+N, P+N], for those that are left."""
+        if self.image is not None and mask.dim() == 4 and mask.shape[0] > 1:
+            mask = mask[self.image : self.image + 1]
+        return mask if self.token_map is None else self.token_map.pair(mask)
+
+    def plus(self, bias: Tensor) -> LayerTokens:
+        """The same tokens with a further bias [B, heads, P+M, P+M] for those that are left."""
+        return replace(self, key_bias=bias if self.key_bias is None else bias + self.key_bias)

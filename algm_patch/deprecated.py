@@ -1,0 +1,33 @@
+"""What version 0.1 offered in another place or order, and this release still takes, with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from torch import nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def warn_of(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that something is now written another way."""
+    message = f"algm_patch: {old} is now {new}; the old way goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel)
+
+
+def model_first(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a function that takes the model first accepts it in second place too."""
+    name = getattr(function, "__name__", "")
+
+    @wraps(function)
+    def in_order(*args: Any, **kwargs: Any) -> R:
+        if len(args) > 1 and isinstance(args[1], nn.Module) and not isinstance(args[0], nn.Module):
+            warn_of(f"{name}(..., model, ...)", f"{name}(model, ..., ...)")
+            args = (args[1], args[0], *args[2:])
+        return function(*args, **kwargs)
+
+    return in_order

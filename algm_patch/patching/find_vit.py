@@ -1,0 +1,239 @@
+"""Find the one plain ViT in a model, or say why there is none."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+
+from torch import nn
+
+from ..adapters.base import Adapter
+from ..adapters.registry import FLOORS, adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
+
+SEQUENCES = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class Vit:
+    """The parts of a ViT that are patched.
+
+    Attributes:
+        path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
+        projection: which tells the grid of patches.
+        drivers: modules between the trunk and the sequence with a method that runs the blocks.
+        blocks, adapters: in order, each block with its adapter.
+    """
+
+    path: str
+    projection: nn.Module
+    drivers: list[nn.Module]
+    blocks: list[nn.Module]
+    adapters: list[type[Adapter]]
+
+
+def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
+    """The one trunk in ``model`` and its parts.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if there is no ViT, more than one, or one that cannot be patched; naming what was found.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
+    found = {path: owner_of(model, path, adapter) for path, adapter in known_sequences(model).items()}
+    owners = {path: owner for path, owner in found.items() if owner is not None}
+    title = class_name(model)
+    if not owners:
+        raise ValueError(f"{title} cannot be patched: {why_none(model, found)}")
+    trunks = sorted(set(owners.values()))
+    if len(trunks) > 1:
+        choices = ", ".join(f"{as_code(path)} ({class_name(model.get_submodule(path))})" for path in trunks)
+        raise ValueError(f"{title} holds {len(trunks)} ViTs. Pass one of them to apply_algm: {choices}")
+    if len(owners) > 1:
+        raise ValueError(
+            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}. "
+            "Build it with one (DINOv2: block_chunks=0)"
+        )
+    ((path, owner),) = owners.items()
+    named = {f"{path}.{name}": block for name, block in model.get_submodule(path)._modules.items() if block is not None}
+    blocks, adapters = list(named.values()), [check_block(name, block) for name, block in named.items()]
+    if len(set(blocks)) < len(blocks):
+        raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
+    trunk = model.get_submodule(owner)
+    where = projection_in(trunk, adapters[0])
+    assert where is not None  # owner_of found it
+    projection = trunk.get_submodule(where)
+    check_projection(f"{owner}.{where}", projection)
+    path = path.removeprefix(owner).lstrip(".")
+    above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
+    return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
+
+
+def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
+
+    Raises:
+        ValueError: if there is none, or the forward of one is hidden.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        head = head_of(module)
+        if head is not None:
+            check_forward(path, module)
+            found[module] = head
+    if not found:
+        raise ValueError(
+            f"unmerge_at='after_head': in {class_name(model)} there is no decoder that is known to run on merged "
+            "tokens. Pass the whole model, decoder included; or keep unmerge_at='before_head' and, in a head of your "
+            "own that runs on model.algm.token_map.take(x), give its output to model.algm.unmerge"
+        )
+    return found
+
+
+def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
+    """By path, every sequence in which at least one block has an adapter, and that adapter."""
+    found = {}
+    for path, module in model.named_modules():
+        adapters = [adapter_of(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
+        adapter = next(filter(None, adapters), None)
+        if adapter is not None:
+            found[path] = adapter
+    return found
+
+
+def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
+    """Path of the nearest module above a sequence of blocks that has a patch projection."""
+    while path:
+        path = path.rpartition(".")[0]
+        if projection_in(model.get_submodule(path), adapter) is not None:
+            return path
+    return None
+
+
+def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
+    """Path of the patch projection below a module, if it has one where the adapter says."""
+    paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
+    for path in paths:
+        try:
+            found = module.get_submodule(path)
+        except AttributeError:
+            continue
+        if adapter.is_projection(found):
+            return path
+    return None
+
+
+def check_block(path: str, block: nn.Module) -> type[Adapter]:
+    adapter = adapter_of(block)
+    if adapter is None or refusal_of(block) is not None:
+        raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
+    check_version(path, block)
+    check_forward(path, block)
+    return adapter
+
+
+def check_version(path: str, block: nn.Module) -> None:
+    library = unpatched(type(block)).__module__.partition(".")[0]
+    floor, found = FLOORS.get(library), version_of(library)
+    if floor is not None and found is not None and numbers(found) < numbers(floor):
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: it comes from {library} {found}, and ALGM knows the blocks "
+            f"of {library} {floor} and later. Install {library}>={floor}"
+        )
+
+
+def version_of(library: str) -> str | None:
+    """Return the version of a library that is loaded; None if it has none, as a copy inside another project may."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return getattr(sys.modules.get(library), "__version__", None)
+
+
+def check_projection(path: str, projection: nn.Module) -> None:
+    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: the patch projection is a {class_name(projection)}, which leaves no "
+            "grid [B, D, H, W]"
+        )
+    check_forward(path, projection)
+
+
+def check_forward(path: str, module: nn.Module) -> None:
+    if is_wrapped(module):
+        raise ValueError(
+            f"{as_code(path)} cannot be patched: this {class_name(module)} has a forward set on the instance, which "
+            "hides that of its class. Undo what set it (an offloading hook, another patch) first"
+        )
+
+
+def why_none(model: nn.Module, found: Iterable[str]) -> str:
+    refused = next(filter(refusal_of, model.modules()), None)
+    if refused is not None:
+        return why_unknown(refused)
+    if found:
+        return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
+    counts = Counter(full_name(module) for module in model.modules())
+    blocks = [
+        child
+        for sequence in model.modules()
+        if isinstance(sequence, SEQUENCES)
+        for child in sequence.children()
+        if not isinstance(child, SEQUENCES) and counts[full_name(child)] > 1 and has_attention(child)
+    ]
+    if not blocks:
+        return "there is no sequence of transformer blocks in it"
+    return why_unknown(max(blocks, key=lambda block: counts[full_name(block)]))
+
+
+def why_unknown(block: nn.Module) -> str:
+    reason = refusal_of(block)
+    if reason is not None:
+        return f"in {full_name(block)}, {reason}"
+    if any(map(adapter_of, block.modules())):
+        return f"{full_name(block)} wraps a block. Call apply_algm before the blocks are wrapped"
+    forward = path_of(unpatched(type(block)).forward)
+    return (
+        f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
+        "the MLP begins. If you do, write an Adapter and register it: see algm_patch.register"
+    )
+
+
+def has_attention(module: nn.Module) -> bool:
+    names = {f"{name} {class_name(part)}".lower() for name, part in module.named_modules()}
+    return any(word in name for name in names for word in ("attention", "attn", "qkv"))
+
+
+def around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
+    path = next(path for path, part in model.named_modules() if part is trunk)
+    yield model
+    for name in filter(None, path.split(".")):
+        model = model.get_submodule(name)
+        yield model
+
+
+def class_name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def numbers(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)[:3]]
+
+
+def as_code(path: str) -> str:
+    """Path of a submodule as one writes it."""
+    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".") if part)
+
+
+def names(paths: Iterable[str]) -> str:
+    return ", ".join(map(as_code, paths))

@@ -1,0 +1,219 @@
+"""Attention of several images in one sequence: each token attends to its own image's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from ..core.matching import full_precision
+from ..core.packing import Packing
+
+varlen_attn: Any = None
+if find_spec("torch.nn.attention.varlen"):  # torch 2.10; its scale later
+    from torch.nn.attention import varlen
+
+    if "scale" in inspect.signature(varlen.varlen_attn).parameters:
+        varlen_attn = varlen.varlen_attn
+
+
+class PackedAttention(TorchFunctionMode):
+    """Within, ``scaled_dot_product_attention`` of the packed sequence is that of each image.
+
+    So that attention of any library, its norms, rotary angles and projections, runs on all images at once as it is.
+
+    Args:
+        packing: of the sequence.
+        key_bias: [B, 1, 1, M], added to the logits of each image's keys; None: nothing.
+
+    Attributes:
+        used: whether it was called; if not, images may have attended to each other.
+    """
+
+    def __init__(self, packing: Packing, key_bias: Tensor | None) -> None:
+        super().__init__()
+        self.packing, self.key_bias, self.used = packing, key_bias, False
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is scaled_dot_product_attention:
+            self.used = True
+            return attention(self.packing, self.key_bias, *args, **kwargs or {})
+        return function(*args, **kwargs or {})
+
+
+def attention(
+    packing: Packing,
+    key_bias: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention [1, heads, T, D] of each image in a packed sequence.
+
+    Raises:
+        ValueError: if there is a mask, which would be one between all tokens of all images, or dropout.
+    """
+    if attn_mask is not None or is_causal or dropout_p:
+        raise ValueError(
+            "attention of packed images was given a mask or dropout, which Adapter.packs had said it would not be"
+        )
+    options = key_bias, scale, enable_gqa
+    if torch.compiler.is_compiling():
+        y = opaque(query, key, value, packing.counts, packing.longest, *options)
+    else:
+        y = of_each_image(query, key, value, packing, *options)
+    return y.transpose(1, 2)
+
+
+def of_each_image(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    key_bias: Tensor | None,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """[1, T, heads, D] of the [1, heads, T, D]: in one call where there is a kernel for it, else image by image."""
+    if has_kernel(query) and not enable_gqa:
+        return in_one_call(query, key, value, packing, key_bias, scale)
+    lengths = packing.lengths or packing.counts.tolist()
+    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+    outputs = []
+    for image, (q, k, v) in enumerate(parts):
+        bias = None if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]
+        y = scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=enable_gqa)
+        outputs.append(y.transpose(1, 2))
+    return torch.cat(outputs, 1)
+
+
+# -- one call for images of any lengths
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether torch has attention of variable lengths for such tensors: flash attention, in half precision on CUDA."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and varlen_attn is not None
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def in_one_call(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor | None, scale: float | None
+) -> Tensor:
+    """As :func:`of_each_image`. The kernel takes no bias, so two further dimensions carry it inside the product."""
+    width = value.shape[3]
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if key_bias is not None:
+        query, key, value = with_bias(query, key, value, packing.pack(key_bias[:, 0, 0]) / scale)
+    ends = torch.nn.functional.pad(packing.counts.cumsum(0), (1, 0)).to(torch.int32)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return varlen_attn(q, k, v, ends, ends, packing.longest, packing.longest, scale=scale)[None, ..., :width]
+
+
+def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [1, heads, T, D'] whose product is larger by ``bias`` [1, T] of each key.
+
+    Twice 1 in the queries; in the keys the bias and what half precision loses of it; zeros to a multiple of eight.
+    """
+    high = bias.to(key.dtype)
+    low = (bias - high).to(key.dtype)
+    more = 2 + -(query.shape[3] + 2) % 8
+    ones, zeros = query.new_ones(*query.shape[:3], 2), query.new_zeros(*query.shape[:3], more - 2)
+    both = torch.stack([high, low], -1)[:, None].expand(*key.shape[:3], 2)
+    return (
+        torch.cat([query, ones, zeros], 3),
+        torch.cat([key, both, zeros], 3),
+        torch.nn.functional.pad(value, (0, more)),
+    )
+
+
+# -- what a compiler calls without looking into it: it does not know how many tokens an image has
+
+
+@torch.library.custom_op("algm_patch::packed_attention", mutates_args=())
+def opaque(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    counts: Tensor,
+    longest: int,
+    key_bias: Tensor | None,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    packing = Packing(counts, longest, query.shape[2])
+    return of_each_image(query, key, value, packing, key_bias, scale, enable_gqa).contiguous()
+
+
+@opaque.register_fake
+def like_output(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
+    batch, heads, length, _ = query.shape
+    return query.new_empty(batch, length, heads, value.shape[3])
+
+
+@torch.library.custom_op("algm_patch::packed_attention_backward", mutates_args=())
+def opaque_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    counts: Tensor,
+    key_bias: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = counts.tolist()
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    parts = (x.split(lengths, 2) for x in (gradient.transpose(1, 2), query, key, value))
+    found = []
+    for image, (g, q, k, v) in enumerate(zip(*parts, strict=True)):
+        bias = 0.0 if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]
+        found.append(gradients_of_one(g, q, k, v, bias, scale))
+    one, two, three = (torch.cat(images, 2) for images in zip(*found, strict=True))
+    return one.to(query), two.to(key), three.to(value)
+
+
+def gradients_of_one(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``softmax(q k^T scale + bias) v``, [1, heads, m, D] each, where ``g`` is that of the output."""
+    groups = q.shape[1] // k.shape[1]
+    g, q, k, v = (full_precision(x) for x in (g, q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
+    weights = (q @ k.mT * scale + bias).softmax(-1)
+    through = g @ v.mT
+    logits = weights * (through - (through * weights).sum(-1, keepdim=True)) * scale
+    of_k, of_v = (x.unflatten(1, (-1, groups)).sum(2) for x in (logits.mT @ q, weights.mT @ g))
+    return logits @ k, of_k, of_v
+
+
+@opaque_backward.register_fake
+def like_gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def keep_inputs(ctx: Any, inputs: Any, output: Tensor) -> None:
+    query, key, value, counts, _, key_bias, ctx.scale, _ = inputs
+    ctx.save_for_backward(query, key, value, counts, key_bias)
+
+
+def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = opaque_backward(gradient, *ctx.saved_tensors, ctx.scale)
+    return *gradients, None, None, None, None, None
+
+
+opaque.register_autograd(backward, setup_context=keep_inputs)

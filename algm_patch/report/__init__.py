@@ -1,0 +1,1 @@
+"""What a patched model tells of itself."""

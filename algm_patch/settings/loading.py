@@ -1,0 +1,103 @@
+"""Settings read back from files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .record import Calibrated, Record, Trial
+from .renamed import SETTINGS, WITHOUT_EFFECT
+
+# The entry of a file that holds settings.
+KEY = "algm_patch"
+
+
+def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
+    """Return the settings in a JSON file, or in the metadata of a safetensors file, by name.
+
+    Args:
+        settings: the dataclass whose fields they are.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is damaged, or holds no settings, or one that this version does not know.
+    """
+    path = Path(path)
+    saved = metadata_of(path) if path.suffix == ".safetensors" else content_of(path)
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"{path} holds no settings: no entry {KEY!r}. Give a file that Settings.save wrote, or a safetensors file "
+            "saved with metadata=settings.metadata()"
+        )
+    values = checked(modern(saved), settings, path)
+    if values.get("record") is not None:
+        values["record"] = instance(values["record"], Record, path)
+    if values.get("calibrated") is not None:
+        values["calibrated"] = instance(values["calibrated"], Calibrated, path)
+    return values
+
+
+def metadata_of(path: Path) -> Any:
+    """Return the entry of a safetensors file's metadata; None if it has none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+        return None if text is None else json.loads(text)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error}). Save or download it again") from None
+
+
+def content_of(path: Path) -> Any:
+    """Return the entry of a JSON file; None if it has none."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Give a file that Settings.save wrote") from None
+    return content.get(KEY) if isinstance(content, dict) else None
+
+
+def modern(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that version 0.1 saved under the names of this one."""
+    values = {SETTINGS.get(name, name): value for name, value in saved.items() if name != WITHOUT_EFFECT}
+    if isinstance(values.get("calibrated"), list):
+        values["calibrated"] = next(iter(values["calibrated"]), None)
+    if isinstance(record := values.get("record"), dict) and "others" in record:
+        others = ((SETTINGS.get(name, name), value) for name, value in record["others"] if name != WITHOUT_EFFECT)
+        values["record"] = {**record, "others": [list(other) for other in others]}
+    return values
+
+
+def instance(saved: Any, cls: Any, path: Path) -> Any:
+    """Return what was saved of a dataclass as its instance."""
+    values = checked(saved, cls, path)
+    if cls is Record:
+        if not isinstance(values["trials"], list):
+            raise ValueError(f"{path} is damaged: where a list of trials should be there is {values['trials']!r:.40}")
+        values["trials"] = tuple(instance(trial, Trial, path) for trial in values["trials"])
+    try:
+        return cls(**{name: immutable(value) for name, value in values.items()})
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def immutable(value: Any) -> Any:
+    """Return lists as tuples, which JSON does not have."""
+    return tuple(map(immutable, value)) if isinstance(value, list) else value
+
+
+def checked(saved: Any, cls: Any, path: Path) -> dict[str, Any]:
+    """Return a copy of ``saved`` if its names are fields of a dataclass, and all fields without a default are there."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is damaged: where a {cls.__name__} should be there is {saved!r:.40}")
+    saved = {SETTINGS.get(name, name): value for name, value in saved.items()}
+    names = {field.name: field.default is MISSING for field in fields(cls)}
+    if extra := sorted(saved.keys() - names):
+        raise ValueError(f"{path} was saved by another version: this one does not know {', '.join(map(repr, extra))}")
+    if missing := sorted(name for name, needed in names.items() if needed and name not in saved):
+        raise ValueError(f"{path} was saved by another version: it says nothing of {', '.join(map(repr, missing))}")
+    return saved

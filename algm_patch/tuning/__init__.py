@@ -1,0 +1,1 @@
+"""Thresholds and layers, found by measurement."""

@@ -1,0 +1,8 @@
+"""Pictures of what merges: on one sheet, as arrays, of a folder, as a film, and of what tune tried."""
+
+from .figure import contact_sheet, visualize
+from .film import animate
+from .panels import panels
+from .pareto import pareto
+
+__all__ = ["animate", "contact_sheet", "panels", "pareto", "visualize"]

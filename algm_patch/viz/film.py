@@ -1,0 +1,65 @@
+"""What merges in frames that follow each other, as one moving picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from ..deprecated import model_first
+from ..files import written_whole
+from .figure import named_images
+from .panels import last_groups
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WIDTH = 960  # of the film in pixels
+
+
+@model_first
+def animate(model: nn.Module, frames: Any, path: str | Path, fps: float = 10) -> Path:
+    """Write a GIF: of each frame the image, and beside it the groups that the last layer leaves.
+
+    Args:
+        model: patched.
+        frames: a folder, whose images are taken by name, 2 before 10; or images as for :func:`panels`, or paths of
+            images. Those of other proportions than the first get black margins.
+        path: ends in ".gif". Written whole or not at all: after an error or an interrupt the file that was there
+            before is there still.
+        fps: frames a second, at most 50, which is what viewers show.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as :func:`panels`.
+        OSError: if a file cannot be read as an image, or the folder of ``path`` is not there.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"path ends in .gif; got {path.name}")
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps is above 0 and at most 50, got {fps}")
+    with written_whole(path) as unfinished:
+        pictures = film(model, frames)
+        first = next(pictures, None)
+        if first is None:
+            raise ValueError("animate got no frames")
+        first.save(unfinished, "GIF", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
+    return path
+
+
+def film(model: nn.Module, frames: Any) -> Iterator[Image]:
+    """Yield each frame beside its groups, all of the first one's size."""
+    from PIL import Image, ImageOps
+
+    size = None
+    for _, frame in named_images(frames):
+        picture, groups, _ = last_groups(model, frame)
+        both = Image.fromarray(np.concatenate([picture, groups], 1))
+        size = size or (WIDTH, max(1, round(WIDTH * both.height / both.width)))
+        yield ImageOps.pad(both, size)

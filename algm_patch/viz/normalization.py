@@ -1,0 +1,116 @@
+"""How a model's images are normalised, as far as the model or the library it comes from says."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..patching.find_vit import around, class_name
+
+WHITE = 255
+
+
+def normalization(model: nn.Module, trunk: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation [3, 1, 1] of the channels, for pixels from 0 to 1.
+
+    The outermost module around ``trunk`` that says something decides: a model of transformers by the image processor
+    of its checkpoint, if that is on this machine, or else by its class's; of open_clip, mmengine and timm by its
+    attributes. If none does, they are ImageNet's.
+    """
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    said = (found for part in around(model, trunk) if (found := said_by(part)) is not None)
+    mean, std = next(said, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return as_channels(mean), as_channels(std)
+
+
+def as_channels(numbers: Any) -> Tensor:
+    """Return one number for each channel, or one for all, as [3, 1, 1]."""
+    return torch.as_tensor(numbers, dtype=torch.float32).detach().cpu().reshape(-1, 1, 1).expand(3, 1, 1)
+
+
+def said_by(part: nn.Module) -> tuple[Any, Any] | None:
+    """Return mean and standard deviation that a module's own attributes name, for pixels from 0 to 1."""
+    if (found := by_processor(part)) is not None:
+        return found
+    if getattr(part, "image_mean", None) is not None:  # open_clip
+        return part.image_mean, part.image_std
+    if isinstance(getattr(getattr(part, "data_preprocessor", None), "mean", None), Tensor):  # mmengine, for 0 to 255
+        preprocessor: Any = part.data_preprocessor
+        return preprocessor.mean / WHITE, preprocessor.std / WHITE
+    if getattr(part, "pretrained_cfg", None):
+        import timm.data
+
+        config = timm.data.resolve_model_data_config(part)
+        return config["mean"], config["std"]
+    return None
+
+
+def by_processor(part: Any) -> tuple[Any, Any] | None:
+    """Return mean and standard deviation of the image processor of a model of transformers; None if it has none."""
+    if sys.modules.get("transformers") is None:
+        return None
+    from transformers.configuration_utils import PretrainedConfig
+
+    config = getattr(part, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        return None
+    defaults, saved = class_defaults(config), saved_processor(config)
+    if saved is None and defaults is not None and config.name_or_path:
+        warnings.warn(
+            f"{config.name_or_path}, from which this {class_name(part)} was loaded, has no image processor on this "
+            f"machine. Images are normalised by the default of its class, mean {defaults['image_mean']}. Load it once "
+            f"with AutoImageProcessor.from_pretrained({config.name_or_path!r}), or pass images as tensors",
+            UserWarning,
+            stacklevel=2,
+        )
+    processor = {**(defaults or {}), **(saved or {})}
+    if processor.get("image_mean") is None:
+        return None
+    return numbers_of(processor)
+
+
+def numbers_of(processor: dict[str, Any]) -> tuple[Any, Any]:
+    """Return mean and standard deviation, for pixels from 0 to 1, of what a processor does to pixels from 0 to 255."""
+    white = WHITE * processor.get("rescale_factor", 1 / WHITE) if processor.get("do_rescale", True) else WHITE
+    normalises = processor.get("do_normalize", True)
+    mean, std = (torch.tensor(processor[name], dtype=torch.float32) for name in ("image_mean", "image_std"))
+    return (mean if normalises else 0 * mean) / white, (std if normalises else std / std) / white
+
+
+def saved_processor(config: Any) -> dict[str, Any] | None:
+    """Return what the checkpoint of a configuration says of its image processor; None if that is not here."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    if not config.name_or_path:
+        return None
+    try:
+        saved, _ = BaseImageProcessor.get_image_processor_dict(config.name_or_path, local_files_only=True)
+    except OSError:
+        return None
+    return saved
+
+
+def class_defaults(config: Any) -> dict[str, Any] | None:
+    """Return the attributes of the image processor that transformers pairs with a configuration, or with its package.
+
+    SigLIP's vision model has a configuration of its own, which transformers pairs with no processor; that of its
+    package is SigLIP's.
+    """
+    auto: Any = import_module("transformers.models.auto.image_processing_auto")
+    *_, package, _ = f"..{type(config).__module__}".split(".")
+    known = auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    kinds = [config.model_type, *(kind for kind in known if auto.model_type_to_module_name(kind) == package)]
+    names: Any = next((known[kind] for kind in kinds if kind in known), ())
+    for name in names.values() if isinstance(names, dict) else names:
+        if name is not None:
+            try:
+                return vars(auto.get_image_processor_class_from_name(name)())
+            except (ImportError, TypeError):  # needs a library that is not here; or arguments, as timm's wrapper does
+                continue
+    return None
