@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from algm_patch import apply_algm, remove_algm
-from algm_patch.flops import VitCost, matching_cost
-from algm_patch.handle import Algm, handle_of
+from algm_patch import Algm
+from algm_patch.handle import handle_of
+from algm_patch.report.cost import VitCost, matching_cost
+
+from .patching import patched
 
 # The attribute of a trunk under which a method other than ALGM keeps its meter.
 METER = "cost_meter"
@@ -65,11 +67,8 @@ def metered(model: nn.Module) -> Iterator[Meter]:
     elif any(isinstance(part.get("algm"), Algm) for part in parts):
         yield handle_of(model)
     else:  # not every attention takes a mask, which proportional attention needs
-        apply_algm(model, tau=2.0, gbm_layers=[], proportional_attention=False)
-        try:
-            yield handle_of(model)
-        finally:
-            remove_algm(model)
+        with patched(model, tau=2.0, gbm_layers=[], proportional_attention=False) as handle:
+            yield handle
 
 
 def operations_by_layer(

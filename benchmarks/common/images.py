@@ -10,7 +10,7 @@ from skimage import data
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from algm_patch.normalization import normalization
+from algm_patch.viz.normalization import normalization
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -40,8 +40,13 @@ def eight_pictures(folder: Path | None = None) -> list[Image.Image]:
 
 def channel_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of the channels, for pixels in [0, 1], as the model's library says."""
-    mean, std = (tuple(round(value, 6) for value in numbers.flatten().tolist()) for numbers in normalization(model, model))
-    return mean, std
+    mean, std = normalization(model, model)
+    return as_numbers(mean), as_numbers(std)
+
+
+def as_numbers(channels: Tensor) -> tuple[float, ...]:
+    """Return [3, 1, 1] float32 as the decimal numbers that were rounded to it."""
+    return tuple(round(value, 6) for value in channels.flatten().tolist())
 
 
 def model_input(picture: Image.Image, model: nn.Module, size: int | tuple[int, int]) -> Tensor:

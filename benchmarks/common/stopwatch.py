@@ -12,9 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from algm_patch import TokenMap, passes
-from algm_patch.discovery import find_vit
-from algm_patch.merging import Plan
+from algm_patch.core.plan import Plan
+from algm_patch.functional import TokenMap
+from algm_patch.patching import forward_pass
+from algm_patch.patching.find_vit import find_vit
 
 # What merging adds to the blocks; "other" is in the blocks, but in none of the parts before it.
 MACHINERY = ("matching", "merging", "unmerging", "other")
@@ -76,8 +77,8 @@ def parts_timed(clock: Clock, model: nn.Module) -> ExitStack:
         (type(block), "forward", "blocks"),
         (adapter, "attention_half", "attention half"),
         (adapter, "mlp_half", "MLP half"),
-        (passes, "plan_clap", "matching"),
-        (passes, "plan_gbm", "matching"),
+        (forward_pass, "plan_clap", "matching"),
+        (forward_pass, "plan_gbm", "matching"),
         (Plan, "__call__", "merging"),
         (TokenMap, "unmerge", "unmerging"),
     ):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 Name = TypeVar("Name")
+
+# A turn of short calls lasts at least so many seconds, as far as so many calls suffice.
+TURN, MOST_CALLS = 0.05, 100
 
 
 def seconds(function: Callable[..., object], *args: Any) -> float:
@@ -45,6 +50,25 @@ def in_turns(timers: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Na
         for name in order.sample(list(timers), len(timers)):
             spent[name].append(timers[name]())
     return spent
+
+
+def calls_in_turns(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
+    """Return the seconds of one call of each, in each round.
+
+    Short ones are called back to back, up to ``MOST_CALLS`` times in a turn, so that their launches on a GPU overlap.
+    """
+    calls = {name: min(MOST_CALLS, math.ceil(TURN / seconds_per_call(run, 1))) for name, run in runs.items()}
+    return in_turns({name: partial(seconds_per_call, run, calls[name]) for name, run in runs.items()}, rounds)
+
+
+def seconds_per_call(run: Callable[[], object], calls: int) -> float:
+    """Return the seconds of a call, averaged over several back to back."""
+
+    def call_all() -> None:
+        for _ in range(calls):
+            run()
+
+    return seconds(call_all) / calls
 
 
 def median_ratio(spent: Iterable[float], others: Iterable[float]) -> float:

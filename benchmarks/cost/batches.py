@@ -90,12 +90,12 @@ def measure(model: Any, images: Tensor, rounds: int) -> dict[str, float]:
     def ratio(name: str, other: str) -> float:
         return median_ratio(spent[name], spent[other])
 
-    with patched(model, **SETTINGS, batch="image"):
-        together, counts = model(images), (model.algm.token_map.sizes > 0).sum(1).tolist()
+    with patched(model, **SETTINGS, batch="image") as handle:
+        together, counts = model(images), (handle.token_map.sizes > 0).sum(1).tolist()
         alone = one_by_one(images)
-    with patched(model, **SETTINGS, batch="min"):
+    with patched(model, **SETTINGS, batch="min") as handle:
         model(images)
-        count = model.algm.token_map.sizes.shape[1]
+        count = handle.token_map.sizes.shape[1]
     figures = {
         "image, times faster than min": ratio("min", "image"),
         "image, times faster than unpatched": ratio("unpatched", "image"),

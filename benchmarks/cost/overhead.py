@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from algm_patch import apply_algm, remove_algm
-from algm_patch.handle import handle_of
 
 from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of
 from ..common.gflops import gflops
@@ -105,9 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
     """Print the figures of a model."""
-    with patched(model, gbm_layers=[]):
+    with patched(model, gbm_layers=[]) as handle:
         model(image)
-        similarities = handle_of(model).window_similarity.flatten()
+        similarities = handle.window_similarity.flatten()
 
     def merging_nothing() -> float:
         with patched(model, tau=2.0, gbm_layers=[]):
@@ -129,9 +128,9 @@ def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
         ]
         timers = [partial(time_patched, model, image, settings) for settings in variants]
         for settings, time in zip(variants, relative_times(model, image, timers, rounds), strict=True):
-            with patched(model, **settings):
+            with patched(model, **settings) as handle:
                 less = work / gflops(model, image)
-                left = handle_of(model).tokens_per_layer
+                left = handle.tokens_per_layer
                 print(
                     f"{share:7.0%}  {'proportional' if settings['proportional_attention'] else 'plain':12} "
                     f"{left[0]:5} {left[-1]:5} {1 / less:7.2f} {time:6.2f} {1 / time:9.2f} {1 / time / less:5.2f} "
@@ -145,14 +144,12 @@ def time_patched(model: nn.Module, image: Tensor, settings: dict[str, Any]) -> f
         return seconds(model, image)
 
 
-def relative_times(
-    model: nn.Module, image: Tensor, timers: Sequence[Callable[[], float]], rounds: int
-) -> list[float]:
+def relative_times(model: nn.Module, image: Tensor, timers: Sequence[Callable[[], float]], rounds: int) -> list[float]:
     """Return the time of each variant divided by that of the unpatched model: the median over rounds.
 
     All run on the same weights at the same place in memory: copies of a model differ by a few percent.
     """
-    every = [partial(seconds, model, image), *timers]
+    every: list[Callable[[], float]] = [partial(seconds, model, image), *timers]
     spent = in_turns(dict(enumerate(every)), rounds)
     return [median_ratio(spent[index], spent[0]) for index in range(1, len(every))]
 

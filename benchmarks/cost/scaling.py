@@ -109,9 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, default=100, help="seconds for each combination of tokens and batch (default: 100)"
     )
-    parser.add_argument(
-        "--out", type=Path, help="files, without ending (default: benchmarks/results/scaling_DEVICE)"
-    )
+    parser.add_argument("--out", type=Path, help="files, without ending (default: benchmarks/results/scaling_DEVICE)")
     return parser.parse_args(arguments)
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from algm_patch.matching import CHUNK_BYTES
+from algm_patch.core.matching import CHUNK_BYTES
 
 from .stages import FORWARD, MATCHING, STAGES, LeftOut, Measured
 
@@ -77,7 +77,7 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
 
 
 def allowed_memory(result: Measured, measured: Sequence[Measured]) -> float:
-    """Return the bytes that matching may allocate: as many a token as at the fewest tokens of its batch, and a chunk."""
+    """Return the bytes that matching may allocate: for each token as many as with the fewest tokens, and one chunk."""
     fewest = min((other for other in measured if other.batch == result.batch), key=lambda other: other.tokens)
     return fewest.matching_memory / fewest.tokens * result.tokens + CHUNK_BYTES
 

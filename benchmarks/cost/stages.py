@@ -12,9 +12,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from algm_patch import TokenMap
-from algm_patch.matching import best_matches, window_similarity
-from algm_patch.merging import plan_clap, plan_gbm
+from algm_patch.core.matching import best_matches, window_similarity
+from algm_patch.core.plan import plan_clap, plan_gbm
+from algm_patch.functional import TokenMap
 
 from ..common.memory import peak_memory
 from ..common.timing import in_turns, seconds
@@ -143,7 +143,7 @@ def stages(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> dict[str
     windows = window_similarity(x[:, num_prefix_tokens:], grid, WINDOW)
     proposals, *_ = best_matches(x, num_prefix_tokens)
     tau, gbm_tau = (similarity.median().item() for similarity in (windows, proposals))
-    everything = TokenMap.identity(*x.shape[:2], x.device)
+    everything = TokenMap.identity(x.shape[0], x.shape[1], x.device)
 
     def match_clap(x: Tensor) -> object:
         return plan_clap(x, grid, tau, WINDOW, num_prefix_tokens, "image")

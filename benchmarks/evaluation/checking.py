@@ -61,9 +61,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     return stems
 
 
-def checked_pairs(
-    paths: list[tuple[Path, Path]], table: Table, progress: bool
-) -> tuple[tuple[Pair, ...], list[int]]:
+def checked_pairs(paths: list[tuple[Path, Path]], table: Table, progress: bool) -> tuple[tuple[Pair, ...], list[int]]:
     """Read images and their labels to the end; return them, and the values that occur in the labels.
 
     Raises:

@@ -79,9 +79,7 @@ def load(path: str | Path, size: Sequence[int] | None = None) -> SegmentationMod
 
         trunk = transformers.AutoBackbone.from_config(transformers.AutoConfig.for_model(**about["config"]))
     height, width = size or trained_size
-    model = dense_model(
-        spec, trunk, about["head"], about["classes"], (height, width), (about["mean"], about["std"])
-    )
+    model = dense_model(spec, trunk, about["head"], about["classes"], (height, width), (about["mean"], about["std"]))
     load_weights(model, path)
     if size is not None and hasattr(trunk, "set_input_size"):
         trunk.set_input_size(tuple(size))

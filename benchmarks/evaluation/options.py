@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from algm_patch import apply_algm, load_settings
+from algm_patch import Settings, apply_algm
 
 from ..common.arguments import number_or_rule, positive
 from .dataset import Dataset
@@ -117,7 +117,7 @@ def add_settings(group: Any) -> None:
     group.add_argument("--tau", type=number_or_rule, help="a number, auto or paper")
     group.add_argument("--gbm-tau", type=number_or_rule, help="a number, adaptive or tau")
     group.add_argument(
-        "--unmerge", choices=("before_head", "after_head"), help="after_head: for models trained with ALGM"
+        "--unmerge-at", choices=("before_head", "after_head"), help="after_head: for models trained with ALGM"
     )
     group.add_argument(
         "--proportional-attention",
@@ -131,32 +131,39 @@ def layer_or_none(text: str) -> int:
     return 0 if text == "none" else positive(text)
 
 
-def algm_settings(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the arguments of apply_algm that :func:`add_algm_options` asks for; None if ALGM is off."""
-    given = given_settings(options, Path(options.algm) if options.algm else None)
-    return given if given or options.algm is not None else None
+def algm_settings(options: argparse.Namespace) -> Settings | None:
+    """Return the settings that :func:`add_algm_options` asks for; None if ALGM is off."""
+    changes = given_settings(options)
+    if not changes and options.algm is None:
+        return None
+    return settings_of(changes, Path(options.algm) if options.algm else None)
 
 
-def given_settings(options: argparse.Namespace, file: Path | None) -> dict[str, Any]:
-    """Return the settings of a file, changed by those that have an option of their own."""
-    names = ("gbm_layers", "tau", "gbm_tau", "unmerge", "proportional_attention")
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given by an option of their own."""
+    names = ("gbm_layers", "tau", "gbm_tau", "unmerge_at", "proportional_attention")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.clap_layer is not None:
         given["clap_layer"] = options.clap_layer or None
-    return given if file is None else {**read_settings(file), **given}
+    return given
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings of a file, or raise ModelError."""
+def settings_of(changes: dict[str, Any], file: Path | None) -> Settings:
+    """Return the settings of a file, or the defaults, with these changes.
+
+    Raises:
+        ModelError: if the file cannot be read, or there are no such settings.
+    """
     try:
-        return dict(**load_settings(path))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"--algm: {error}") from error
+        settings = Settings() if file is None else Settings.load(file)
+        return settings.replace(**changes)
+    except (OSError, TypeError, ValueError) as error:
+        raise ModelError(f"ALGM cannot be set so: {error}") from error
 
 
-def patched_copy(model: SegmentationModel, settings: dict[str, Any]) -> SegmentationModel:
+def patched_copy(model: SegmentationModel, settings: Settings) -> SegmentationModel:
     """Return a patched copy of a model, or raise ModelError."""
     try:
-        return apply_algm(copy.deepcopy(model), **settings)
-    except (TypeError, ValueError) as error:
+        return apply_algm(copy.deepcopy(model), settings=settings)
+    except ValueError as error:
         raise ModelError(f"ALGM cannot be applied to {model.name}: {error}") from error

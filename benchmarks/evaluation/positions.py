@@ -21,8 +21,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from algm_patch import TokenMap
-from algm_patch.passes import LayerTokens
+from algm_patch.adapters import LayerTokens
+from algm_patch.functional import TokenMap
 
 from ..common.images import model_input, photograph
 from ..common.patching import patched

@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 import algm_patch
+from algm_patch import Algm
 from algm_patch.files import written_whole
-from algm_patch.handle import Algm
 
 from . import models
 from .dataset import Pair
@@ -62,7 +62,7 @@ def fingerprint(model: SegmentationModel) -> str:
         handle = vars(part).get("algm")
         if isinstance(handle, Algm):
             digest.update(f"{plain_settings(handle)} {handle.calibrated_tau}\n".encode())
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if hasattr(config, "to_json_string"):
             digest.update(config.to_json_string().encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -75,7 +75,7 @@ def fingerprint(model: SegmentationModel) -> str:
 
 def plain_settings(handle: Algm) -> dict[str, Any]:
     """Return the settings of a patched model, without how they were found."""
-    return {key: value for key, value in vars(handle.settings).items() if key != "measured"}
+    return {key: value for key, value in vars(handle.settings).items() if key != "record"}
 
 
 def is_plain(value: Any) -> bool:

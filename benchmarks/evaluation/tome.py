@@ -10,13 +10,13 @@ from typing import Any
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from algm_patch import TokenMap
-from algm_patch.discovery import Vit, find_vit
-from algm_patch.flops import vit_cost
-from algm_patch.handle import Algm
-from algm_patch.matching import best_matches, gbm_leaders
-from algm_patch.merging import planning
-from algm_patch.passes import LayerTokens
+from algm_patch import Algm
+from algm_patch.adapters import LayerTokens
+from algm_patch.core.matching import best_matches, gbm_leaders
+from algm_patch.core.plan import planning
+from algm_patch.functional import TokenMap
+from algm_patch.patching.find_vit import Vit, find_vit
+from algm_patch.report.cost import vit_cost
 
 from ..common.gflops import METER, operations_by_layer
 

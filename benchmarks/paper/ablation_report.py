@@ -33,7 +33,7 @@ def heading(
     removed |= {f"GBM in layer {n}": count for n, count in zip(base.gbm_layers, merged.everywhere, strict=True)}
     shares = [f"{stage} {count / merged.tokens:.0%}" for stage, count in removed.items()]
     height, width = images[0].shape[2:]
-    settings = dict(**base)
+    settings = dict(base)
     return "\n".join(
         [
             f"{model.name}, {height}x{width} pixels, {dataset.name}: {len(dataset)} images",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from algm_patch import Settings
 
@@ -59,15 +59,15 @@ def feature(base: Settings, depth: int) -> list[Table]:
         "value": ("V (Value)", Published(46.0, 192, 26.1)),
         "token": ("T (Token)", Published(46.4, 192, 26.3)),
     }
-    rows = [Row(label, replace(base, metric=metric), row) for metric, (label, row) in published.items()]
+    rows = [Row(label, base.replace(compare=compare), row) for compare, (label, row) in published.items()]
     return [Table("Table 4f", "Feature selection.", "Feature", SEGMENTER, rows, equal=True)]
 
 
 def reduce(base: Settings, depth: int) -> list[Table]:
     """Return Tab. 4c: what a group becomes."""
     rows = [
-        Row("Pick random token", replace(base, reduce="pick"), Published(45.0, 193, 26.1)),
-        Row("Take average", replace(base, reduce="mean"), Published(46.4, 192, 26.3)),
+        Row("Pick random token", base.replace(reduce="pick"), Published(45.0, 193, 26.1)),
+        Row("Take average", base.replace(reduce="mean"), Published(46.4, 192, 26.3)),
     ]
     return [Table("Table 4c", "Token merging operation.", "Merging method", SEGMENTER, rows)]
 
@@ -75,8 +75,8 @@ def reduce(base: Settings, depth: int) -> list[Table]:
 def place(base: Settings, depth: int) -> list[Table]:
     """Return Tab. 4b: where in a block tokens merge."""
     rows = [
-        Row("After MLP", replace(base, place="after_mlp"), Published(46.0, 187, 26.9)),
-        Row("Betw. MHSA & MLP", replace(base, place="before_mlp"), Published(46.4, 192, 26.3)),
+        Row("After MLP", base.replace(place="after_mlp"), Published(46.0, 187, 26.9)),
+        Row("Betw. MHSA & MLP", base.replace(place="before_mlp"), Published(46.4, 192, 26.3)),
     ]
     return [Table("Table 4b", "Merging module placement.", "Position", SEGMENTER, rows)]
 
@@ -85,7 +85,7 @@ def clap(base: Settings, depth: int) -> list[Table]:
     """Return Tab. 4e: the layer of CLAP."""
     first = base.clap_layer or 1
     published = [Published(46.4, 192, 26.3, "1"), Published(46.4, 176, 28.5, "2"), Published(46.3, 168, 29.8, "3")]
-    rows = [Row(str(first + i), replace(base, clap_layer=first + i), row) for i, row in enumerate(published)]
+    rows = [Row(str(first + i), base.replace(clap_layer=first + i), row) for i, row in enumerate(published)]
     return [Table("Table 4e", "CLAP module position.", "Layer", SEGMENTER, rows)]
 
 
@@ -114,13 +114,13 @@ def gbm(base: Settings, depth: int) -> list[Table]:
 def with_gbm(base: Settings, layers: Sequence[int]) -> Settings:
     """Return the settings with GBM in other layers. A threshold for each layer holds for no others."""
     gbm_tau = "adaptive" if isinstance(base.gbm_tau, tuple) else base.gbm_tau
-    return replace(base, gbm_layers=tuple(layers), gbm_tau=gbm_tau)
+    return base.replace(gbm_layers=tuple(layers), gbm_tau=gbm_tau)
 
 
 def window(base: Settings, depth: int) -> list[Table]:
     """Return a table of window sizes, which is not in the supplement."""
     sizes = [(1, 2), (2, 1), (2, 2), (3, 3), (4, 4)]
-    rows = [Row(f"{height}×{width}", replace(base, window=(height, width))) for height, width in sizes]
+    rows = [Row(f"{height}×{width}", base.replace(window=(height, width))) for height, width in sizes]
     return [Table("Window size", "Not in the supplement, where it is 2×2.", "Window", None, rows, equal=True)]
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from algm_patch import Settings
-from algm_patch.discovery import find_vit
+from algm_patch.patching.find_vit import find_vit
 
 from ..common.arguments import add_rounds, command_line, positive
 from ..common.patching import patched
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the tables."""
-    base = Settings(**(algm_settings(options) or {}))
+    base = algm_settings(options) or Settings()
     if base.clap_layer is None or not base.gbm_layers:
         raise ModelError("the ablations vary CLAP and GBM around settings that have both: clap_layer and gbm_layers")
     model, dataset = open_all(options)
@@ -90,7 +90,7 @@ def applicable(
     for name in names:
         try:
             for settings in {row.settings for table in TABLES[name](base, depth) for row in table.rows}:
-                with patched(model, **settings):
+                with patched(model, settings):
                     pass
             fit.append(name)
         except ValueError as error:
@@ -108,7 +108,7 @@ def scores(
     for number, one in enumerate(settings, 1):
         torch.manual_seed(0)  # reduce="pick" draws
         title = f"settings {number} of {len(settings)}"
-        with patched(model, **one):
+        with patched(model, one):
             results[one] = evaluate(model, dataset, reference=reference, records=records, title=title)
     return results
 
@@ -118,7 +118,7 @@ def relative_speeds(
     model: SegmentationModel, images: Sequence[Tensor], settings: Sequence[Settings], options: argparse.Namespace
 ) -> dict[Settings, float]:
     """Return images a second divided by those of the unpatched model."""
-    methods = [unpatched(), *(Method("ALGM", "", partial(patched, **one)) for one in settings)]
+    methods = [unpatched(), *(Method("ALGM", "", partial(patched, settings=one)) for one in settings)]
     ratios: list[list[float]] = [[] for _ in settings]
     chosen = images[:: max(1, len(images) // options.images)][: options.images]
     for image in tqdm(chosen, "speed", unit="image"):

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from algm_patch import Settings, calibrate
-from algm_patch.calibrate import similarities
-from algm_patch.handle import handle_of
+from algm_patch.tuning.calibrate import similarities
 
 from ..common.patching import patched
 from .ablation_tables import Table
@@ -43,16 +42,16 @@ def count_merged(model: nn.Module, images: Sequence[Tensor], base: Settings) -> 
         images: [1, 3, H, W] each.
         base: with a CLAP layer and GBM layers.
     """
-    with patched(model, **base):
-        base = replace(base, tau=base.tau if isinstance(base.tau, float) else calibrate(model, images))
+    with patched(model, base):
+        tau = base.tau if isinstance(base.tau, float) else calibrate(model, images)
+    base = base.replace(tau=tau)
     tokens, local, everywhere = 0, 0, [0 for _ in base.gbm_layers]
-    with patched(model, **base), torch.inference_mode():
-        handle = handle_of(model)
+    with patched(model, base) as handle, torch.inference_mode():
         for image in images:
             model(image)
             patches = math.prod(handle.last_pass.grid)
             left = [count - handle.last_pass.num_prefix_tokens for count in handle.tokens_per_layer]
-            by_clap = (math.prod(base.window) - 1) * int((handle.window_similarity >= base.tau).sum())
+            by_clap = (math.prod(base.window) - 1) * int((handle.window_similarity >= tau).sum())
             tokens += patches
             local += by_clap
             for index, layer in enumerate(base.gbm_layers):
@@ -72,15 +71,13 @@ def equalise(model: nn.Module, images: Sequence[Tensor], table: Table, base: Set
     return replace(table, rows=rows)
 
 
-def equal_clap(
-    model: nn.Module, images: Sequence[Tensor], settings: Settings, base: Settings, count: int
-) -> Settings:
+def equal_clap(model: nn.Module, images: Sequence[Tensor], settings: Settings, base: Settings, count: int) -> Settings:
     """Return settings with the threshold by which CLAP removes ``count`` tokens."""
-    if all(getattr(settings, name) == getattr(base, name) for name in ("metric", "place", "clap_layer", "window")):
+    if all(getattr(settings, name) == getattr(base, name) for name in ("compare", "place", "clap_layer", "window")):
         return settings  # it compares the same windows
-    measuring = replace(settings, tau="auto", gbm_layers=(), gbm_tau="adaptive")
+    measuring = settings.replace(tau="auto", gbm_layers=(), gbm_tau="adaptive")
     windows = all_similarities(model, images, measuring, settings.clap_layer, "CLAP")
-    return replace(settings, tau=threshold_of(windows, round(count / (math.prod(settings.window) - 1))))
+    return settings.replace(tau=threshold_of(windows, round(count / (math.prod(settings.window) - 1))))
 
 
 def equal_gbm(model: nn.Module, images: Sequence[Tensor], settings: Settings, counts: Sequence[int]) -> Settings:
@@ -88,16 +85,16 @@ def equal_gbm(model: nn.Module, images: Sequence[Tensor], settings: Settings, co
     found: list[float] = []
     for layer, count in zip(settings.gbm_layers, counts, strict=True):
         so_far = settings.gbm_layers[: len(found) + 1]
-        measuring = replace(settings, gbm_layers=so_far, gbm_tau=gbm_tau([*found, 1.0]))
+        measuring = settings.replace(gbm_layers=so_far, gbm_tau=gbm_tau([*found, 1.0]))
         found.append(threshold_of(all_similarities(model, images, measuring, layer, "GBM"), count))
-    return replace(settings, gbm_tau=gbm_tau(found))
+    return settings.replace(gbm_tau=gbm_tau(found))
 
 
 def all_similarities(
     model: nn.Module, images: Sequence[Tensor], settings: Settings, layer: int | None, stage: str
 ) -> Tensor:
     """Return the similarities [K] of all windows ("CLAP") or proposals ("GBM") of all images."""
-    with patched(model, **settings):
+    with patched(model, settings):
         return torch.cat([similarities(model, stage, [layer or 1], partial(model, image))[0] for image in images])
 
 

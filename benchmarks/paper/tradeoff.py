@@ -36,6 +36,7 @@ from ..evaluation.score import evaluate, predictions
 from .tradeoff_figure import draw
 from .tradeoff_points import Point, margins, table, write
 
+
 def main(arguments: list[str] | None = None) -> list[Point]:
     """Run the command."""
     options = parse(arguments)

@@ -26,7 +26,6 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -117,7 +116,7 @@ def measure(
     """Return the cost of a forward pass and of a training step; both networks begin with the same weights."""
     settings = merge_settings(training)
     assert settings is not None  # every way but "off" merges
-    networks = model, apply_algm(copy.deepcopy(model), **settings)
+    networks = model, apply_algm(copy.deepcopy(model), settings=settings)
     pictures = [model.preprocess(images["val"][i].image) for i in range(min(SHOWN, len(images["val"])))]
     torch.manual_seed(0)
     loader = DataLoader(Crops(images["train"], model), training.batch, shuffle=True, drop_last=True)

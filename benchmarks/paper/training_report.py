@@ -64,14 +64,15 @@ def report(
 ) -> str:
     """Return the table, and the cost of a training step."""
     forward, step = costs["forward"], costs["step"]
-    settings = dict(**(merge_settings(training) or {}))
+    settings = merge_settings(training)
+    assert settings is not None
     blocks = "all" if training.blocks is None else f"the last {training.blocks}"
     lines = [
         f"{images['train'].name}: {len(images['train'])} images to train on, {len(images['val'])} to validate, "
         f"{training.size[0]}x{training.size[1]} pixels",
         f"{training.model}: head and {blocks} blocks, {training.optimizer}, {training.batch} images a step, "
         f"{options.epochs} epochs, {options.more} more to fine-tune; seeds {', '.join(map(str, options.seeds))}",
-        f"ALGM: {', '.join(f'{name}={value}' for name, value in settings.items() if name != 'measured')}",
+        f"ALGM: {', '.join(f'{name}={value}' for name, value in dict(settings).items() if name != 'record')}",
         f"{device_name(default_device())}, {training.precision or 'float32'}, torch {torch.__version__}",
         "",
         f"{'':20}{'mIoU':>6}{'spread':>8}" + "    published: mIoU".join(2 * [f"{'GFLOPs':>8}{'images/s':>10}"]),

@@ -45,7 +45,7 @@ def run_epoch(
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of logits [B, C, h, w], over the pixels of labels [B, H, W] that count; 0 if none does."""
+    """Return the mean cross entropy of logits [B, C, h, w] with labels [B, H, W]; 0 if all are ignored."""
     logits = interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
     total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)

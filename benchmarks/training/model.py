@@ -63,7 +63,7 @@ def try_out(model: SegmentationModel, settings: Settings | None) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         gradients = torch.autograd.grad(model.eval()(images).sum(), trained, allow_unused=True)
-        with nullcontext() if settings is None else patched(model, **settings), torch.no_grad():
+        with nullcontext() if settings is None else patched(model, settings), torch.no_grad():
             model(images)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{model.name} cannot be run at {model.size[0]}x{model.size[1]} pixels: {error}") from error

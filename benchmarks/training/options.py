@@ -9,7 +9,7 @@ from typing import Any
 from algm_patch import Settings
 
 from ..common.arguments import command_line, positive
-from ..evaluation.options import add_layout, add_settings, given_settings
+from ..evaluation.options import add_layout, add_settings, given_settings, settings_of
 
 FREE = {"data", "out", "resume", "workers", "device"}  # options that may differ when a run is resumed
 
@@ -61,12 +61,10 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def merge_settings(options: argparse.Namespace) -> Settings | None:
     """Return the settings of ALGM; None with --algm off."""
-    given = given_settings(options, options.settings)
-    if options.algm == "off":
-        if given:
-            raise RunError(f"--algm off merges nothing, but {', '.join(given)} say how. Leave one of them out")
-        return None
-    try:
-        return Settings(**given)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"ALGM cannot be set so: {error}") from error
+    changes = given_settings(options)
+    if options.algm != "off":
+        return settings_of(changes, options.settings)
+    if changes or options.settings:
+        given = ", ".join(changes or ["--settings"])
+        raise RunError(f"--algm off merges nothing, but {given} say how. Leave one of them out")
+    return None

@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
     model = make_model(options, len(images["train"].classes)).to(accelerator.device)
     try_out(model, settings)
     if settings is not None and options.algm == "train":
-        apply_algm(model, **settings)
+        apply_algm(model, settings=settings)
 
     crops = Crops(images["train"], model)
     loader: Any = DataLoader(crops, options.batch, shuffle=True, drop_last=True, num_workers=options.workers)
@@ -88,7 +88,7 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
         loader.set_epoch(epoch)
         loss = run_epoch(accelerator, wrapped, loader, optimizer, schedule, f"epoch {epoch}", (epoch - 1) * steps)
         measured_with = settings if options.algm == "direct" else None
-        with nullcontext() if measured_with is None else patched(model, **measured_with):
+        with nullcontext() if measured_with is None else patched(model, measured_with):
             result = evaluate(model.eval(), images["val"], progress=accelerator.is_main_process, title="validating")
         is_best = result.miou > progress.best
         progress.history.append(
