@@ -16,11 +16,10 @@ from torch import nn
 from algm_patch import apply_algm, remove_algm
 
 ROOT = Path(__file__).parent.parent
-sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT / "examples"))
 
 import dinov2_saliency  # noqa: E402
 import export  # noqa: E402
-import overhead  # noqa: E402
 import quickstart  # noqa: E402
 
 # Everything that scikit-image ships as a picture, hostile ones included: line art, empty backgrounds, microscopy.
@@ -205,13 +204,3 @@ def test_camvid_keeps_its_labels(model, shared_data):
         remove_algm(vit)
     assert agreement[True] > 0.975
     assert agreement[True] > agreement[False]
-
-
-def test_the_overhead_benchmark_runs(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["overhead.py", "--model", "vit_tiny_patch16_224", "--size", "128", "--rounds", "1"]
-    )
-    overhead.main()
-    printed = capsys.readouterr().out
-    assert printed.count("proportional") == len(overhead.SHARES)
-    assert printed.count("plain") == len(overhead.SHARES)

@@ -135,7 +135,7 @@ def folder(root: Path, split: str, ignore: int | None, progress: bool) -> Datase
             raise DataError(f"{root / 'labels'}: every pixel of every label is {ignore}, which does not count")
         named = [(f"class {label}", None) for label in range(count)]
     generated = distinct_colours(len(named))
-    palette = [rgb(colour) if colour else generated[i] for i, (_, colour) in enumerate(named)]
+    palette = [rgb(colour) if colour else tuple(generated[i]) for i, (_, colour) in enumerate(named)]
     names = tuple(name for name, _ in named)
     return Dataset(f"folder {root.name}", names, torch.tensor(palette, dtype=torch.uint8), ignore, pairs, table)
 

@@ -1,11 +1,9 @@
-"""benchmarks/ablations.py: tables as published, rows that merge equally much, and a run on a tiny data set."""
+"""Ablations: tables as published, rows that merge equally much, and a run on a tiny data set."""
 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import models
@@ -15,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from algm_patch.settings.settings import Settings
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import ablations
-import networks
-import peers
+from algm_patch import Settings
+from benchmarks.common.patching import patched
+from benchmarks.evaluation import options
+from benchmarks.evaluation.models import SegmentationModel
+from benchmarks.paper import ablation_tables, ablations, equal_merging
 
 GRID = (6, 6)
 SIZE = (GRID[0] * 16, GRID[1] * 16)
@@ -39,8 +35,8 @@ class Segmenter(nn.Module):
         return self.head(features)
 
 
-def model(family: str = "ViT") -> networks.SegmentationModel:
-    return networks.SegmentationModel(Segmenter(family), 3, (0.5,) * 3, (0.2,) * 3, SIZE, name="tiny").eval()
+def model(family: str = "ViT") -> SegmentationModel:
+    return SegmentationModel(Segmenter(family), 3, (0.5,) * 3, (0.2,) * 3, SIZE, name="tiny").eval()
 
 
 def images() -> list[Tensor]:
@@ -63,7 +59,7 @@ def arguments(tmp_path):
 
 
 def rows_of(name: str) -> dict[str, Settings]:
-    return {row.label: row.settings for table in ablations.COMMANDS[name](BASE, 12) for row in table.rows}
+    return {row.label: row.settings for table in ablation_tables.TABLES[name](BASE, 12) for row in table.rows}
 
 
 def test_rows_differ_from_the_reference_in_what_their_table_is_about():
@@ -78,14 +74,16 @@ def test_rows_differ_from_the_reference_in_what_their_table_is_about():
 
 
 def test_table_5_is_at_the_same_parts_of_the_depth():
-    layers = {depth: [row.settings.gbm_layers for row in ablations.gbm(BASE, depth)[1].rows] for depth in (12, 40)}
+    layers = {
+        depth: [row.settings.gbm_layers for row in ablation_tables.gbm(BASE, depth)[1].rows] for depth in (12, 40)
+    }
     assert layers == {12: [(3, 6, 9), (3, 6), (3,)], 40: [(11, 21, 31), (11, 21), (11,)]}
 
 
 def tokens_left(network: Any, settings: Settings) -> tuple[int, int]:
     """By CLAP and by all, over all images."""
     counts = []
-    with peers.algm(network, **settings), torch.no_grad():
+    with patched(network, settings), torch.no_grad():
         for image in images():
             network(image)
             counts.append(network.vit.algm.tokens_per_layer)
@@ -95,14 +93,14 @@ def tokens_left(network: Any, settings: Settings) -> tuple[int, int]:
 @pytest.mark.parametrize("name", ["feature", "place", "clap", "window"])
 def test_every_row_merges_as_many_tokens(name):
     network = Segmenter()
-    base, merged = ablations.reference_of(network, images(), BASE)
+    base, merged = equal_merging.count_merged(network, images(), BASE)
     assert base == BASE
     wanted = tokens_left(network, base)
     assert merged.local == 6 * 37 - wanted[0] > 0
     assert merged.everywhere == (wanted[0] - wanted[1],)
     assert merged.everywhere[0] > 0
-    (table,) = ablations.COMMANDS[name](base, 8)
-    for row in ablations.matched(network, images(), table, base, merged).rows:
+    (table,) = ablation_tables.TABLES[name](base, 8)
+    for row in equal_merging.equalise(network, images(), table, base, merged).rows:
         found = tokens_left(network, row.settings)
         rest = merged.local % (row.settings.window[0] * row.settings.window[1] - 1)
         assert abs(found[0] - wanted[0]) <= rest, row
@@ -112,20 +110,20 @@ def test_every_row_merges_as_many_tokens(name):
 
 def test_several_layers_of_gbm_each_merge_as_many():
     network, base = Segmenter(), replace(BASE, gbm_layers=(3, 5), gbm_tau=0.98)
-    base, merged = ablations.reference_of(network, images(), base)
+    base, merged = equal_merging.count_merged(network, images(), base)
     assert len(merged.everywhere) == 2
     assert min(merged.everywhere) > 0
-    row = ablations.equal_gbm(network, images(), replace(base, compare="key"), merged.everywhere)
-    assert ablations.reference_of(network, images(), row)[1].everywhere == merged.everywhere
+    row = equal_merging.equal_gbm(network, images(), replace(base, compare="key"), merged.everywhere)
+    assert equal_merging.count_merged(network, images(), row)[1].everywhere == merged.everywhere
 
 
 def test_without_a_threshold_the_reference_has_that_of_the_data_set():
-    base, _ = ablations.reference_of(Segmenter(), images(), replace(BASE, tau="auto"))
+    base, _ = equal_merging.count_merged(Segmenter(), images(), replace(BASE, tau="auto"))
     assert -1 < base.tau < 1
 
 
 def test_a_run_prints_every_table_with_its_published_rows(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(networks, "load", lambda *_, **__: model())
+    monkeypatch.setattr(options, "load", lambda *_, **__: model())
     ablations.main(["all", *arguments])
     text = capsys.readouterr().out
     captions = re.findall(r"^(?:Table \w+|Window size)\.", text, re.MULTILINE)
@@ -141,10 +139,10 @@ def test_a_run_prints_every_table_with_its_published_rows(arguments, monkeypatch
 
 
 def test_what_a_model_does_not_take_is_said_and_the_rest_measured(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(networks, "load", lambda *_, **__: model("ParallelThingsBlock"))
+    monkeypatch.setattr(options, "load", lambda *_, **__: model("ParallelThingsBlock"))
     with pytest.raises(SystemExit, match=r"error: compare='\w+': in block 1 .* Pass compare='token'"):
         ablations.main(["feature", *arguments])
-    monkeypatch.setattr(ablations, "COMMANDS", {name: ablations.COMMANDS[name] for name in ("feature", "reduce")})
+    monkeypatch.setattr(ablations, "TABLES", {name: ablation_tables.TABLES[name] for name in ("feature", "reduce")})
     ablations.main(["all", *arguments])
     text = capsys.readouterr().out
     assert "Table 4c." in text

@@ -1,9 +1,7 @@
 """The methods that ALGM is compared with do what their papers say, and leave the model as it was."""
 
 import contextlib
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import peers
-from cost import counted, gflops
+from benchmarks.common.gflops import counting, gflops
+from benchmarks.evaluation import methods
+from benchmarks.evaluation.tome import tome
 
 TOKENS = GRID[0] * GRID[1]
 FAMILIES = ["ViT", "DINOv2, 4 registers", "SigLIP, average pooling"]
@@ -64,7 +61,7 @@ def plain_tome(model, image, r):
 def test_tome_is_what_its_paper_says(family, r):
     model, images = build(family), photo(family)
     expected = torch.stack([plain_tome(model, image[None], r) for image in images])
-    with peers.tome(model, r):
+    with tome(model, r):
         found = model.forward_features(images)
     torch.testing.assert_close(found, model.norm(expected), rtol=1e-4, atol=1e-5)
 
@@ -74,7 +71,7 @@ def test_tome_is_what_its_paper_says(family, r):
 def test_tome_with_r_0_is_the_model_bit_for_bit(family):
     model, images = build(family), photo(family)
     expected = model.forward_features(images)
-    with peers.tome(model, 0):
+    with tome(model, 0):
         assert torch.equal(model.forward_features(images), expected)
 
 
@@ -87,7 +84,7 @@ def test_tome_merges_exactly_r_in_every_layer(picture):
     lengths = []
     for block in model.blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    with peers.tome(model, 4):
+    with tome(model, 4):
         assert model.forward_features(picture).shape == (2, 1 + TOKENS, 64)
     assert lengths == [1 + TOKENS - 4 * layer for layer in range(1, 6)]
 
@@ -96,7 +93,7 @@ def test_tome_merges_exactly_r_in_every_layer(picture):
 def test_tome_never_merges_prefix_tokens():
     """The class token and four registers stay different from each other and from all patches."""
     model, image = build("DINOv2, 4 registers"), photo("DINOv2, 4 registers", batch=1)
-    with peers.tome(model, 5):
+    with tome(model, 5):
         tokens = model.forward_features(image)[0]
     copies = Counter(tuple(token.tolist()) for token in tokens)
     assert [copies[tuple(token.tolist())] for token in tokens[:5]] == [1] * 5
@@ -105,11 +102,11 @@ def test_tome_never_merges_prefix_tokens():
 
 
 METHODS = [
-    peers.unpatched(),
-    *peers.tome_methods([3]),
-    *peers.pooling_methods([2]),
-    *peers.published_methods([0.5]),
-    *peers.default_methods([0.5]),
+    methods.unpatched(),
+    *methods.tome_methods([3]),
+    *methods.pooling_methods([2]),
+    *methods.published_methods([0.5]),
+    *methods.default_methods([0.5]),
 ]
 
 
@@ -137,7 +134,7 @@ def state(model):
 @torch.no_grad()
 def test_pooling_leaves_a_quarter_of_the_tokens():
     model, images = build("ViT", grid=(6, 8)), photo(grid=(6, 8))
-    (method,) = peers.pooling_methods([2])
+    (method,) = methods.pooling_methods([2])
     with method.patch(model):
         tokens = model.forward_features(images)[:, 1:].unflatten(1, (6, 8))
         assert model.algm.tokens_per_layer == [49, 13, 13, 13, 13]
@@ -145,24 +142,27 @@ def test_pooling_leaves_a_quarter_of_the_tokens():
     assert torch.equal(tokens, corners)
 
 
-@pytest.mark.parametrize("method", [peers.unpatched(), *peers.tome_methods([0, 3]), *peers.pooling_methods([2])])
+@pytest.mark.parametrize("method", [methods.unpatched(), *methods.tome_methods([0, 3]), *methods.pooling_methods([2])])
 def test_the_cost_is_what_torch_counts(method):
     """With gradients and attention as products, of which torch counts all."""
     model, image = build("ViT"), photo(batch=1)
     with method.patch(model):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model.forward_features(image)
-        _, cost = counted(model, lambda: model.forward_features(image))
-        _, of_three = counted(model, lambda: model.forward_features(image.repeat(3, 1, 1, 1)))
-    assert cost == counter.get_total_flops()
-    assert of_three == 3 * cost
+        with counting(model) as one:
+            model(image)
+        with counting(model) as three:
+            model(image.repeat(2, 1, 1, 1))
+            model(image)
+    assert one.operations == counter.get_total_flops()
+    assert three.operations == 3 * one.operations
 
 
 @torch.no_grad()
 def test_more_merging_costs_less():
     model, image = build("ViT"), photo(batch=1)
     costs = []
-    for method in [peers.unpatched(), *peers.tome_methods([1, 2, 3, 4])]:
+    for method in [methods.unpatched(), *methods.tome_methods([1, 2, 3, 4])]:
         with method.patch(model):
             costs.append(gflops(model, image))
     assert costs == sorted(costs, reverse=True)
@@ -171,7 +171,7 @@ def test_more_merging_costs_less():
 
 def test_published_constants_are_the_authors():
     model = build("ViT")
-    for method, tau in zip(peers.published_methods(), peers.PUBLISHED_TAUS, strict=True):
+    for method, tau in zip(methods.published_methods(), methods.PUBLISHED_TAUS, strict=True):
         with method.patch(model):
             assert model.algm.settings.tau == tau
             assert (model.algm.clap_layer, model.algm.gbm_layers, model.algm.gbm_tau) == (1, (5,), "adaptive")
@@ -181,13 +181,13 @@ def test_published_constants_are_the_authors():
 @torch.no_grad()
 def test_what_tome_cannot_do_it_says():
     model, images = build("ViT"), photo()
-    with pytest.raises(ValueError, match="r=-1"), peers.tome(model, -1):
+    with pytest.raises(ValueError, match="r=-1"), tome(model, -1):
         pass
-    with pytest.raises(ValueError, match="merge r=9 of the 13 tokens of block 3, but only 6"), peers.tome(model, 9):
+    with pytest.raises(ValueError, match="merge r=9 of the 13 tokens of block 3, but only 6"), tome(model, 9):
         model.forward_features(images)
     other = build("differential attention")
-    with pytest.raises(ValueError, match=r"block 1 of VisionTransformer .* has a DiffAttention"), peers.tome(other, 1):
+    with pytest.raises(ValueError, match=r"block 1 of VisionTransformer .* has a DiffAttention"), tome(other, 1):
         pass
-    (method,) = peers.default_methods([0.5])
-    with method.patch(model), pytest.raises(ValueError, match="remove_algm first"), peers.tome(model, 1):
+    (method,) = methods.default_methods([0.5])
+    with method.patch(model), pytest.raises(ValueError, match="remove_algm first"), tome(model, 1):
         pass

@@ -1,8 +1,7 @@
-"""What throughput.py and tradeoff.py report is what the methods do; on a tiny model and a folder of eight images."""
+"""Throughput and tradeoff report what the methods do, on a tiny model and a folder of eight images."""
 
 import csv
-import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,12 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from algm_patch import Settings
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import peers
-import throughput
-import tradeoff
+from benchmarks.common.patching import patched
+from benchmarks.common.timing import median_ratio
+from benchmarks.cost import throughput
+from benchmarks.evaluation import methods as ways
+from benchmarks.evaluation.inputs import network_inputs
+from benchmarks.evaluation.options import open_all
+from benchmarks.paper import tradeoff, tradeoff_points
+from benchmarks.paper.tradeoff_figure import STYLES, draw
 
 GRID = (6, 8)
 CLASSES = 3
@@ -52,7 +53,7 @@ def words(options):
 
 
 def clap(tau):
-    return peers.Method("CLAP", f"τ={tau}", lambda model: peers.algm(model, gbm_layers=[], tau=tau))
+    return ways.Method("CLAP", f"τ={tau}", lambda model: patched(model, gbm_layers=[], tau=tau))
 
 
 def cost(model, images, method):
@@ -65,7 +66,7 @@ def cost(model, images, method):
 @torch.inference_mode()
 def test_costs_are_of_an_image_and_against_the_first_method():
     model, images = build("ViT", grid=GRID), photo(batch=4, grid=GRID)
-    methods = [peers.unpatched(), *peers.pooling_methods([1])]
+    methods = [ways.unpatched(), *ways.pooling_methods([1])]
     unpatched, pooled = throughput.costs(model, images, methods, rounds=2)
     assert unpatched.faster == 1
     assert pooled.gflops == pytest.approx(cost(model, images[:1], methods[1]))
@@ -78,7 +79,7 @@ def test_costs_are_of_an_image_and_against_the_first_method():
 def test_copies_and_different_images_merge_as_each_image():
     model, images = build("ViT", grid=GRID), photo(batch=3, grid=GRID)
     images[2] = torch.randn_like(images[2])
-    methods = [peers.unpatched(), clap(0.9)]
+    methods = [ways.unpatched(), clap(0.9)]
     alone = [cost(model, image[None], methods[1]) for image in images]
     assert len(set(alone)) > 1
     for image, expected in zip(images, alone, strict=True):
@@ -88,7 +89,7 @@ def test_copies_and_different_images_merge_as_each_image():
 
 
 def test_speed_is_the_median_over_rounds_and_the_mean_over_batches():
-    assert throughput.times_faster([1.0, 2.0, 1.0], [2.0, 2.0, 30.0]) == 2
+    assert median_ratio([2.0, 2.0, 30.0], [1.0, 2.0, 1.0]) == 2
     one, other = throughput.Cost(4.0, 10.0, 1.5, 100.0), throughput.Cost(6.0, 20.0, 2.5, 70.0)
     assert throughput.average([[one, one], [other, one]]) == [throughput.Cost(5.0, 15.0, 2.0, 100.0), one]
 
@@ -96,9 +97,9 @@ def test_speed_is_the_median_over_rounds_and_the_mean_over_batches():
 def test_rounds_go_through_all_methods_and_leave_the_model_as_it_was():
     model, images = build("ViT", grid=GRID), photo(grid=GRID)
     ran = []
-    methods = [peers.Method(name, "", lambda _, name=name: ran.append(name) or peers.nullcontext()) for name in "abc"]
+    methods = [ways.Method(name, "", lambda _, name=name: ran.append(name) or nullcontext()) for name in "abc"]
     with torch.inference_mode():
-        spent = throughput.in_turns(model, images, methods, rounds=4)
+        spent = ways.time_in_turns(model, images, methods, rounds=4)
     assert [len(own) for own in spent] == [4, 4, 4]
     assert [sorted(ran[i : i + 3]) for i in range(0, 12, 3)] == [["a", "b", "c"]] * 4
     assert len({tuple(ran[i : i + 3]) for i in range(0, 12, 3)}) > 1
@@ -120,19 +121,19 @@ def test_throughput_from_the_command_line(command, capsys):
 
 def test_a_sliding_window_is_measured_as_one_window(command):
     model, dataset = opened([*command, "--size", "96", "--window", "64"])
-    assert throughput.inputs(model, dataset, 5).shape == (5, 3, 64, 64)
+    assert network_inputs(model, dataset, 5).shape == (5, 3, 64, 64)
 
 
 def test_evenly_spaced_images(command):
     model, dataset = opened(command)
-    images = throughput.inputs(model, dataset, 4)
+    images = network_inputs(model, dataset, 4)
     expected = [model.preprocess(dataset[i].image) for i in (0, 2, 4, 6)]
     assert torch.equal(images, torch.cat(expected))
 
 
 def opened(command):
     options = throughput.parse(command)
-    return throughput.segmentation.opened(options, "cpu", progress=False)
+    return open_all(options, "cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -184,38 +185,38 @@ def test_tradeoff_is_written_as_a_table_and_a_picture(traded):
 
 def test_tuned_points_are_compared_with_each_curve_at_their_cost():
     def point(method, setting, miou, gflops, time):
-        return tradeoff.Point(method, setting, miou, 99.0, gflops, time)
+        return tradeoff_points.Point(method, setting, miou, 99.0, gflops, time)
 
     points = [
         point("unpatched", "", 50.0, 60.0, 1.0),
         point("ToMe", "r=2", 46.0, 20.0, 0.5),
         point("ToMe", "r=1", 48.0, 40.0, 0.9),
     ]
-    assert tradeoff.against_peers(points) == ""
+    assert tradeoff_points.margins(points) == ""
     tuned = point("ALGM tuned", "mild", 49.0, 30.0, 0.4)
-    assert tradeoff.margin(tuned, points[1:], "gflops") == pytest.approx(2)
-    assert tradeoff.margin(tuned, points[1:], "time") is None
-    _, header, row, _ = tradeoff.against_peers([*points, tuned]).splitlines()
+    assert tradeoff_points.margin(tuned, points[1:], "gflops") == pytest.approx(2)
+    assert tradeoff_points.margin(tuned, points[1:], "time") is None
+    _, header, row, _ = tradeoff_points.margins([*points, tuned]).splitlines()
     assert (header.split(), row.split()) == (["ToMe"], ["mild", "+2.0", "/", "none"])
 
 
 def test_the_picture_holds_every_point_within_its_axes():
-    points = [tradeoff.Point("unpatched", "", 50.0, 100.0, 60.0, 1.0)]
-    for method in tradeoff.STYLES:
+    points = [tradeoff_points.Point("unpatched", "", 50.0, 100.0, 60.0, 1.0)]
+    for method in STYLES:
         points += [
-            tradeoff.Point(method, str(loss), 50.0 - loss, 99.0 - loss, 40 - loss, 0.5) for loss in (-0.7, 3, 30)
+            tradeoff_points.Point(method, str(loss), 50.0 - loss, 99.0 - loss, 40 - loss, 0.5) for loss in (-0.7, 3, 30)
         ]
-    figure = tradeoff.draw(points, "title", "machine")
+    figure = draw(points, "title", "machine")
     figure.draw_without_rendering()
     for axes in figure.axes:
         curves = [line for line in axes.lines if line.get_marker() != "None"]
-        assert len(curves) == len(tradeoff.STYLES)
+        assert len(curves) == len(STYLES)
         for line in curves:
             assert len(line.get_xdata()) == 3
             for (low, high), values in ((axes.get_xlim(), line.get_xdata()), (axes.get_ylim(), line.get_ydata())):
                 assert all(low < value < high for value in values)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(legend) == len(tradeoff.STYLES) + 1
+    assert len(legend) == len(STYLES) + 1
     assert "unpatched: 50.0 % mIoU, 60.0 GFLOPs" in legend
 
 

@@ -1,8 +1,6 @@
-"""What scaling.py reports: every combination, measured or left out; and what it claims of matching's memory."""
+"""Scaling reports every combination, measured or left out; and what it claims of matching's memory."""
 
 import csv
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from algm_patch.core import matching
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
-import scaling
-from overhead import peak_memory
+from benchmarks.common.memory import peak_memory
+from benchmarks.cost import scaling, scaling_report, stages
+from benchmarks.cost.scaling_figure import draw
 
 TINY = ["--model", "test_vit", "--rounds", "1"]
 
@@ -34,7 +30,7 @@ def test_every_combination_is_measured_by_rising_tokens(run):
     assert left_out == []
     for found in measured:
         assert found.whole
-        assert list(found.costs) == [scaling.FORWARD, *scaling.STAGES]
+        assert list(found.costs) == [stages.FORWARD, *stages.STAGES]
         assert all(cost.seconds > 0 and cost.memory > 0 for cost in found.costs.values())
 
 
@@ -45,7 +41,7 @@ def test_shares_are_of_the_forward_pass_and_add_up(run):
         for cost in found.costs.values():  # of one round
             assert cost.share == pytest.approx(cost.seconds / forward.seconds)
         others = ["CLAP merge", "GBM merge", "unmerge"]
-        assert found.share(scaling.MATCHING) + found.share(others) == pytest.approx(found.share(scaling.STAGES))
+        assert found.share(stages.MATCHING) + found.share(others) == pytest.approx(found.share(stages.STAGES))
 
 
 def test_results_are_written_as_a_table_and_a_picture(run):
@@ -75,8 +71,8 @@ def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_pat
         blocks.append(x.shape)
         return len(x) * (x.shape[1] - 1)
 
-    monkeypatch.setattr(scaling, "seconds", clock)
-    monkeypatch.setattr(scaling, "work", lambda model, tokens, batch: batch * tokens)
+    monkeypatch.setattr(stages, "seconds", clock)
+    monkeypatch.setattr(stages, "block_work", lambda model, tokens, batch: batch * tokens)
     options = [
         "--tokens",
         "16",
@@ -97,7 +93,7 @@ def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_pat
         (16, 2, False),
         (16, 4, False),
     ]
-    assert left_out == [scaling.LeftOut(36, 2, 3 * 72.0), scaling.LeftOut(36, 4, 3 * 144.0)]
+    assert left_out == [stages.LeftOut(36, 2, 3 * 72.0), stages.LeftOut(36, 4, 3 * 144.0)]
     for found in measured:  # one block, times six
         assert found.costs["forward"].seconds == 6 * found.tokens * found.batch
         assert found.costs["unmerge"].share == 0.5 / found.costs["forward"].seconds
@@ -110,7 +106,7 @@ def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_pat
     assert {row["forward_measured_on"] for row in rows} == {"one block", ""}
     gone = [(row["tokens"], row["batch"]) for row in rows if row["stage"] == "left out"]
     assert gone == [("36", "2"), ("36", "4")]
-    title = scaling.draw(measured, left_out, "title").get_suptitle()
+    title = draw(measured, left_out, "title").get_suptitle()
     assert "36 tokens, batch 2; 36 tokens, batch 4" in title
 
     measured, left_out = scaling.main([*TINY, *options, "--budget", "0.1"])
@@ -121,8 +117,8 @@ def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_pat
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3), st.integers(1, 3))
 def test_stages_merge_half_of_the_candidates_and_give_all_tokens_back(high, wide, prefix, batch):
     x = torch.randn(batch, prefix + high * wide, 5)
-    done = {name: function(given) for name, (function, given) in scaling.stages(x, (high, wide), prefix).items()}
-    assert list(done) == list(scaling.STAGES)
+    done = {name: function(given) for name, (function, given) in stages.stages(x, (high, wide), prefix).items()}
+    assert list(done) == list(stages.STAGES)
     windows = batch * (high // 2) * (wide // 2)
     plan = done["CLAP matching"]
     assert (plan.step.sizes == 4).sum() == windows - (windows - 1) // 2
@@ -137,10 +133,10 @@ def test_stages_merge_half_of_the_candidates_and_give_all_tokens_back(high, wide
 
 def test_maps_of_a_new_forward_pass_have_computed_nothing():
     x = torch.randn(2, 36, 5).cumsum(1)
-    plan = scaling.plan_clap(x, (6, 6), 0.9, (2, 2), 0, "image")
+    plan = stages.plan_clap(x, (6, 6), 0.9, (2, 2), 0, "image")
     assert plan.step.packing is not None
     plan(x)
-    again = scaling.fresh(plan.step)
+    again = stages.fresh(plan.step)
     fields = {"labels", "sizes", "packing"}
     assert set(vars(again)) == fields < set(vars(plan.step))
     assert set(vars(again.packing)) < set(vars(plan.step.packing))
@@ -155,13 +151,13 @@ def memory(side, batch, chunk):
     x = torch.randn(batch, side * side, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "CHUNK_BYTES", chunk)
-        return {name: peak_memory(*call) for name, call in scaling.stages(x, (side, side), 0).items()}
+        return {name: peak_memory(*call) for name, call in stages.stages(x, (side, side), 0).items()}
 
 
 @given(st.integers(1, 5), st.integers(1, 3))
 def test_memory_is_linear_in_the_tokens_but_for_one_chunk(times, batch):
     few, many = memory(8, batch, CHUNK), memory(8 * times, batch, CHUNK)
-    for stage in scaling.STAGES:
+    for stage in stages.STAGES:
         chunk = CHUNK if stage == "GBM matching" else 0
         assert many[stage] <= 1.05 * few[stage] * times**2 + chunk  # how many merge is rounded
 
@@ -172,19 +168,21 @@ def test_without_chunks_memory_is_not_linear():
 
 
 def measured(tokens, share, memory, batch=1):
-    costs = {stage: scaling.Cost(share, share, memory) for stage in scaling.STAGES}
-    return scaling.Record(tokens, batch, True, {"forward": scaling.Cost(1.0, 1.0, memory), **costs})
+    costs = {stage: stages.Cost(share, share, memory) for stage in stages.STAGES}
+    return stages.Measured(tokens, batch, True, {"forward": stages.Cost(1.0, 1.0, memory), **costs})
 
 
 def test_the_bars_hold_or_are_missed_at_the_worst_combination():
-    chunk = scaling.CHUNK_BYTES
+    chunk = scaling_report.CHUNK_BYTES
     few, many = measured(2**8, 0.02, 100.0), measured(2**14, 0.01, 100 + chunk / 2**14)
-    reach, time, memory = scaling.verdicts([few, many])
+    reach, time, memory = scaling_report.verdicts([few, many])
     assert reach == "up to 16384 tokens"
     assert "4.00% of the unpatched forward pass (256 tokens, batch 1); less than 5%: held" in time
     assert "at most 1.00 ×" in memory
     assert memory.endswith("(16384 tokens, batch 1); at most 1: held")
-    _, time, memory = scaling.verdicts([few, measured(2**14, 0.025, 101 + chunk / 2**14), measured(2**8, 0.0, 1e6, 8)])
+    _, time, memory = scaling_report.verdicts(
+        [few, measured(2**14, 0.025, 101 + chunk / 2**14), measured(2**8, 0.0, 1e6, 8)]
+    )
     assert "5.00% of the unpatched forward pass (16384 tokens, batch 1); less than 5%: missed" in time
     assert memory.endswith("(16384 tokens, batch 1); at most 1: missed")
 
