@@ -85,7 +85,7 @@ def agreement(model: Any, settings: dict[str, Any], rule: Rule) -> float:
     return torch.stack(cosines).mean().item()
 
 
-def take_first(tokens: LayerTokens, x: Tensor, batched: bool = False) -> Tensor:
+def take_first(tokens: LayerTokens, x: Tensor, batched: bool = False, neutral: Tensor | None = None) -> Tensor:
     """Return the rotary angles of first members; see ``LayerTokens.average_patches``."""
     assert tokens.token_map is not None
     first = tokens.token_map.without_prefix(tokens.num_prefix_tokens).first
