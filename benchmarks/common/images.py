@@ -63,5 +63,5 @@ def model_input(picture: Image.Image, model: nn.Module, size: int | tuple[int, i
 
 
 def model_inputs(pictures: list[Image.Image], model: nn.Module, size: int | tuple[int, int]) -> Tensor:
-    """Return pictures as one batch [B, 3, H, W]; see :func:`model_input`."""
+    """Return pictures as one batch [B, 3, H, W]; see ``model_input``."""
     return torch.cat([model_input(picture, model, size) for picture in pictures])

@@ -17,7 +17,7 @@ from algm_patch.functional import TokenMap
 from algm_patch.patching import forward_pass
 from algm_patch.patching.find_vit import find_vit
 
-# What merging adds to the blocks; "other" is in the blocks, but in none of the parts before it.
+# Merging adds these to the blocks; "other" is in the blocks, but in none of the parts before it.
 MACHINERY = ("matching", "merging", "unmerging", "other")
 # "outside" is outside of the blocks.
 PARTS = ("attention half", "MLP half", *MACHINERY, "outside")

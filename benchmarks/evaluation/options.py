@@ -68,7 +68,7 @@ def add_layout(data: Any) -> None:
 def open_all(
     options: argparse.Namespace, device: Any = None, progress: bool = True
 ) -> tuple[SegmentationModel, Dataset]:
-    """Return the model and the images that :func:`add_data_options` asks for.
+    """Return the model and the images that ``add_data_options`` asks for.
 
     Args:
         device: where the model goes if ``--device`` is not given; by default CUDA where there is one.
@@ -132,7 +132,7 @@ def layer_or_none(text: str) -> int:
 
 
 def algm_settings(options: argparse.Namespace) -> Settings | None:
-    """Return the settings that :func:`add_algm_options` asks for; None if ALGM is off."""
+    """Return the settings that ``add_algm_options`` asks for; None if ALGM is off."""
     changes = given_settings(options)
     if not changes and options.algm is None:
         return None

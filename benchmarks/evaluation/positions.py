@@ -38,7 +38,7 @@ FAMILIES = {
 SETTINGS: dict[str, dict[str, Any]] = {"CLAP": {"gbm_layers": []}, "CLAP and GBM": {"gbm_layers": [5]}}
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 
-# How merged tokens get their rotary angles, and their relative biases.
+# Two functions give merged tokens their rotary angles and their relative biases.
 Rule = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 

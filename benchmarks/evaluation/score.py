@@ -55,8 +55,8 @@ def evaluate(
     In a process group each process takes its share of the images, and all return the result of the whole.
 
     Args:
-        reference: class maps to compare with, one for each image, as :func:`predictions` yields them.
-        records, progress, title: see :func:`predictions`.
+        reference: class maps to compare with, one for each image, as ``predictions`` yields them.
+        records, progress, title: see ``predictions``.
 
     Raises:
         ModelError: if model and data set differ in their classes.

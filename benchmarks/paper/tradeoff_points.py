@@ -18,7 +18,7 @@ class Point:
     """Hold what a method gives and takes at one setting.
 
     Attributes:
-        method, setting: as in :class:`Method`.
+        method, setting: as in ``Method``.
         miou: percent.
         agreement: percent of the pixels that are predicted as by the unpatched model.
         gflops: of the ViT, for an image.

@@ -44,7 +44,7 @@ from .state import Progress, newest_state, save_state
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
-    """Run the command; return the history, see :class:`Progress`."""
+    """Run the command; return the history, see ``Progress``."""
     options = parse(__doc__, arguments)
     try:
         return train(options)

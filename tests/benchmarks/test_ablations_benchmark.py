@@ -81,7 +81,7 @@ def test_table_5_is_at_the_same_parts_of_the_depth():
 
 
 def tokens_left(network: Any, settings: Settings) -> tuple[int, int]:
-    """By CLAP and by all, over all images."""
+    """Return the tokens that CLAP leaves and those that remain in the end, summed over all images."""
     counts = []
     with patched(network, settings), torch.no_grad():
         for image in images():

@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(FOLDER.glob("*/*.py"))
-# What each wing may import, besides itself.
+# The wings that each wing may import, besides itself.
 BELOW = {
     "common": set(),
     "evaluation": {"common"},

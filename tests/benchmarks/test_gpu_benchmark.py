@@ -24,7 +24,7 @@ TRIAL = ["--device", "cpu", "--models", "test", "--dtype", "float32", "--rounds"
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
-    """What a run returns and prints, and the file it writes."""
+    """Return the results of a run, its printed lines, and the file it writes."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         printed = []

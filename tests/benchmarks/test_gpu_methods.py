@@ -1,4 +1,4 @@
-"""What the GPU suite is made of, on a CPU: methods of equal FLOPs, clocks, replayed plans, attention kernels."""
+"""The parts of the GPU suite, on a CPU: methods of equal FLOPs, clocks, replayed plans, attention kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEST = NETWORKS["test"]
 
 @pytest.fixture
 def network():
-    """A model that is not patched, and three images."""
+    """Yield an unpatched model and three images."""
     model = build(TEST, "cpu", torch.float32)
     with torch.inference_mode():
         yield model, photographs(model, TEST, 3)

@@ -33,7 +33,7 @@ def folder(tmp_path):
     return make_folder(tmp_path / "set")
 
 
-# What a value in a label file means, and where files are: as the data sets' own documentation has it.
+# Paths of files and meanings of values, from the data sets' own documentation.
 LAYOUTS = {
     "ade20k": (
         "ADEChallengeData2016/images/validation/ADE_val_0000000{i}.jpg",
@@ -107,7 +107,7 @@ def test_layouts_as_published(name, tmp_path):
 
 
 def test_names_and_colours():
-    """As many as each set is known to have, no name twice; Cityscapes' own as torchvision has them."""
+    """Each data set has its known number of classes; those of Cityscapes are torchvision's."""
     named = json.loads(layouts.CLASSES.read_text())
     assert {name: len(classes) for name, classes in named.items()} == {
         "ade20k": 150,
@@ -167,7 +167,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-# What is done to the folder; the file that the error must name; what it must say.
+# A change to the folder, the file that the error must name, and words that it must say.
 WRONGS = {
     "no images": (lambda root: (root / "images").rename(root / "pictures"), "images", "not a folder"),
     "no labels": (lambda root: [path.unlink() for path in (root / "labels").iterdir()], "labels", "no file"),

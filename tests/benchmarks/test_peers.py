@@ -19,7 +19,7 @@ FAMILIES = ["ViT", "DINOv2, 4 registers", "SigLIP, average pooling"]
 
 
 def plain_tome(model, image, r):
-    """[P+N, D] tokens after the last block, with lists of members, explicit attention and one loop per pair."""
+    """Return the tokens [P+N, D] after the last block, by lists of members and a loop over pairs."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))[0]
     groups = [[i] for i in range(len(x))]
     prefix = model.num_prefix_tokens
@@ -78,7 +78,7 @@ def test_tome_with_r_0_is_the_model_bit_for_bit(family):
 @torch.no_grad()
 @pytest.mark.parametrize("picture", [photo(), torch.zeros(2, 3, GRID[0] * 16, GRID[1] * 16)], ids=["photo", "blank"])
 def test_tome_merges_exactly_r_in_every_layer(picture):
-    """On a blank image too, where all proposals are alike."""
+    """It does so on a blank image too, where all proposals are alike."""
     model = build("ViT")
     nn.init.zeros_(model.pos_embed)
     lengths = []
@@ -144,7 +144,7 @@ def test_pooling_leaves_a_quarter_of_the_tokens():
 
 @pytest.mark.parametrize("method", [methods.unpatched(), *methods.tome_methods([0, 3]), *methods.pooling_methods([2])])
 def test_the_cost_is_what_torch_counts(method):
-    """With gradients and attention as products, of which torch counts all."""
+    """Torch's counter sees every product if gradients are on and attention is made of products."""
     model, image = build("ViT"), photo(batch=1)
     with method.patch(model):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

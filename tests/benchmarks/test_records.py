@@ -87,7 +87,7 @@ CHANGES = {
 
 
 def test_a_changed_setting_reuses_nothing():
-    """Nor does the same model patched and calibrated; but a copy is the same model, and so is one patched and not."""
+    """A calibrated model reuses nothing either; a copy, and a model whose patch was removed, are the same model."""
     model = linear()
     found = [fingerprint(model)]
     for change in CHANGES.values():

@@ -60,7 +60,7 @@ def test_results_are_written_as_a_table_and_a_picture(run):
 
 
 def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_path, capsys):
-    """With a clock by which a block takes as many seconds as images have tokens."""
+    """A false clock says that a block takes as many seconds as the images have tokens."""
     blocks = []
 
     def clock(function, x):
@@ -147,7 +147,7 @@ CHUNK = 16 * 2**10
 
 
 def memory(side, batch, chunk):
-    """Bytes at the peak of each stage."""
+    """Return the bytes at the peak of each stage."""
     x = torch.randn(batch, side * side, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "CHUNK_BYTES", chunk)

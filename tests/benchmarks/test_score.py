@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_the_score_is_that_of_torchmetrics(folder):
-    """Over all pixels of all images; a class that is in neither labels nor predictions does not count."""
+    """The score is over all pixels of all images; a class in neither labels nor predictions does not count."""
     (folder / "classes.txt").write_text("\n".join(f"name {i}" for i in range(CLASSES)))
     for i in range(3):
         save(labels(i, [0, 1, 3, IGNORED]), folder / f"labels/{i}.png")
@@ -58,7 +58,7 @@ def test_the_score_is_that_of_torchmetrics(folder):
 
 
 def test_an_ignored_class_among_the_classes(folder):
-    """As where 0 means 'not labelled': predictions of it are wrong, but it is no class of its own."""
+    """Predictions of the ignored class are wrong, but it is no class: 0 may mean 'not labelled'."""
     dataset = open_dataset("folder", make_folder(folder, values=[0, 1, 2, 3, 4]), ignore=0, progress=False)
     model = linear()
     logits = model.predict(dataset[0].image, (HIGH, WIDE))

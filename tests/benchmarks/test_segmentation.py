@@ -45,7 +45,7 @@ def weights_file(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, head_file, weights_file):
-    """A command line, with five images (an odd number) and a tiny model."""
+    """Return a command line with five images (an odd number) and a tiny model."""
     folder = make_folder(tmp_path / "odd", 5)
     (folder / "classes.txt").write_text("sky\nroad\ncar\ntree\nsign")
     return [

@@ -25,7 +25,7 @@ from tests.support.tiny_segmentation import (
 
 
 def segmenter(decoder: dict[str, Any], folder: Path, normalization: str = "vit") -> Any:
-    """A checkpoint with random weights as Segmenter's training writes it."""
+    """Write a checkpoint with random weights as Segmenter's training does, and return its model."""
     third_party("segmenter")
     from segm.model.decoder import DecoderLinear, MaskTransformer
     from segm.model.segmenter import Segmenter

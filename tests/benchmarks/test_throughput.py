@@ -28,7 +28,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Options for a model with random weights and eight images, each flat in places and noisy in others."""
+    """Return options for a model with random weights and eight images, flat in places and noisy in others."""
     folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
     backbone = timm.create_model("test_vit", num_classes=0)
@@ -57,7 +57,7 @@ def clap(tau):
 
 
 def cost(model, images, method):
-    """GFLOPs of the handle in a forward pass."""
+    """Return the GFLOPs that the handle tells of a forward pass."""
     with method.patch(model):
         model(images)
         return model.algm.gflops
@@ -138,7 +138,7 @@ def opened(command):
 
 @pytest.fixture(scope="module")
 def traded(command, tmp_path_factory):
-    """Points and the files they were written to, with ToMe that merges nothing among them."""
+    """Return points, one of them of ToMe that merges nothing, and the path of the files they were written to."""
     out = tmp_path_factory.mktemp("out") / "new" / "curves"
     settings = tmp_path_factory.mktemp("settings") / "mild.json"
     Settings(clap_layer=2, gbm_layers=(3,), tau=0.9).save(settings)

@@ -66,7 +66,7 @@ def test_it_learns_while_merging(command, tmp_path, head):
 
 
 def test_direct_trains_as_off_and_merges_when_measured(command, tmp_path):
-    """And nothing else tells the three ways apart."""
+    """Nothing else tells the three ways apart."""
     settings = ("--tau", 0.9, "--gbm-layers", 3)
     off = [text for text in command("--algm", "off", out="off") if text not in ("--tau", "0.9", "--gbm-layers", "3")]
     histories = {
@@ -133,7 +133,7 @@ def test_what_does_not_count_is_not_learned(data, command):
 
 
 def test_a_checkpoint_is_measured_as_in_training(command, data, tmp_path):
-    """Into an unpatched network, which is patched then; by the functions and by the other benchmark."""
+    """The functions and the other benchmark load it into an unpatched network, and patch that."""
     history = run(command("--head", "mask", "--algm", "train"))
     file = tmp_path / "out" / "last.safetensors"
     model = checkpoints.load(file)

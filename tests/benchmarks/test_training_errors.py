@@ -1,4 +1,4 @@
-"""What is wrong with a training run is told before it trains."""
+"""A training run refuses wrong options, data and checkpoints before it trains."""
 
 from __future__ import annotations
 

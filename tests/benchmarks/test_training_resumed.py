@@ -50,14 +50,14 @@ LONG = ("--head", "mask", "--accumulate", 2, "--batch", 2)
 
 @pytest.fixture(scope="module")
 def straight(data, weights, tmp_path_factory):
-    """Of a run that nothing interrupts: its history and weights."""
+    """Return the history and the weights of a run that nothing interrupts."""
     out = tmp_path_factory.mktemp("straight") / "out"
     AcceleratorState._reset_state(reset_partial_state=True)
     return run(arguments(data, weights, out, *LONG, epochs=3)), load_file(out / "last.safetensors")
 
 
 def failing(call, count, error):
-    """Like ``call``, but fails when it is called for the ``count``-th time."""
+    """Return a function like ``call`` that fails when it is called for the ``count``-th time."""
     calls = iter(range(1, 1000))
 
     def wrapped(*args, **kwargs):

@@ -22,13 +22,13 @@ CLASSES, IGNORED = 5, 9
 
 
 def noise(seed: int, high: int = HIGH, wide: int = WIDE) -> Image.Image:
-    """Smooth colours, different for each seed."""
+    """Return an image of smooth colours, different for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(small).resize((wide, high), Image.Resampling.BICUBIC)
 
 
 def labels(seed: int, values: list[int], high: int = HIGH, wide: int = WIDE) -> Image.Image:
-    """Patches of these values, in each of which all occur."""
+    """Return a label of random patches in which each of these values occurs."""
     chosen = np.random.default_rng(seed).permutation(np.resize(values, (high // 4) * (wide // 4)))
     return Image.fromarray(chosen.reshape(high // 4, wide // 4).astype(np.uint8).repeat(4, 0).repeat(4, 1))
 
@@ -56,7 +56,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def linear(size: Any = (64, 96), **options: Any) -> SegmentationModel:
-    """A tiny ViT with a linear head, random weights, that tells its classes apart."""
+    """Return a tiny ViT with a linear head and random weights, whose classes differ."""
     torch.manual_seed(0)
     backbone = timm.create_model(NAME, dynamic_img_size=True, num_classes=0, patch_size=8, **TINY)
     for parameter in backbone.parameters():
@@ -86,7 +86,7 @@ def backbone_in_file(folder: Path) -> tuple[Path, nn.Module]:
 
 
 def count_predictions(monkeypatch, stop_after: int | None = None) -> list[Path]:
-    """Every size that a model predicts from now on; optionally interrupted after so many."""
+    """Return a list that gets the size of every later prediction; interrupt after ``stop_after`` of them."""
     seen: list[Any] = []
     predict = SegmentationModel.predict
 

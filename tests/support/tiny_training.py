@@ -16,7 +16,7 @@ NAME = "vit_tiny_patch16_224"
 
 
 def make_split(folder: Path, count: int, seed: int) -> None:
-    """Rectangles on a background, each class of a colour of its own, and a pixel that does not count."""
+    """Write images of rectangles, each class of a colour of its own, and labels with an ignored pixel."""
     random = np.random.default_rng(seed)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
@@ -32,7 +32,7 @@ def make_split(folder: Path, count: int, seed: int) -> None:
 
 
 def make_data(root: Path) -> Path:
-    """Eight images to train on and three to validate with."""
+    """Write eight images to train on and three to validate with."""
     make_split(root / "train", 8, seed=0)
     make_split(root / "val", 3, seed=1)
     return root
@@ -46,7 +46,7 @@ def save_weights(folder: Path) -> Path:
 
 
 def arguments(data, weights, out, *more: object, epochs: int = 2) -> list[str]:
-    """Of a run; later ones replace earlier ones."""
+    """Return the options of a run; later ones replace earlier ones."""
     given = ["--layout", "folder", "--data", data, "--ignore", IGNORED, "--model", f"timm:{NAME}"]
     given += ["--weights", weights, "--size", SIDE, SIDE, "--batch", 4, "--workers", 0, "--gbm-layers", 3]
     given += ["--tau", 0.9, "--epochs", epochs, "--out", out, "--device", "cpu"]
