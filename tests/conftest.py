@@ -1,27 +1,27 @@
-"""Golden tensors, the data that tests use where it is, and the tiers that tests are run in.
+"""The tiers that tests are run in, files that need what is not installed, and the fixtures that all tests have.
 
 - ``pytest -m quick``: before a push, two minutes, with the extra ``dev`` alone: the method on tensors, the recorded
   tensors, the contract in float32, the main job.
 - ``pytest``: every property, at least once for each family that it could fail for.
-- ``pytest -m slow``: what takes long and says in breadth what the tests above say by example.
+- ``pytest -m slow``: what takes long and shows in breadth what the tests above show by example.
 - ``pytest -m ""``: all of them, as ``.ci/run`` does.
 
-tiers.py lists the quick and the slow tests, with what a plain run keeps of each property. A file of tests whose imports
-need a library that only the extra ``test`` brings is skipped as a whole, by that library's name, where it is missing.
+support/tiers.py lists the quick and the slow tests, with what a plain run keeps of each property. Where a library that
+only the extra ``test`` brings is missing, a file of tests that imports it is skipped as a whole, and the reason names
+the library.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import tiers
 import torch
 from hypothesis import settings
-from safetensors import safe_open
-from torch import Tensor
+
+from tests.support import tiers
+from tests.support.golden import shared
 
 # Shapes are random, machines are slow: bound the number of examples, not their time.
 settings.register_profile("algm", deadline=None, max_examples=60)
@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # tiny models; tests run in parallel
 
 
 class Module(pytest.Module):
-    """A file of tests; skipped where what it imports comes with the extra "test" alone and is missing."""
+    """A file of tests. It is skipped if it imports a library of the extra "test" that is missing."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         try:
@@ -52,32 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded() -> None:
     torch.manual_seed(0)
-
-
-DATA = Path(__file__).parent / "data"
-
-
-def shared() -> Path | None:
-    """The folder of golden tensors and labelled images, if ALGM_SHARED names it."""
-    place = os.environ.get("ALGM_SHARED")
-    return Path(place) if place else None
-
-
-def golden_files(pattern: str) -> list[Path]:
-    """All golden files of ALGM_SHARED, or the few that the tests carry."""
-    place = shared()
-    return sorted((place / "golden" if place else DATA).glob(pattern))
-
-
-def read_golden(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
+    """Return the folder with CamVid and its head, or skip the test."""
     place = shared()
     if place is None:
         pytest.skip("ALGM_SHARED does not name the folder with CamVid and its head")

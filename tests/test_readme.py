@@ -5,7 +5,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import models
 import pytest
 import timm
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from algm_patch import adapters, remove_algm
+from tests.support import models
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,7 +1,9 @@
-"""The lists of quick and slow tests are of tests that exist."""
+"""The lists of quick and slow tests name tests that exist."""
 
-import tiers
+import pytest
+
+from tests.support import tiers
 
 
-def test_every_entry_marks_a_test(request):
+def test_every_entry_marks_a_test(request: pytest.FixtureRequest) -> None:
     assert request.config.stash[tiers.UNUSED] == []

@@ -1,9 +1,9 @@
-"""Run the tests on old and new libraries, each set of them in a fresh virtual environment.
+"""Run the tests on old and new libraries, each set of libraries in a fresh virtual environment.
 
     python tests/versions.py [--slice] [--python PYTHON] [SET ...]
 
-Without names, every set. A full run writes its set's row of benchmarks/results/versions.md and leaves the others as
-they are, so that the matrix can be run in parts. --slice runs the quick tier only and writes nothing.
+Without names, every set is run. A full run writes its set's row of benchmarks/results/versions.md and leaves the other
+rows as they are, so that the matrix can be run in parts. --slice runs the quick tier only and writes nothing.
 """
 
 from __future__ import annotations
@@ -25,59 +25,69 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers")
 
 
 @dataclass(frozen=True)
-class Set:
+class LibrarySet:
     """Libraries that are installed together.
 
     Attributes:
-        python: the version that the set is for; None: the one that runs this file.
-        pins: a version for each library that is not to be the newest.
+        python: the version of Python, such as "3.10"; None: the one that runs this file.
+        pins: the version of each library that is not the newest.
     """
 
     python: str | None = None
     pins: dict[str, str] = field(default_factory=dict)
 
     def requirements(self) -> list[str]:
+        """Return what pip is to install."""
         return [f"{library}=={self.pins[library]}" if library in self.pins else library for library in LIBRARIES]
 
 
 def pinned(*versions: str) -> dict[str, str]:
+    """Return a version for each of LIBRARIES, as far as they are given."""
     return dict(zip(LIBRARIES, versions, strict=False))
 
 
 SETS = {
-    "oldest": Set("3.10", pinned("2.5.1", "0.20.1", "1.0.17", "4.49.0")),
-    "2.6": Set(None, pinned("2.6.0", "0.21.0", "1.0.22", "5.0.0")),
-    "2.9": Set(None, pinned("2.9.1", "0.24.1", "1.0.22", "4.57.6")),
-    "2.14": Set("3.13", {**pinned("2.14.1", "0.29.1"), "transformers": "5.9.0"}),
-    "2.15": Set(None, pinned("2.15.0", "0.29.2")),
-    "newest": Set(),
+    "oldest": LibrarySet("3.10", pinned("2.5.1", "0.20.1", "1.0.17", "4.49.0")),
+    "2.6": LibrarySet(None, pinned("2.6.0", "0.21.0", "1.0.22", "5.0.0")),
+    "2.9": LibrarySet(None, pinned("2.9.1", "0.24.1", "1.0.22", "4.57.6")),
+    "2.14": LibrarySet("3.13", {**pinned("2.14.1", "0.29.1"), "transformers": "5.9.0"}),
+    "2.15": LibrarySet(None, pinned("2.15.0", "0.29.2")),
+    "newest": LibrarySet(),
 }
 
-# What the unpatched model of some releases cannot do either: the library, its versions, the reason, the tests.
+CONTRACT = "tests/adapters/test_contract.py"
+
+# Tests of what the unpatched model cannot do either in some releases: the library, its versions, the reason, the tests.
 IMPOSSIBLE = [
     (
         "timm",
         ("1.0.17", "1.0.22"),
         "mixed rotary angles stay float32",
         [
-            "tests/test_contract.py::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
-            "tests/test_contract.py::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
-            "tests/test_contract.py::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_1_the_halves_are_the_block[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_2_a_permutation_of_the_tokens_changes_nothing[timm RoPE, mixed-bfloat16",
+            f"{CONTRACT}::test_3_taps_do_not_change_the_output[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_4_remove_leaves_no_trace[bfloat16-timm RoPE, mixed]",
+            f"{CONTRACT}::test_5_merging_nothing_is_the_original[bfloat16-timm RoPE, mixed]",
         ],
     )
 ]
 
+
+def files(pattern: str) -> list[str]:
+    """Return the test files that match, as pytest is given them."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
 # Golden tensors, the adapters' contract, the two libraries that every set has, and the README's first command.
 TESTS = [
-    "tests/test_merging.py",
-    "tests/test_matching.py",
-    "tests/test_contract.py",
-    "tests/test_timm.py",
-    "tests/test_timm_others.py",
-    "tests/test_huggingface.py",
-    "tests/test_examples.py::test_the_main_job",
+    "tests/core/test_golden.py",
+    "tests/core/test_merging.py",
+    "tests/core/test_matching.py",
+    CONTRACT,
+    *files("tests/adapters/test_timm_*.py"),
+    *files("tests/adapters/test_huggingface_*.py"),
+    "tests/examples/test_quickstart.py::test_the_main_job",
 ]
 
 
@@ -90,12 +100,12 @@ def main() -> None:
     unknown = sorted(set(options.sets) - set(SETS))
     if unknown:
         parser.error(f"no set {', '.join(unknown)}: there are {', '.join(SETS)}")
-    failed = [name for name in options.sets or SETS if not run(name, options.python, options.slice)]
+    failed = [name for name in options.sets or SETS if not install_and_test(name, options.python, options.slice)]
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
-def run(name: str, python: str | None, only_quick: bool) -> bool:
-    """Install a set in a fresh environment and run the tests there. Return whether they passed."""
+def install_and_test(name: str, python: str | None, only_quick: bool) -> bool:
+    """Install a set in a fresh environment and run the tests there. Return True if they passed."""
     python = python or interpreter(SETS[name].python)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([python, "-m", "venv", folder], check=True)
@@ -104,11 +114,11 @@ def run(name: str, python: str | None, only_quick: bool) -> bool:
         if subprocess.run(install).returncode:
             print(f"\n== {name}: pip cannot install {' '.join(SETS[name].requirements())}", flush=True)
             return False
-        return tested(name, python, only_quick)
+        return run_tests(name, python, only_quick)
 
 
 def interpreter(version: str | None) -> str:
-    """Return the Python of this version (such as "3.10") that is on PATH and starts; by default the present one."""
+    """Return a Python of a version such as "3.10", on PATH and able to start; for None, the one that runs this file."""
     if version is None:
         return sys.executable
     found = shutil.which(f"python{version}")
@@ -117,33 +127,21 @@ def interpreter(version: str | None) -> str:
     return found
 
 
-def tested(name: str, python: str, only_quick: bool) -> bool:
-    """Run the tests with an interpreter that has a set installed. Return whether they passed."""
+def run_tests(name: str, python: str, only_quick: bool) -> bool:
+    """Run the tests with an interpreter that has a set installed. Return True if they passed."""
     versions = json.loads(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
     print(f"\n== {name}: {', '.join(f'{library} {version}' for library, version in versions.items())}", flush=True)
     impossible = {
-        reason: tests for library, known, reason, tests in IMPOSSIBLE if versions[library].split("+")[0] in known
+        reason: tests for library, releases, reason, tests in IMPOSSIBLE if versions[library].split("+")[0] in releases
     }
     deselected = [f"--deselect={test}" for tests in impossible.values() for test in tests]
     marker = "quick" if only_quick else ""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "auto",
-            "-m",
-            marker,
-            f"--junitxml={report}",
-            *deselected,
-            *TESTS,
-        ]
-        passed = subprocess.run(command, cwd=ROOT).returncode == 0
+        command = [python, "-m", "pytest", "-q", "-n", "auto", "-m", marker, f"--junitxml={report}"]
+        passed = subprocess.run([*command, *deselected, *TESTS], cwd=ROOT).returncode == 0
         if report.exists() and not only_quick:
-            write(name, versions, impossible, ElementTree.parse(report).getroot())
+            write_row(name, versions, impossible, ElementTree.parse(report).getroot())
     return passed
 
 
@@ -165,22 +163,28 @@ each set of libraries in a fresh environment.
 COLUMNS = ("set", "Python", *LIBRARIES, "passed", "failed", "skipped", "deselected")
 
 
-def write(name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element) -> None:
+def write_row(
+    name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element
+) -> None:
     """Put a set's row into the table, in place of its old one."""
     rows = dict(old_rows())
-    rows[name] = row(name, versions, impossible, report)
-    order = {known: i for i, known in enumerate(SETS)}
+    rows[name] = table_row(name, versions, impossible, report)
+    order = {listed: i for i, listed in enumerate(SETS)}
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [rows[known] for known in sorted(rows, key=lambda known: order.get(known, len(order)))]
+    lines += [rows[written] for written in sorted(rows, key=lambda written: order.get(written, len(order)))]
     TABLE.write_text(TITLE + "\n".join(lines) + "\n")
 
 
 def old_rows() -> list[tuple[str, str]]:
+    """Return the rows that the table has, each with the name of its set."""
     lines = TABLE.read_text().splitlines() if TABLE.exists() else []
     return [(line.split(" | ")[0].removeprefix("| "), line) for line in lines if line.startswith("| ")][1:]
 
 
-def row(name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element) -> str:
+def table_row(
+    name: str, versions: dict[str, str], impossible: dict[str, list[str]], report: ElementTree.Element
+) -> str:
+    """Return a set's row: its versions, and how many tests passed, failed, were skipped and were left out, and why."""
     cases = list(report.iter("testcase"))
     failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
     reasons = Counter(str(skip.get("message")) for case in cases for skip in case.iter("skipped"))

@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import models
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from benchmarks.common.patching import patched
 from benchmarks.evaluation import options
 from benchmarks.evaluation.models import SegmentationModel
 from benchmarks.paper import ablation_tables, ablations, equal_merging
+from tests.support import models
 
 GRID = (6, 6)
 SIZE = (GRID[0] * 16, GRID[1] * 16)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_segmentation import (
-    CLASSES,
-    HIGH,
-    WIDE,
-    noise,
-)
 from torch import nn
 
 from algm_patch import apply_algm
 from benchmarks.evaluation.loading import load
 from benchmarks.evaluation.weights import ModelError
+from tests.support.tiny_segmentation import (
+    CLASSES,
+    HIGH,
+    WIDE,
+    noise,
+)
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
 PYRAMID = {"out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_auxiliary_head": False}

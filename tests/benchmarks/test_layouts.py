@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_segmentation import (
+from torchvision.datasets import Cityscapes
+
+from algm_patch.viz.paint import distinct_colours
+from benchmarks.evaluation import layouts
+from benchmarks.evaluation.dataset import DataError
+from benchmarks.evaluation.layouts import open_dataset
+from tests.support.tiny_segmentation import (
     CLASSES,
     HIGH,
     IGNORED,
@@ -20,12 +26,6 @@ from tiny_segmentation import (
     opened,
     save,
 )
-from torchvision.datasets import Cityscapes
-
-from algm_patch.viz.paint import distinct_colours
-from benchmarks.evaluation import layouts
-from benchmarks.evaluation.dataset import DataError
-from benchmarks.evaluation.layouts import open_dataset
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-from models import GRID, build, photo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common.gflops import counting, gflops
 from benchmarks.evaluation import methods
 from benchmarks.evaluation.tome import tome
+from tests.support.models import GRID, build, photo
 
 TOKENS = GRID[0] * GRID[1]
 FAMILIES = ["ViT", "DINOv2, 4 registers", "SigLIP, average pooling"]

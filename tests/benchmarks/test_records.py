@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_segmentation import (
+from torch import nn
+
+from algm_patch import apply_algm, calibrate, remove_algm
+from benchmarks.evaluation import score
+from benchmarks.evaluation.models import SegmentationModel
+from benchmarks.evaluation.records import fingerprint
+from tests.support.tiny_segmentation import (
     CLASSES,
     count_predictions,
     labels,
@@ -17,12 +23,6 @@ from tiny_segmentation import (
     opened,
     save,
 )
-from torch import nn
-
-from algm_patch import apply_algm, calibrate, remove_algm
-from benchmarks.evaluation import score
-from benchmarks.evaluation.models import SegmentationModel
-from benchmarks.evaluation.records import fingerprint
 
 
 @pytest.fixture

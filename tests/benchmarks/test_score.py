@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_segmentation import (
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from algm_patch import apply_algm
+from benchmarks.evaluation import score
+from benchmarks.evaluation.layouts import open_dataset
+from benchmarks.evaluation.weights import ModelError
+from tests.support.tiny_segmentation import (
     CLASSES,
     HIGH,
     IGNORED,
@@ -15,13 +22,6 @@ from tiny_segmentation import (
     opened,
     save,
 )
-from torch import nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
-
-from algm_patch import apply_algm
-from benchmarks.evaluation import score
-from benchmarks.evaluation.layouts import open_dataset
-from benchmarks.evaluation.weights import ModelError
 
 
 @pytest.fixture

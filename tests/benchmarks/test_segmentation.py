@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_segmentation import (
+
+from algm_patch import Settings
+from benchmarks.evaluation import score, segmentation
+from benchmarks.evaluation.layouts import open_dataset
+from benchmarks.evaluation.loading import load
+from benchmarks.evaluation.processes import own_share
+from tests.support.tiny_segmentation import (
     IGNORED,
     NAME,
     backbone_in_file,
@@ -23,12 +29,6 @@ from tiny_segmentation import (
     make_folder,
     save,
 )
-
-from algm_patch import Settings
-from benchmarks.evaluation import score, segmentation
-from benchmarks.evaluation.layouts import open_dataset
-from benchmarks.evaluation.loading import load
-from benchmarks.evaluation.processes import own_share
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,19 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny_segmentation import (
-    CLASSES,
-    NAME,
-    backbone_in_file,
-    head_in_file,
-    noise,
-)
 from torch import nn
 
 from algm_patch import apply_algm
 from benchmarks.evaluation.loading import load
 from benchmarks.evaluation.models import window_starts, with_shorter_side
 from benchmarks.evaluation.weights import ModelError
+from tests.support.tiny_segmentation import (
+    CLASSES,
+    NAME,
+    backbone_in_file,
+    head_in_file,
+    noise,
+)
 
 
 @pytest.fixture

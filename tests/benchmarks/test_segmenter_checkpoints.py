@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from third_party import third_party
-from tiny_segmentation import (
-    CLASSES,
-    MEAN,
-    STD,
-    noise,
-)
 from torch import nn
 
 from algm_patch import apply_algm
 from benchmarks.evaluation.loading import load
 from benchmarks.evaluation.weights import ModelError
+from tests.support.third_party import third_party
+from tests.support.tiny_segmentation import (
+    CLASSES,
+    MEAN,
+    STD,
+    noise,
+)
 
 
 def segmenter(decoder: dict[str, Any], folder: Path, normalization: str = "vit") -> Any:

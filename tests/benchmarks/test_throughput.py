@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from models import build, photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -21,6 +20,7 @@ from benchmarks.evaluation.inputs import network_inputs
 from benchmarks.evaluation.options import open_all
 from benchmarks.paper import tradeoff, tradeoff_points
 from benchmarks.paper.tradeoff_figure import STYLES, draw
+from tests.support.models import build, photo
 
 GRID = (6, 8)
 CLASSES = 3

@@ -11,7 +11,6 @@ import transformers
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_training import IGNORED, NAME, SIDE, arguments, make_data, save_weights
 
 from algm_patch import Settings, apply_algm
 from benchmarks.evaluation import checkpoints, segmentation
@@ -23,6 +22,7 @@ from benchmarks.training.images import Crops, open_splits
 from benchmarks.training.loop import mean_loss
 from benchmarks.training.model import make_model
 from benchmarks.training.options import parse
+from tests.support.tiny_training import IGNORED, NAME, SIDE, arguments, make_data, save_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from tiny_training import arguments, make_data, save_weights
 
 from benchmarks.paper import training
 from benchmarks.paper.training_report import WAYS
+from tests.support.tiny_training import arguments, make_data, save_weights
 
 ROOT = Path(__file__).parents[2]
 

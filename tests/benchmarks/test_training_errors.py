@@ -10,12 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_training import NAME, SIDE, arguments, make_data, make_split, save_weights
 
 from benchmarks.evaluation import checkpoints
 from benchmarks.evaluation.dense import dense_model
 from benchmarks.evaluation.weights import ModelError
 from benchmarks.training import train
+from tests.support.tiny_training import NAME, SIDE, arguments, make_data, make_split, save_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_training import arguments, make_data, save_weights
 
 from benchmarks.training import train
+from tests.support.tiny_training import arguments, make_data, save_weights
 
 ROOT = Path(__file__).parents[2]
 

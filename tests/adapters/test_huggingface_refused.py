@@ -1,0 +1,69 @@
+"""transformers' models that are not patched, and the reasons that they are given."""
+
+import pytest
+import torch
+import transformers
+
+from algm_patch import apply_algm
+from tests.support.models import blocks_of
+from tests.support.models_huggingface import build
+
+
+def on_meta(make):
+    """Build a model without memory for its weights; with it, if building reads numbers from tensors."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except RuntimeError:
+        return make()
+
+
+REFUSED = {
+    "SwinModel": ("SwinConfig", "windows"),
+    "Swinv2Model": ("Swinv2Config", "windows"),
+    "DonutSwinModel": ("DonutSwinConfig", "windows"),
+    "HieraModel": ("HieraConfig", "windows"),
+    "VitDetModel": ("VitDetConfig", "windows"),
+    "SamVisionModel": ("SamVisionConfig", "grid"),
+    "SegGptForImageSegmentation": ("SegGptConfig", "grid"),
+    "SegformerModel": ("SegformerConfig", "pooled"),
+    "PvtModel": ("PvtConfig", "pooled"),
+    "PvtV2Model": ("PvtV2Config", "pooled"),
+    "YolosModel": ("YolosConfig", "detection tokens"),
+    "VideoMAEModel": ("VideoMAEConfig", "VideoMAELayer.*does not know"),
+    "CLIPTextModel": ("CLIPTextConfig", "no patch projection"),
+    "ConvNextModel": ("ConvNextConfig", "no sequence of transformer blocks"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if hasattr(transformers, name)])
+def test_refused_by_name(name):
+    config, reason = REFUSED[name]
+    model = on_meta(lambda: getattr(transformers, name)(getattr(transformers, config)()))
+    types = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=rf"{name} cannot be patched: .*{reason}"):
+        apply_algm(model)
+    assert [type(module) for module in model.modules()] == types
+
+
+def test_a_block_that_lacks_a_part_is_refused_by_it():
+    model = build("ViT")
+    block = blocks_of(model)[1]
+    block.norm_of_mine = block.layernorm_after
+    del block.layernorm_after
+    expected = r"ViTLayer, ALGM expects a part called layernorm_after or norm2 or layer_norm2, and found .*norm_of_mine"
+    with pytest.raises(ValueError, match=expected):
+        apply_algm(model)
+
+
+def test_a_block_with_an_unknown_argument_is_refused_by_it(monkeypatch):
+    model = build("ViT")
+    own = type(blocks_of(model)[0])
+
+    def forward(self, hidden_states, compass=None):
+        """Stand for the forward of a later release."""
+
+    forward.__module__, forward.__qualname__ = own.forward.__module__, own.forward.__qualname__
+    monkeypatch.setattr(own, "forward", forward)
+    with pytest.raises(ValueError, match=r"ViTLayer, ALGM does not know what its forward does with .* 'compass'"):
+        apply_algm(model)

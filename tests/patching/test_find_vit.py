@@ -1,0 +1,158 @@
+"""The ViT that is found in a model, and the reasons that other models are refused for."""
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import timm
+from timm.models.vision_transformer import Block, ParallelScalingBlock
+from torch import nn
+
+from algm_patch import apply_algm
+from tests.support import models
+
+
+def vit(**options):
+    return models.build("ViT", **options)
+
+
+class OwnForward(Block):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def with_instance_forward():
+    model = vit()
+    model.blocks[2].forward = lambda x: x
+    return model
+
+
+def with_one_unknown_block():
+    model = vit()
+    model.blocks[3] = OwnForward(64, 4)
+    return model
+
+
+def with_a_repeated_block():
+    model = vit()
+    model.blocks[3] = model.blocks[2]
+    return model
+
+
+def with_two_sequences():
+    model = vit()
+    model.decoder = nn.ModuleList([Block(64, 4), Block(64, 4)])
+    return model
+
+
+def of_blocks_alone():
+    return nn.Sequential(*(Block(64, 4) for _ in range(3)))
+
+
+def with_a_projection(projection):
+    model = vit()
+    model.patch_embed.proj = projection
+    return model
+
+
+def with_an_instance_forward_of_the_projection():
+    model = vit()
+    model.patch_embed.proj.forward = lambda x: x
+    return model
+
+
+REFUSED = {
+    "windows": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+        "SwinTransformer .*SwinTransformerBlock, .* windows",
+    ),
+    "windows, newer": (lambda: timm.create_model("swinv2_tiny_window8_256"), "SwinTransformerV2Block, .* windows"),
+    "some windows": (lambda: timm.create_model("samvit_base_patch16_224"), "vision_transformer_sam.Block, .* windows"),
+    "fused block": (lambda: vit(block_fn=ParallelScalingBlock), "ParallelScalingBlock, .* share one residual"),
+    "fused, differential": (
+        lambda: timm.create_model("vit_dpwee_patch16_reg1_gap_256"),
+        "DiffParallelScalingBlock, .* share one",
+    ),
+    "forward of its own": (
+        lambda: vit(block_fn=OwnForward),
+        r"OwnForward computes its output in .*OwnForward\.forward",
+    ),
+    "one such block": (with_one_unknown_block, r"model\.blocks\[3\] cannot be patched: .*OwnForward"),
+    "forward on the instance": (with_instance_forward, r"model\.blocks\[2\] .* forward set on the instance"),
+    "block used twice": (with_a_repeated_block, r"model\.blocks runs one block more than once"),
+    "encoder and decoder": (with_two_sequences, r"several sequences of blocks, model\.blocks, model\.decoder"),
+    "no patch embedding": (of_blocks_alone, "no patch projection with a regular grid leads to the blocks in model"),
+    "no grid": (lambda: with_a_projection(nn.Linear(3, 64)), "patch projection is a Linear, which leaves no grid"),
+    "video": (
+        lambda: with_a_projection(nn.Conv3d(3, 64, 16)),
+        r"model\.patch_embed\.proj cannot be patched: .* a Conv3d",
+    ),
+    "projection's forward on the instance": (
+        with_an_instance_forward_of_the_projection,
+        r"model\.patch_embed\.proj .* this Conv2d has a forward set on the instance",
+    ),
+    "pooling stages": (lambda: timm.create_model("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
+    "two branches": (lambda: timm.create_model("crossvit_9_240"), "CrossVit .*no patch projection"),
+    "unknown blocks": (
+        lambda: timm.create_model("cait_xxs24_224"),
+        r"LayerScaleBlock computes its output in .*Block\.forward",
+    ),
+    "no transformer": (lambda: timm.create_model("resnet18"), "ResNet .*no sequence of transformer blocks"),
+    "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
+    "two ViTs": (
+        lambda: nn.ModuleDict({"left": vit(), "right": vit()}),
+        r"ModuleDict holds 2 ViTs\. Pass one of them to apply_algm: "
+        r"model\.left \(VisionTransformer\), model\.right \(VisionTransformer\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_by_name_and_left_as_it_was(what):
+    build, message = REFUSED[what]
+    model = build()
+    before = [(type(module), list(module.__dict__)) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        apply_algm(model)
+    assert [(type(module), list(module.__dict__)) for module in model.modules()] == before
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match=r"expects a torch.nn.Module, got 'vit_tiny"):
+        apply_algm("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: nn.Sequential(model, nn.Linear(3, 3)),
+        lambda model: nn.ModuleDict({"trunk": model, "decoder": nn.Sequential(Block(64, 4), Block(64, 4))}),
+        lambda model: nn.ModuleDict({"once": model, "again": model}),
+    ],
+    ids=["Sequential", "decoder of the same blocks", "shared"],
+)
+def test_the_one_trunk_is_found(wrap):
+    model = vit()
+    whole = apply_algm(wrap(model))
+    assert whole.algm is model.algm
+    model(models.photo())
+    assert model.algm.tokens_per_layer[0] < 31
+
+
+@pytest.mark.parametrize("known", ["1.0.27", None])
+def test_a_library_without_metadata_is_known_by_itself_or_taken_as_it_is(monkeypatch, known):
+    def missing(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("algm_patch.patching.find_vit.version", missing)
+    monkeypatch.setattr(timm, "__version__", known)
+    assert apply_algm(vit()).algm.clap_layer == 1
+
+
+def test_an_old_library_without_metadata_is_refused(monkeypatch):
+    def missing(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("algm_patch.patching.find_vit.version", missing)
+    monkeypatch.setattr(timm, "__version__", "0.9.2")
+    with pytest.raises(ValueError, match=r"it comes from timm 0\.9\.2"):
+        apply_algm(vit())

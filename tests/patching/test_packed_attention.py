@@ -1,0 +1,68 @@
+"""Attention of images of different lengths, packed and padded."""
+
+import pytest
+import timm
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from algm_patch.adapters.registry import adapter_of
+from algm_patch.core.layer_tokens import LayerTokens
+from algm_patch.core.packing import Packing
+from algm_patch.functional import TokenMap
+from algm_patch.patching import packed_attention as packed
+from algm_patch.patching.halves import attention_half
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode, fused):
+    """Attention takes the images padded, packed, or one after the other."""
+    block = getattr(timm.models.vision_transformer.Block(8, 2, qkv_bias=True).double(), mode)()
+    block.attn.fused_attn = fused
+    token_map = TokenMap.from_leaders(
+        torch.tensor([[0, 1, 1, 3, 3], [0, 1, 1, 1, 1]]), torch.ones(2, 5, dtype=torch.float64), packed=True
+    )
+    tokens = LayerTokens(token_map, token_map.key_bias, num_prefix_tokens=1)
+    assert token_map.packing.lengths == (3, 2)
+    x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_the_packed_operator_and_its_gradients(heads, proportional):
+    """The gradients are those of autograd through each image, also where two queries share a key."""
+    packing = Packing.of(torch.tensor([3, 7, 5]))
+    query, key, value = (torch.randn(1, h, 15, 6, dtype=torch.float64, requires_grad=True) for h in (4, heads, heads))
+    bias = torch.rand(3, 1, 1, 7, dtype=torch.float64) if proportional else None
+    found = packed.opaque(query, key, value, packing.counts, 7, bias, 0.3, heads == 2)
+    expected = packed.of_each_image(query, key, value, packing, bias, 0.3, heads == 2)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, (query, key, value), gradient),
+        torch.autograd.grad(expected, (query, key, value), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypatch):
+    """The kernel is CUDA's. A stand-in with its interface, which has no bias, takes its place."""
+    packing = Packing.of(torch.tensor([3, 7, 5]))
+    query, key, value = (torch.randn(1, 2, 15, 6, dtype=torch.float64) for _ in range(3))
+    sizes = torch.rand(3, 1, 1, 7, dtype=torch.float64) * 5
+
+    def kernel(query, key, value, starts, same, longest, also, *, scale):
+        assert query.shape == key.shape == value.shape == (15, 2, 8)
+        assert (starts.tolist(), same.dtype, longest, also) == ([0, 3, 10, 15], torch.int32, 7, 7)
+        images = (x.double().transpose(0, 1)[None].split([3, 7, 5], 2) for x in (query, key, value))
+        outputs = [scaled_dot_product_attention(*image, scale=scale) for image in zip(*images, strict=True)]
+        return torch.cat(outputs, 2)[0].transpose(0, 1)
+
+    monkeypatch.setattr(packed, "varlen_attn", kernel)
+    half = [x.to(dtype) for x in (query, key, value)]
+    expected = packed.of_each_image(*(x.double() for x in half), packing, sizes, None, False)
+    found = packed.in_one_call(*half, packing, sizes, None)
+    torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.bfloat16 else 1e-10, rtol=0)

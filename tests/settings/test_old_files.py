@@ -1,0 +1,78 @@
+"""Files that version 0.1 saved are read: its names, and its list of calibrated thresholds."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from algm_patch import Settings, apply_algm
+from tests.support.models import build
+
+SAVED = Path(__file__).parents[1] / "data" / "settings_0.1"
+
+
+@pytest.fixture(autouse=True)
+def _without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def in_file(name):
+    return json.loads((SAVED / f"{name}.json").read_text())["algm_patch"]
+
+
+def test_what_tune_found():
+    """The file has `measured`, whose trials have `metric`, and whose `others` have `taps`, `unmerge` and `tokens`."""
+    settings, saved = Settings.load(SAVED / "tuned.json"), in_file("tuned")
+    measured = saved["measured"]
+    assert settings.clap_layer == saved["clap_layer"]
+    assert settings.gbm_layers == tuple(saved["gbm_layers"])
+    assert settings.tau == saved["tau"]
+    assert settings.gbm_tau == tuple(saved["gbm_tau"])
+    assert settings.calibrated is None
+    assert settings.record is not None
+    assert (settings.record.kept, settings.record.cost) == (measured["kept"], measured["cost"])
+    assert [(trial.compare, trial.kept) for trial in settings.record.trials] == [
+        (trial["metric"], trial["kept"]) for trial in measured["trials"]
+    ]
+    assert dict(settings.record.others) == {
+        "window": (2, 2),
+        "proportional_attention": True,
+        "unmerge_at": "before_head",
+        "reduce": "mean",
+        "place": "before_mlp",
+        "batch": "auto",
+        "merge_to": None,
+    }
+    assert settings.replace(window=(3, 2)).record is None
+
+
+def test_fixed_counts():
+    assert Settings.load(SAVED / "counts.json") == Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key")
+
+
+def test_of_several_calibrated_thresholds_the_one_that_holds_is_read():
+    settings, saved = Settings.load(SAVED / "calibrated.json"), in_file("calibrated")
+    (own,) = (found for found in saved["calibrated"] if found["metric"] == saved["metric"] == "key")
+    assert settings.calibrated_tau == own["value"]
+    assert apply_algm(build("ViT", depth=3), settings=settings).algm.calibrated_tau == own["value"]
+
+
+@pytest.mark.parametrize("name", ["tuned", "counts", "calibrated"])
+def test_saved_again_they_are_the_same(name, tmp_path):
+    settings = Settings.load(SAVED / f"{name}.json")
+    settings.save(tmp_path / "new.json")
+    assert Settings.load(tmp_path / "new.json") == settings
+    written = json.loads((tmp_path / "new.json").read_text())["algm_patch"]
+    assert not {"tokens", "metric", "unmerge", "measured", "taps"} & written.keys()
+
+
+@pytest.mark.parametrize("name", ["tuned", "counts", "calibrated"])
+def test_a_checkpoint_with_old_metadata_is_read(name, tmp_path):
+    metadata = {"algm_patch": json.dumps(in_file(name))}
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata=metadata)
+    assert Settings.load(tmp_path / "model.safetensors") == Settings.load(SAVED / f"{name}.json")

@@ -1,0 +1,1 @@
+"""What tests share: small models, the contract of adapters, golden tensors, ways to count and to compare."""

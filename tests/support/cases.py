@@ -1,0 +1,15 @@
+"""Every kind of model that the library patches, by library and family."""
+
+from __future__ import annotations
+
+from tests.support import cases_eva01, cases_hub, cases_huggingface, cases_mmseg, cases_segmenter, cases_timm
+from tests.support.contract import Case
+
+CASES: dict[str, Case] = {
+    **cases_timm.CASES,
+    **cases_huggingface.CASES,
+    **cases_segmenter.CASES,
+    **cases_mmseg.CASES,
+    **cases_eva01.CASES,
+    **cases_hub.CASES,
+}
