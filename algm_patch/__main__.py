@@ -1,4 +1,4 @@
-"""``python -m algm_patch``: see :mod:`algm_patch.cli.main`."""
+"""``python -m algm_patch``: see `algm_patch.cli.main`."""
 
 from .cli.main import main
 

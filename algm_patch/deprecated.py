@@ -1,4 +1,4 @@
-"""What version 0.1 offered in another place or order, and this release still takes, with a DeprecationWarning."""
+"""Take calls as version 0.1 did, in another place or order, with a DeprecationWarning."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def clap(
     num_prefix_tokens: int = 1,
     batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
-    """Conditional local average pooling: each window of similar tokens becomes their mean (paper §3.2).
+    """Merge each window of similar tokens into their mean: conditional local average pooling (paper §3.2).
 
     Tokens stay in raster order, a merged one where its first member stood.
 
@@ -30,7 +30,7 @@ def clap(
         x: [B, P+H*W, D] tokens, prefix first, then patches in raster order.
         grid: (H, W). Rows and columns that the window does not divide stay as they are.
         tau: merge windows whose mean cosine is at least this; above 1 nothing merges. "auto" and "paper" as in
-            :func:`algm_patch.apply_algm`.
+            `algm_patch.apply_algm`.
         window: (height, width) in tokens.
         num_prefix_tokens: P; never merged, never changed.
         batch: "min": every image merges the same number of windows, the smallest count over the batch, each image its
@@ -67,20 +67,20 @@ def gbm(
     num_prefix_tokens: int = 1,
     batch: Batch = "min",
 ) -> tuple[Tensor, TokenMap]:
-    """Global bipartite matching: tokens at even positions join their most similar one at odd positions (paper §3.2).
+    """Let tokens at even positions join their most similar one at odd positions: global bipartite matching (§3.2).
 
     Each odd token becomes the size-weighted mean of itself and all that joined it.
 
     Args:
         x: [B, P+M, D] tokens, prefix first.
-        token_map: from the original tokens to those of ``x``, as :func:`clap` returns it, or
-            :meth:`TokenMap.identity`.
+        token_map: from the original tokens to those of ``x``, as `clap` returns it, or
+            `TokenMap.identity`.
         layer: of the merge, counted from 1; the adaptive threshold falls with it.
         tau: a number: carry out proposals at least this similar. "adaptive": the authors' rule, mean + std / layer
             of the image's best similarities; with batch="min", the mean of these over the batch.
         num_prefix_tokens: P; they neither leave nor receive.
         batch: "min": every image merges the same number, the smallest count over the batch. "image": each image as many
-            as pass, as in :func:`clap`.
+            as pass, as in `clap`.
 
     Returns:
         merged [B, P+M', D] and the composed map, from the original tokens to the P+M'.

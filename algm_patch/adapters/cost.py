@@ -123,8 +123,8 @@ def known(module: nn.Module, remedy: str) -> Iterator[None]:
 
 def without_memory(module: nn.Module) -> nn.Module:
     """Return a copy of a module, unpatched, without hooks, in eval mode, whose tensors have sizes and no memory."""
-    plain = object.__new__(getattr(type(module), "_algm_original", type(module)))
-    plain.__dict__.update({name: value for name, value in vars(module).items() if name != "_algm"})
+    plain = object.__new__(getattr(type(module), "algm_original", type(module)))
+    plain.__dict__.update({name: value for name, value in vars(module).items() if name != "algm_part"})
     tensors = [*module.parameters(), *module.buffers()]
     copies: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     for part in module.modules():  # hooks may hold what cannot be copied, such as activations

@@ -98,7 +98,7 @@ def head_of(decoder: nn.Module) -> nn.Module | None:
 
 def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a module had before it was patched."""
-    return getattr(cls, "_algm_original", cls)
+    return getattr(cls, "algm_original", cls)
 
 
 def is_wrapped(module: nn.Module) -> bool:

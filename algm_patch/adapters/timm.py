@@ -296,8 +296,12 @@ def attend(
             "is_causal=True: causal attention goes by the order of the tokens, which merging gives up. "
             "Call remove_algm first"
         )
-    inputs = {"attn_mask": tokens.attention_mask(attn_mask), "rope": rotary(tokens, rope)}
-    return attention(x, **{name: given for name, given in inputs.items() if given is not None})
+    inputs: dict[str, Tensor | None] = {}
+    if attn_mask is not None or tokens.key_bias is not None:
+        inputs["attn_mask"] = tokens.key_bias if attn_mask is None else tokens.attention_mask(attn_mask)
+    if rope is not None:
+        inputs["rope"] = rotary(tokens, rope)
+    return attention(x, **inputs)
 
 
 def rotary(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:

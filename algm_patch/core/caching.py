@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class cached(Generic[T]):  # noqa: N801, a decorator
-    """``functools.cached_property`` without the lock that it has in Python 3.11 and that no compiler traces."""
+    """Decorator: ``functools.cached_property`` without the lock of Python 3.11, which no compiler traces."""
 
     def __init__(self, function: Callable[[Any], T]) -> None:
         self.function, self.__doc__ = function, function.__doc__

@@ -1,4 +1,4 @@
-"""What a compiler may trace: all of a patched forward pass in one graph, or of merged blocks only their halves."""
+"""Choose what a compiler traces: a patched forward pass as one graph, or the halves of merged blocks alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def in_one_graph(fixed_counts: bool) -> bool:
-    """Whether a compiler traces now that can have merges in its graph.
+    """Return whether a compiler traces now that can have merges in its graph.
 
     With fixed counts any can; else one that may read numbers from tensors: ``fullgraph=True`` or an export.
     """
@@ -30,7 +30,7 @@ def in_one_graph(fixed_counts: bool) -> bool:
 
 
 def traces_python() -> bool:
-    """Whether an export runs the model itself, with tensors that hold nothing."""
+    """Return whether an export runs the model itself, with tensors that hold nothing."""
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
@@ -91,10 +91,6 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             own[name] = call
 
 
-def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    return function(*args, **kwargs)
-
-
 # Why a whole graph breaks where these are met.
 TOO_OLD = "torch 2.9 is the first known to compile a model with ALGM's merges as one graph. Compile without fullgraph"
 NO_NUMBERS = (
@@ -105,19 +101,35 @@ NO_NUMBERS = (
 WHY_BROKEN = NO_NUMBERS if ONE_GRAPH else TOO_OLD
 REASON = {"reason": WHY_BROKEN} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
 
-# For what keeps the state of forward passes: compiled by itself, its Python state would be guarded and recompiled.
-outside: Callable[..., Any] = torch.compiler.disable(directly, **REASON)
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a copy of a function that no compiler looks into."""
+    return torch.compiler.disable(own_code(function), **REASON)
 
 
 def by_frames(function: Callable[P, R]) -> Callable[P, R]:
     """Return a copy of a function whose frame no compiler traces; it compiles what the function calls."""
+    return torch.compiler.disable(own_code(function), recursive=False, **REASON)
+
+
+def own_code(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a copy of a function, which a compiler can treat in another way than the function itself."""
     code = function.__code__.replace()  # torch marks the code itself, and the function is traced elsewhere
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     copy.__qualname__ = function.__qualname__ if REASON else f"{function.__name__} ({WHY_BROKEN})"  # what torch prints
-    return torch.compiler.disable(copy, recursive=False, **REASON)
+    return copy
 
 
 def beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function that enters a TorchFunctionMode: outside of a compiler that would leave the mode out."""
-    call = directly if TRACES_MODES or not torch.compiler.is_compiling() else outside
-    return call(function, *args, **kwargs)
+    """Call a function that enters a TorchFunctionMode, which a compiler of older torch would leave out."""
+    if TRACES_MODES or not torch.compiler.is_compiling():
+        return function(*args, **kwargs)
+    return outside(function, *args, **kwargs)
+
+
+def directly(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function."""
+    return function(*args, **kwargs)
+
+
+outside: Callable[..., Any] = untraced(directly)

@@ -1,4 +1,4 @@
-"""What a block's attention must know of its tokens."""
+"""Tell a block's attention of its tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .token_map import TokenMap
 
 @dataclass(eq=False)
 class LayerTokens:
-    """What a block's attention must know of the tokens it is given. Adapters receive one.
+    """Hold what a block's attention must know of the tokens it is given. Adapters receive one.
 
     Attributes:
         token_map: from the original tokens to those of the sequence; None while nothing is merged.
@@ -32,15 +32,15 @@ class LayerTokens:
 
     @property
     def packing(self) -> Packing | None:
-        """How the images are packed into one sequence [1, T, D]; None if they are a batch."""
+        """The packing of the images in one sequence [1, T, D]; None if they are a batch."""
         return None if self.token_map is None else self.token_map.packing
 
     def packed(self) -> LayerTokens:
-        """The same tokens for attention that is told elsewhere where an image ends, and how much its keys weigh."""
+        """Return the same tokens without weights, for attention that is told them and where an image ends elsewhere."""
         return replace(self, key_bias=None)
 
     def padded(self) -> LayerTokens:
-        """The same tokens as a batch [B, M, D], to whose padding no one attends."""
+        """Return the same tokens as a batch [B, M, D], to whose padding no one attends."""
         assert self.token_map is not None
         bias = self.key_bias
         if bias is None:
@@ -48,17 +48,17 @@ class LayerTokens:
         return replace(self, token_map=TokenMap(self.token_map.labels, self.token_map.sizes), key_bias=bias)
 
     def of_image(self, image: int) -> LayerTokens:
-        """Those of one image."""
+        """Return the tokens of one image."""
         assert self.token_map is not None
         token_map = self.token_map.of_image(image)
         bias = None if self.key_bias is None else self.key_bias[image : image + 1, ..., : token_map.sizes.shape[1]]
         return LayerTokens(token_map, bias, self.num_prefix_tokens, image)
 
     def average_patches(self, x: Tensor, batched: bool = False, neutral: Tensor | None = None) -> Tensor:
-        """What belongs to each patch (sines and cosines of rotary angles), averaged over each group.
+        """Average over each group what belongs to each patch, such as the sines and cosines of rotary angles.
 
         A key turned by the mean of its members' rotations gives the logits that the members' keys give on average.
-        Measured against the first member's angles in benchmarks/positions.py: closer to the unpatched model.
+        Measured against the first member's angles in benchmarks/evaluation/positions.py: closer to the unpatched model.
 
         Args:
             x: [..., N, D] of all patches without the prefix, the same for the whole batch; or [B, ..., N, D].
@@ -86,7 +86,7 @@ class LayerTokens:
         return None if self.token_map is None else self.token_map.without_prefix(self.num_prefix_tokens)
 
     def attention_mask(self, mask: Tensor | None) -> Tensor | None:
-        """The caller's mask [..., P+N, P+N], bool or additive, and the key bias in one. None if there is neither."""
+        """Return the caller's mask [..., P+N, P+N], bool or additive, plus the key bias; None without either."""
         if mask is None:
             return self.key_bias
         mask = self.pair(mask)
@@ -97,11 +97,11 @@ class LayerTokens:
         return mask + self.key_bias
 
     def pair(self, mask: Tensor) -> Tensor:
-        """What the caller gives for each pair of tokens [..., P+N, P+N], for those that are left."""
+        """Return the part of a mask [..., P+N, P+N] of all tokens that is of the tokens that are left."""
         if self.image is not None and mask.dim() == 4 and mask.shape[0] > 1:
             mask = mask[self.image : self.image + 1]
         return mask if self.token_map is None else self.token_map.pair(mask)
 
     def plus(self, bias: Tensor) -> LayerTokens:
-        """The same tokens with a further bias [B, heads, P+M, P+M] for those that are left."""
+        """Return the same tokens with a further bias [B, heads, P+M, P+M] for those that are left."""
         return replace(self, key_bias=bias if self.key_bias is None else bias + self.key_bias)

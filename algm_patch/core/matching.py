@@ -1,4 +1,4 @@
-"""Which tokens merge: pure functions from tokens to leaders.
+"""Match tokens: pure functions from tokens to leaders.
 
 A leader is the position of the first token of a group; a token that stands alone is its own leader.
 """
@@ -6,19 +6,18 @@ A leader is the position of the first token of a group; a token that stands alon
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 
 import torch
 from einops import repeat
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# Bound on the similarities that best_matches holds at once.
+# The bound on the similarities that best_matches holds at once.
 CHUNK_BYTES = 64 * 2**20
 
 
 def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """Mean cosine over the ordered pairs of different tokens in each window of the grid.
+    """Return the mean cosine over the ordered pairs of different tokens in each window of the grid.
 
     One pass: with unit vectors u, ``(|sum u|^2 - k) / (k (k - 1))`` for k tokens a window (paper Eq. of CLAP).
 
@@ -34,13 +33,15 @@ def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int])
     rows, columns = grid[0] // high, grid[1] // wide
     unit = normalize(full_precision(x), dim=-1).unflatten(1, grid)[:, : rows * high, : columns * wide]
     # Strided slices: summing over two inner axes at once is 30 times slower on CPU.
-    total = reduce(torch.add, (unit[:, i::high, j::wide] for i in range(high) for j in range(wide)))
+    total = unit[:, ::high, ::wide].clone()
+    for place in range(1, high * wide):
+        total += unit[:, place // wide :: high, place % wide :: wide]
     size = high * wide
     return (total.square().sum(-1) - size) / (size * (size - 1))
 
 
 def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """Conditional local average pooling: some windows become one group each.
+    """Group the tokens of some windows, each window as one (conditional local average pooling).
 
     Args:
         merges: [B, h, w] bool, those that do.
@@ -56,7 +57,7 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
     # True for every token of a window that merges; the leftover rows and columns stay False.
     merging = merges.new_zeros(batch, *grid)
     merging[:, : rows * high, : columns * wide] = repeat(merges, "b h w -> b (h i) (w j)", i=high, j=wide)
-    row, column = (torch.arange(n, device=merges.device) for n in grid)
+    row, column = torch.arange(grid[0], device=merges.device), torch.arange(grid[1], device=merges.device)
     own = row[:, None] * grid[1] + column
     corner = (row - row % high)[:, None] * grid[1] + (column - column % wide)
     leaders = torch.where(merging, corner, own).flatten(1) + num_prefix_tokens
@@ -65,7 +66,7 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
 
 
 def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Global bipartite matching, first half: every A token proposes to its most similar B token.
+    """Let every A token propose to its most similar B token (first half of global bipartite matching).
 
     A are the even positions of the sequence, B the odd ones, counted with the prefix, which takes no part.
 
@@ -99,17 +100,17 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
 
 
 def first_proposer(num_prefix_tokens: int) -> int:
-    """Position of the first A token: even."""
+    """Return the position of the first A token: even."""
     return num_prefix_tokens + num_prefix_tokens % 2
 
 
 def first_receiver(num_prefix_tokens: int) -> int:
-    """Position of the first B token: odd."""
+    """Return the position of the first B token: odd."""
     return num_prefix_tokens + 1 - num_prefix_tokens % 2
 
 
 def num_proposals(length: int, num_prefix_tokens: int) -> int:
-    """How many A tokens a sequence of this length has; none if there is no B token."""
+    """Return how many A tokens a sequence of this length has; none if there is no B token."""
     if length <= first_receiver(num_prefix_tokens):
         return 0
     return (length - first_proposer(num_prefix_tokens) + 1) // 2
@@ -121,7 +122,7 @@ def num_receivers(length: int, num_prefix_tokens: int) -> int:
 
 
 def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_bytes: int) -> tuple[Tensor, Tensor]:
-    """``best`` of the rows [B, a, D], so many at a time that what it holds at once is bounded. Compiled, all."""
+    """Return ``best`` of rows [B, a, D], so many at a time that it holds a bounded number at once. Compiled, all."""
     if torch.compiler.is_compiling():
         return best(a)
     rows = max(1, CHUNK_BYTES // max(1, row_bytes))
@@ -130,11 +131,11 @@ def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_by
 
 
 def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) -> Tensor:
-    """Global bipartite matching, second half: some proposals are carried out.
+    """Group the tokens of the proposals that are carried out (second half of global bipartite matching).
 
     Args:
         merges: [B, a] bool, those that are.
-        proposer, partner: [B, a] or [a], of :func:`best_matches`.
+        proposer, partner: [B, a] or [a], of `best_matches`.
         length: L, tokens in the sequence.
 
     Returns:
@@ -159,19 +160,17 @@ def first_members(groups: Tensor, count: int) -> Tensor:
     return start.scatter_reduce(1, groups, position, "amin").long()
 
 
-def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
-    """Of the candidates that pass, the same number in every image (supplement §2 "Adaptive token merging").
-
-    The smallest count over the batch; each image takes its own most similar ones.
+def reaching(similarity: Tensor, tau: Tensor, same_number: bool) -> Tensor:
+    """Return which candidates merge by threshold: [B, K] bool.
 
     Args:
         similarity: [B, K].
-        passes: [B, K] bool.
-
-    Returns:
-        [B, K] bool.
+        tau: [B] or []; NaN never reaches it.
+        same_number: take the same number in every image (supplement §2 "Adaptive token merging"): the smallest count
+            over the batch, and in each image its own most similar ones.
     """
-    if passes.shape[0] <= 1:
+    passes = similarity >= tau.reshape(-1, 1)
+    if not same_number or passes.shape[0] <= 1:
         return passes
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)
     chosen = torch.arange(similarity.shape[1], device=similarity.device) < passes.sum(1).amin(0)
@@ -179,11 +178,17 @@ def same_number(similarity: Tensor, passes: Tensor) -> Tensor:
 
 
 def most_similar(similarity: Tensor, count: int) -> Tensor:
-    """The so many most similar candidates of each image: [B, K] bool."""
+    """Return which candidates of each image merge by rank, its ``count`` most similar: [B, K] bool."""
     best = similarity.masked_fill(similarity.isnan(), -torch.inf).topk(count, 1).indices
     return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, best, torch.ones_like(best, dtype=torch.bool))
 
 
+def least_similarity(similarity: Tensor, merging: Tensor) -> Tensor:
+    """Return [B]: the least similarity [B, K] among the candidates that merge; infinity if none does."""
+    merged = torch.where(merging, similarity, torch.inf)
+    return merged.amin(1) if merged.shape[1] else merged.sum(1) + torch.inf
+
+
 def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32 at least: cosines near 1 differ by less than a bfloat16 can tell."""
+    """Return ``x`` in float32 at least: cosines near 1 differ by less than a bfloat16 can tell."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

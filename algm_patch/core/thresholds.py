@@ -1,4 +1,4 @@
-"""From similarities to the threshold that decides what merges."""
+"""Compute the threshold from similarities."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ LEAST_SHARE = (1, 10)
 
 @dataclass(frozen=True)
 class Share:
-    """A rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
+    """Name a rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
 
-    How :func:`tune` looks at layers.
+    `algm_patch.tune` looks at layers by it.
     """
 
     parts: int
     of: int
 
     def __call__(self, similarity: Tensor) -> Tensor:
-        """[B] of [B, K], in which minus infinity stands for nothing."""
+        """Return [B] of similarities [B, K], in which minus infinity stands for nothing."""
         if similarity.shape[1] == 0:
             return similarity.new_full((len(similarity),), torch.inf)
         return reached_by(similarity, self.parts, self.of)
 
 
 def reached_by(similarity: Tensor, parts: int, of: int) -> Tensor:
-    """Return [B]: what the share ``parts / of`` (below 1) of each row of [B, K] reaches, the most similar one at least.
+    """Return [B]: the similarity that the share ``parts / of`` (below 1) of each row of [B, K] reaches, at least one.
 
     Minus infinity stands for nothing.
     """
@@ -64,7 +64,7 @@ def auto_tau(similarity: Tensor) -> Tensor:
 
 
 def paper_tau(similarity: Tensor) -> Tensor:
-    """Mean + standard deviation of the similarities, as published (§3.3 of the paper). It can exceed 1.
+    """Return the mean + standard deviation of the similarities, as published (§3.3 of the paper). It can exceed 1.
 
     A single window has no deviation: nothing passes.
 
@@ -80,7 +80,7 @@ def paper_tau(similarity: Tensor) -> Tensor:
 
 
 def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
-    """The authors' GBM threshold for one image: ``mean(best) + std(best) / layer``.
+    """Return the authors' GBM threshold for each image: ``mean(best) + std(best) / layer``.
 
     A single proposal has no deviation: nothing passes.
 
@@ -96,3 +96,21 @@ def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
     mean = torch.where(there, similarity, 0).sum(1) / count
     squares = torch.where(there, similarity - mean[:, None], 0).square().sum(1)
     return torch.where(count < 2, torch.inf, mean + (squares / (count - 1)).sqrt() / layer)
+
+
+def clap_tau(similarity: Tensor, tau: float | str) -> Tensor:
+    """Return the threshold [B] or [] that the setting ``tau`` means for window similarities [B, K]."""
+    if tau == "auto":
+        return auto_tau(similarity)
+    if tau == "paper":
+        return paper_tau(similarity)
+    return similarity.new_full((), float(tau))
+
+
+def gbm_tau(similarity: Tensor, tau: float | str | Share | Tensor, layer: int) -> Tensor:
+    """Return the threshold [B] or [] that the setting ``gbm_tau`` means for A's best similarities [B, a]."""
+    if isinstance(tau, str):
+        return adaptive_tau(similarity, layer)
+    if isinstance(tau, Share):
+        return tau(similarity)
+    return tau if isinstance(tau, Tensor) else similarity.new_full((), float(tau))

@@ -1,4 +1,4 @@
-"""Which merged token holds which original token: one integer each."""
+"""Map original tokens to the merged tokens that hold them: one integer each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .packing import Packing
 
 @dataclass(eq=False)
 class TokenMap:
-    """A partition of a sequence's tokens into groups, and the way there and back.
+    """Hold a partition of a sequence's tokens into groups, and the way there and back.
 
     O(N) memory: one label per original token (ALGORITHM: "Bookkeeping and unmerge").
 
@@ -49,10 +49,12 @@ class TokenMap:
             )
         if self.labels.dtype != torch.int64:
             raise ValueError(f"TokenMap expects int64 labels, got {self.labels.dtype}")
+        # (B, M), or (1, T) of the one sequence in which images of different lengths are packed.
+        self.shape = (self.sizes.shape[0], self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
 
     @classmethod
     def identity(cls, batch: int, length: int, device: torch.device | None = None) -> TokenMap:
-        """The map that merges nothing: every token its own group."""
+        """Return the map that merges nothing: every token its own group."""
         labels = torch.arange(length, device=device).expand(batch, length)
         return cls(labels, torch.ones(batch, length, device=device))
 
@@ -60,7 +62,7 @@ class TokenMap:
     def from_leaders(
         cls, leaders: Tensor, sizes: Tensor, count: int | None = None, *, least: int = 0, packed: bool = False
     ) -> TokenMap:
-        """One merge: from the tokens of a sequence to their groups, in order of first members.
+        """Return the map of one merge: from the tokens of a sequence to their groups, in order of first members.
 
         Args:
             leaders: [B, L]; the position of the first token of each token's group.
@@ -73,9 +75,11 @@ class TokenMap:
         batch, length = leaders.shape
         leads = (leaders == torch.arange(length, device=leaders.device)) & (sizes > 0)
         labels = (leads.cumsum(1) - 1).gather(1, leaders)
-        packing = Packing.of(leads.sum(1)) if packed else None
-        if packing is not None:
-            count = packing.longest
+        packing = None
+        if packed:
+            counts = leads.sum(1)
+            packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
+            count, packing = packing.longest, None if packing.even else packing
         elif count is None:
             (count,) = leads[:1].sum(1).tolist() or [length]  # an empty batch merges nothing
         if torch.compiler.is_compiling():
@@ -85,11 +89,11 @@ class TokenMap:
         return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes), packing)
 
     def then(self, step: TokenMap) -> TokenMap:
-        """This map followed by a merge of its merged tokens: from original tokens to what ``step`` leaves."""
+        """Return this map followed by a merge of its merged tokens: from original tokens to those that it leaves."""
         return TokenMap(step.labels.gather(1, self.labels), step.sizes, step.packing)
 
     def with_prefix(self, count: int) -> TokenMap:
-        """This map with so many more tokens before all others, each its own group."""
+        """Return this map with so many more tokens before all others, each its own group."""
         added = TokenMap.identity(self.labels.shape[0], count, self.labels.device)
         return TokenMap(
             torch.cat([added.labels, self.labels + count], 1),
@@ -98,31 +102,26 @@ class TokenMap:
         )
 
     def without_prefix(self, count: int) -> TokenMap:
-        """This map of the tokens behind the first so many, which are each their own group."""
+        """Return this map of the tokens behind the first so many, which are each their own group."""
         return TokenMap(
             self.labels[:, count:] - count, self.sizes[:, count:], self.packing and self.packing.widened(-count)
         )
 
     def of_image(self, image: int) -> TokenMap:
-        """The map of one image of the batch, without padding."""
+        """Return the map of one image of the batch, without padding."""
         count = self.sizes.shape[1] if self.packing is None else self.packing.lengths[image]
         return TokenMap(self.labels[image : image + 1], self.sizes[image : image + 1, :count])
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(B, M), or (1, T) of the one sequence in which images of different lengths are packed."""
-        return (self.sizes.shape[0], self.sizes.shape[1]) if self.packing is None else (1, self.packing.total)
-
     def pack(self, x: Tensor) -> Tensor:
-        """Merged tokens [B, P+M, ...] as the blocks take them: packed, where the images hold different numbers."""
+        """Return merged tokens [B, P+M, ...] as blocks take them: packed, where the images hold different numbers."""
         return x if self.packing is None else self.packing.pack(x)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """The inverse: [B, P+M, ...], zero past an image's own tokens."""
+        """Undo `pack`: return [B, P+M, ...], zero past an image's own tokens."""
         return x if self.packing is None else self.packing.unpack(x)
 
     def merge(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Each group's mean. A token alone in its group passes through bit for bit.
+        """Return each group's mean. A token alone in its group passes through bit for bit.
 
         Half-precision tokens are summed in float32.
 
@@ -136,7 +135,8 @@ class TokenMap:
         Raises:
             ValueError: if ``x`` is not of these tokens, or holds whole numbers, which the mean would cut off.
         """
-        self._check(x, self.labels, "merge")
+        if x.shape[:2] != self.labels.shape:
+            raise self._wrong_tokens(x, self.labels, "merge")
         if not (x.is_floating_point() or x.is_complex()):
             raise ValueError(
                 f"TokenMap.merge averages each group, and {x.dtype} cannot hold a mean. Pass x.float(), or use "
@@ -151,7 +151,7 @@ class TokenMap:
         return sums.to(x.dtype).view(batch, count, *x.shape[2:])
 
     def unmerge(self, x: Tensor) -> Tensor:
-        """Every original token gets a copy of the merged token that holds it.
+        """Give every original token a copy of the merged token that holds it.
 
         Args:
             x: [B, P+M, ...].
@@ -159,12 +159,13 @@ class TokenMap:
         Returns:
             [B, P+N, ...].
         """
-        self._check(x, self.sizes, "unmerge")
+        if x.shape[:2] != self.sizes.shape:
+            raise self._wrong_tokens(x, self.sizes, "unmerge")
         flat = x.flatten(0, 1).index_select(0, self._flat_labels)
         return flat.view(*self.labels.shape, *x.shape[2:])
 
     def take(self, x: Tensor) -> Tensor:
-        """Each group's first member. For per-token inputs that cannot be averaged, such as positions.
+        """Return each group's first member, for per-token inputs that cannot be averaged, such as positions.
 
         Args:
             x: [B, P+N, ...], or [1, P+N, ...] or [P+N, ...] if the batch shares it.
@@ -178,13 +179,14 @@ class TokenMap:
             x = x[None]
         if x.shape[:2] == (1, length):
             x = x.expand(batch, *x.shape[1:])
-        self._check(x, self.labels, "take")
+        if x.shape[:2] != self.labels.shape:
+            raise self._wrong_tokens(x, self.labels, "take")
         offset = torch.arange(batch, device=x.device)[:, None] * length
         flat = x.flatten(0, 1).index_select(0, (self.first + offset).flatten())
         return flat.view(*self.sizes.shape, *x.shape[2:])
 
     def pair(self, x: Tensor) -> Tensor:
-        """Each pair of groups' first members. For inputs of attention: masks, relative position biases.
+        """Return each pair of groups' first members, for inputs of attention: masks, relative position biases.
 
         Args:
             x: [..., P+N, P+N], broadcastable to [B, heads, P+N, P+N]; a query dimension of 1 stays 1.
@@ -209,9 +211,9 @@ class TokenMap:
         flat = x.transpose(0, 1).flatten(1).index_select(1, pairs.flatten())
         return flat.view(-1, *pairs.shape).transpose(0, 1)
 
-    @cached
+    @property
     def key_bias(self) -> Tensor:
-        """[B, 1, 1, P+M]; the logarithm of the sizes, which proportional attention adds to the logits of each key.
+        """[B, 1, 1, P+M]: the logarithm of the sizes, which proportional attention adds to the logits of each key.
 
         Minus infinity past an image's own tokens: no one attends to those.
         """
@@ -219,7 +221,7 @@ class TokenMap:
 
     @cached
     def first(self) -> Tensor:
-        """[B, P+M]; the position of each group's first member among the original tokens."""
+        """[B, P+M]: the position of each group's first member among the original tokens."""
         return first_members(self.labels, self.sizes.shape[1])
 
     @cached
@@ -228,6 +230,7 @@ class TokenMap:
         offset = torch.arange(batch, device=self.labels.device)[:, None] * count
         return (self.labels + offset).flatten()
 
-    def _check(self, x: Tensor, tokens: Tensor, verb: str) -> None:
-        if x.shape[:2] != tokens.shape:
-            raise ValueError(f"TokenMap.{verb} expects [{', '.join(map(str, tokens.shape))}, ...], got {list(x.shape)}")
+    def _wrong_tokens(self, x: Tensor, tokens: Tensor, verb: str) -> ValueError:
+        """Return the error of tokens that are not those of this map."""
+        expected = ", ".join(map(str, tokens.shape))
+        return ValueError(f"TokenMap.{verb} expects [{expected}, ...], got {list(x.shape)}")

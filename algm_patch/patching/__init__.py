@@ -1,1 +1,1 @@
-"""What runs inside a patched model."""
+"""The machine inside a patched model."""

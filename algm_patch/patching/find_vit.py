@@ -20,7 +20,7 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True)
 class Vit:
-    """The parts of a ViT that are patched.
+    """Hold the parts of a ViT that are patched.
 
     Attributes:
         path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
@@ -37,7 +37,7 @@ class Vit:
 
 
 def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
-    """The one trunk in ``model`` and its parts.
+    """Return the one trunk in ``model`` and its parts.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -75,7 +75,7 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
 
 
 def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
+    """Return every decoder in ``model`` that can run on merged tokens, and the module in it whose output is unmerged.
 
     Raises:
         ValueError: if there is none, or the forward of one is hidden.
@@ -96,7 +96,7 @@ def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
-    """By path, every sequence in which at least one block has an adapter, and that adapter."""
+    """Return by path every sequence in which at least one block has an adapter, and that adapter."""
     found = {}
     for path, module in model.named_modules():
         adapters = [adapter_of(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
@@ -107,7 +107,7 @@ def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
 
 
 def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
-    """Path of the nearest module above a sequence of blocks that has a patch projection."""
+    """Return the path of the nearest module above a sequence of blocks that has a patch projection."""
     while path:
         path = path.rpartition(".")[0]
         if projection_in(model.get_submodule(path), adapter) is not None:
@@ -116,7 +116,7 @@ def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
 
 
 def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
-    """Path of the patch projection below a module, if it has one where the adapter says."""
+    """Return the path of the patch projection below a module, if it has one where the adapter says."""
     paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
     for path in paths:
         try:
@@ -209,7 +209,7 @@ def has_attention(module: nn.Module) -> bool:
     return any(word in name for name in names for word in ("attention", "attn", "qkv"))
 
 
-def around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
+def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
     path = next(path for path, part in model.named_modules() if part is trunk)
     yield model
@@ -231,7 +231,7 @@ def numbers(release: str) -> list[int]:
 
 
 def as_code(path: str) -> str:
-    """Path of a submodule as one writes it."""
+    """Return the path of a submodule as one writes it."""
     return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".") if part)
 
 

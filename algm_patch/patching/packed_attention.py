@@ -24,7 +24,7 @@ if find_spec("torch.nn.attention.varlen"):  # torch 2.10; its scale later
 
 
 class PackedAttention(TorchFunctionMode):
-    """Within, ``scaled_dot_product_attention`` of the packed sequence is that of each image.
+    """Make ``scaled_dot_product_attention`` of a packed sequence that of each image, in the body of a ``with``.
 
     So that attention of any library, its norms, rotary angles and projections, runs on all images at once as it is.
 
@@ -61,7 +61,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention [1, heads, T, D] of each image in a packed sequence.
+    """Return attention [1, heads, T, D] of each image in a packed sequence.
 
     Raises:
         ValueError: if there is a mask, which would be one between all tokens of all images, or dropout.
@@ -87,7 +87,7 @@ def of_each_image(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """[1, T, heads, D] of the [1, heads, T, D]: in one call where there is a kernel for it, else image by image."""
+    """Return attention [1, T, heads, D]: in one call where there is a kernel for it, else image by image."""
     if has_kernel(query) and not enable_gqa:
         return in_one_call(query, key, value, packing, key_bias, scale)
     lengths = packing.lengths or packing.counts.tolist()
@@ -104,7 +104,7 @@ def of_each_image(
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether torch has attention of variable lengths for such tensors: flash attention, in half precision on CUDA."""
+    """Return whether torch has attention of variable lengths for such tensors: in half precision on CUDA."""
     return (
         x.is_cuda
         and x.dtype in (torch.float16, torch.bfloat16)
@@ -116,7 +116,7 @@ def has_kernel(x: Tensor) -> bool:
 def in_one_call(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor | None, scale: float | None
 ) -> Tensor:
-    """As :func:`of_each_image`. The kernel takes no bias, so two further dimensions carry it inside the product."""
+    """Return the same in one call. The kernel takes no bias: two further dimensions carry it inside the product."""
     width = value.shape[3]
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_bias is not None:
@@ -127,7 +127,7 @@ def in_one_call(
 
 
 def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [1, heads, T, D'] whose product is larger by ``bias`` [1, T] of each key.
+    """Return queries, keys and values [1, heads, T, D'] whose product is larger by ``bias`` [1, T] of each key.
 
     Twice 1 in the queries; in the keys the bias and what half precision loses of it; zeros to a multiple of eight.
     """
@@ -191,7 +191,7 @@ def opaque_backward(
 def gradients_of_one(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``softmax(q k^T scale + bias) v``, [1, heads, m, D] each, where ``g`` is that of the output."""
+    """Return the gradients of ``softmax(q k^T scale + bias) v``, [1, heads, m, D] each, from that of the output."""
     groups = q.shape[1] // k.shape[1]
     g, q, k, v = (full_precision(x) for x in (g, q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)))
     weights = (q @ k.mT * scale + bias).softmax(-1)

@@ -1,11 +1,10 @@
-"""Which forward pass a block's input belongs to, over threads, recomputation and several passes at a time."""
+"""Tell which forward pass the input of a block belongs to, over threads, recomputation and several passes at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,73 +12,49 @@ from torch import Tensor
 from .forward_pass import ForwardPass
 
 NOT_IN_BACKWARD = -1
+# The number of the backward pass under way in this thread, or NOT_IN_BACKWARD.
+backward_pass = torch._C._current_graph_task_id
+# The attribute of a storage that holds the passes its tokens belong to, by the key of the patched model.
+MEMORY = "algm_passes"
+NO_MEMORY: dict[object, ForwardPass] = {}
 
 
-def backward_pass() -> int:
-    """The number of the backward pass under way in this thread, or NOT_IN_BACKWARD."""
-    return torch._C._current_graph_task_id()
-
-
-class Tracing:
-    """The forward pass that a compiler traces, in one graph.
+class TracedPasses:
+    """Hold the forward pass that a compiler or an export traces, in one graph.
 
     Attributes:
         last: the last pass that began. A compiled graph writes it anew whenever it runs.
+        current: the pass under way; None if it has ended, as far as that is known.
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
-        decoded: the pass whose merged tokens a decoder runs on now, and which image's (None: all); None if none does.
+        decoded: the pass whose merged tokens a decoder runs on now, and the one image of it (None: all); None if no
+            decoder runs.
     """
 
     def __init__(self) -> None:
         self.last: ForwardPass | None = None
+        self.current: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
         self.decoded: tuple[ForwardPass, int | None] | None = None
-        self._current: Any = None
-
-    @property
-    def current(self) -> ForwardPass | None:
-        """The pass under way; None if it has ended, as far as that is known."""
-        return self._current
 
     def begin(self, forward_pass: ForwardPass) -> None:
-        self._current = self.last = forward_pass
+        """Note that a pass is under way."""
+        self.current = self.last = forward_pass
 
     def end(self) -> None:
-        """No pass is under way."""
-        self._current = None
+        """Note that no pass is under way."""
+        self.current = None
 
-    @contextmanager
-    def reading(self, taps: frozenset[int]) -> Iterator[None]:
-        """Within, the blocks are run by a method that reads the output of ``taps`` and of no others."""
-        outer, self.taps = self.taps, taps
-        try:
-            yield
-        finally:
-            self.taps = outer
-            self.end()
-
-    @contextmanager
-    def decoding(self, forward_pass: ForwardPass, image: int | None = None) -> Iterator[None]:
-        """Within, a decoder runs on the merged tokens of this pass: of all its images, or of one."""
-        outer, self.decoded = self.decoded, (forward_pass, image)
-        try:
-            yield
-        finally:
-            self.decoded = outer
-
-    def of(self, x: Tensor, layer: int) -> ForwardPass | None:
-        """The forward pass that the input of a block (counted from 0) belongs to; None if it cannot be told."""
+    def find(self, x: Tensor, layer: int) -> ForwardPass | None:
+        """Return the pass that the input of a block (counted from 0) belongs to; None if it cannot be told."""
         return self.current
 
-    def known(self, x: Tensor) -> ForwardPass | None:
-        """The forward pass that left these tokens; None if it cannot be told."""
+    def that_left(self, x: Tensor) -> ForwardPass | None:
+        """Return the pass that left these tokens; None if it cannot be told."""
         return self.last
 
-    def remember(self, x: object, forward_pass: ForwardPass) -> None:
-        """These tokens are of this pass."""
 
-
-class Tracker(threading.local, Tracing):
-    """The forward passes of one patched model; each thread has its own.
+class ThreadPasses:
+    """Hold the forward passes of one patched model in one thread.
 
     Tokens remember their pass: the storage of every block's input and output holds it, for each patched model that
     took or left them. That leads blocks of two passes that run in turns to their own, and gradient checkpointing, which
@@ -88,99 +63,130 @@ class Tracker(threading.local, Tracing):
     outside of backward passes.
 
     Args:
-        tracing: the compiled passes of the same model, of all threads.
-        key: of this model, in what tokens remember.
+        traced: the compiled passes of the same model, of all threads.
+        key: of this model, in the memory of tokens.
 
     Attributes:
         idle: how many passes in a row have begun since a block last ran.
+        collected: where every pass that begins outside of a backward pass is noted; None: nowhere.
+        last, taps, decoded: see `TracedPasses`.
     """
 
-    def __init__(self, tracing: Tracing, key: object) -> None:
-        Tracing.__init__(self)
-        self.tracing, self.key = tracing, key
+    def __init__(self, traced: TracedPasses, key: object) -> None:
+        self.traced, self.key = traced, key
+        self.last: ForwardPass | None = None
+        self.taps: frozenset[int] | None = None
+        self.decoded: tuple[ForwardPass, int | None] | None = None
         self.idle = 0
-        self._compiled_before = tracing.last
-        self.begun: list[ForwardPass] | None = None
-
-    @contextmanager
-    def collecting(self) -> Iterator[list[ForwardPass]]:
-        """Note every pass that this thread begins outside of a backward pass, in the list that is given."""
-        outer, self.begun = self.begun, []
-        try:
-            yield self.begun
-        finally:
-            self.begun = outer
+        self.collected: list[ForwardPass] | None = None
+        self._under_way: tuple[ForwardPass, int] | None = None
+        self._traced_before = traced.last
 
     @property
     def current(self) -> ForwardPass | None:
+        """The pass under way in this backward pass, or outside of one; None if it has ended."""
         now = backward_pass()
-        if now == NOT_IN_BACKWARD and self.tracing.current is not None:
-            return self.tracing.current  # begun in a graph, and newer: an eager pass ends it
-        return self._current[0] if self._current is not None and self._current[1] == now else None
+        if now == NOT_IN_BACKWARD and self.traced.current is not None:
+            return self.traced.current  # begun in a graph, and newer: an eager pass ends it
+        return self._under_way[0] if self._under_way is not None and self._under_way[1] == now else None
 
     @property
     def newest(self) -> ForwardPass | None:
         """The newest pass: of this thread, or of a compiled graph that has run since. None if there was none."""
-        return self.last if self.tracing.last is self._compiled_before else self.tracing.last
-
-    def forget(self) -> None:
-        """Know no pass."""
-        self.tracing.last = None
-        self._make_newest(None)
-
-    def _make_newest(self, forward_pass: ForwardPass | None) -> None:
-        self.last, self._compiled_before = forward_pass, self.tracing.last
+        return self.last if self.traced.last is self._traced_before else self.traced.last
 
     def begin(self, forward_pass: ForwardPass) -> None:
-        before = self.current
-        forward_pass.doubtful = before is not None and not before.steps and before.grid != forward_pass.grid
-        self._current = forward_pass, backward_pass()
-        if backward_pass() == NOT_IN_BACKWARD:
-            self.idle = self.idle + 1 if before is not None and not before.steps else 0
-            self._make_newest(forward_pass)
-            if self.begun is not None:
-                self.begun.append(forward_pass)
+        """Note that a pass is under way."""
+        before, now = self.current, backward_pass()
+        untouched = before is not None and not before.blocks
+        forward_pass.doubtful = untouched and before is not None and before.grid != forward_pass.grid
+        self._under_way = forward_pass, now
+        forward_pass.key = self.key
+        if now == NOT_IN_BACKWARD:
+            self.idle = self.idle + 1 if untouched else 0
+            self.last, self._traced_before = forward_pass, self.traced.last
+            if self.collected is not None:
+                self.collected.append(forward_pass)
 
-    def of(self, x: Tensor, layer: int) -> ForwardPass | None:
-        """See :meth:`Tracing.of`.
+    def end(self) -> None:
+        """Note that no pass is under way."""
+        self._under_way = None
+
+    def find(self, x: Tensor, layer: int) -> ForwardPass | None:
+        """Return the pass that the input of a block (counted from 0) belongs to; None if it cannot be told.
 
         A block that has run in it already, and runs again outside of a backward pass, begins a pass of its own from
         there on.
         """
         now = backward_pass()
-        found = current = self.current
-        known = self.known(x)
-        if known is not None and not (layer == 0 and current is not None and not current.steps):
-            found = known
+        try:
+            memory = getattr(x.untyped_storage(), MEMORY, NO_MEMORY)
+        except NotImplementedError:  # the wrappers of torch.func have no storage
+            memory = NO_MEMORY
+        known = found = memory.get(self.key)
+        if known is None or layer == 0:
+            current = self.current
+            if known is None or (current is not None and not current.blocks):
+                found = current
         if found is None:
             return None
-        if now == NOT_IN_BACKWARD and layer in found.steps:
-            if known is None and (layer > 0 or is_remembered(x)):
+        if now == NOT_IN_BACKWARD and layer in found.blocks:
+            if known is None and (layer > 0 or memory):
                 return None
             found = found.again_from(layer)
-            self._make_newest(found)
-        self._current = found, now
-        self.remember(x, found)
+            self.last, self._traced_before = found, self.traced.last
+        self._under_way = found, now
+        if found is not known:
+            remember(x, found)
         return found
 
-    def known(self, x: Tensor) -> ForwardPass | None:
-        return remembered(x).get(self.key)
+    def that_left(self, x: Tensor) -> ForwardPass | None:
+        """Return the pass that left these tokens; None if it cannot be told."""
+        return memory_of(x).get(self.key)
 
-    def remember(self, x: object, forward_pass: ForwardPass) -> None:
-        if isinstance(x, Tensor):
-            with suppress(NotImplementedError):
-                storage: Any = x.untyped_storage()
-                storage._algm_passes = {**remembered(x), self.key: forward_pass}
+    def forget(self) -> None:
+        """Know no pass."""
+        self.last = self.traced.last = self._traced_before = None
 
 
-def remembered(x: Tensor) -> dict[object, ForwardPass]:
+Passes = TracedPasses | ThreadPasses
+
+
+class PerThread(threading.local):
+    """Hold a thread's own passes.
+
+    Args:
+        traced, key: of `ThreadPasses`.
+    """
+
+    def __init__(self, traced: TracedPasses, key: object) -> None:
+        self.passes = ThreadPasses(traced, key)
+
+
+@contextmanager
+def decoding(passes: Passes, forward_pass: ForwardPass, image: int | None = None) -> Iterator[None]:
+    """Run the body of a ``with`` statement as a decoder's on the merged tokens of a pass: of all its images, or one."""
+    outer, passes.decoded = passes.decoded, (forward_pass, image)
+    try:
+        yield
+    finally:
+        passes.decoded = outer
+
+
+def remember(x: object, forward_pass: ForwardPass) -> None:
+    """Note in the storage of tokens which pass they are of; a traced pass is the only one of its graph."""
+    if forward_pass.key is None or not isinstance(x, Tensor):
+        return
+    try:
+        storage = x.untyped_storage()
+    except NotImplementedError:  # the wrappers of torch.func have no storage
+        return
+    setattr(storage, MEMORY, {**getattr(storage, MEMORY, {}), forward_pass.key: forward_pass})
+
+
+def memory_of(x: Tensor) -> dict[object, ForwardPass]:
     """Return the passes that took or left these tokens, by the key of the patched model."""
     try:
-        return getattr(x.untyped_storage(), "_algm_passes", {})
-    except NotImplementedError:  # the wrappers of torch.func have no storage
-        return {}
-
-
-def is_remembered(x: Tensor) -> bool:
-    """Return whether a block of any patched model took or left these tokens."""
-    return bool(remembered(x))
+        return getattr(x.untyped_storage(), MEMORY, NO_MEMORY)
+    except NotImplementedError:
+        return NO_MEMORY

@@ -1,1 +1,1 @@
-"""What a patched model tells of itself."""
+"""A patched model's own report: text, card, cost."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from ..adapters.cost import CONVOLUTIONS, BlockCost, known, layers_in, without_memory
 from ..core.matching import num_proposals, num_receivers
-
-if TYPE_CHECKING:
-    from ..patching.find_vit import Vit
-    from ..patching.forward_pass import ForwardPass
+from ..patching.find_vit import Vit
+from ..patching.forward_pass import ForwardPass
 
 # The side, in pixels, of the image that shows how many pixels of a side make one token.
 PROBE = 4096
@@ -42,22 +40,22 @@ class VitCost:
     def of_images(self, past: ForwardPass) -> list[int]:
         """Return the operations for each image of a forward pass."""
         totals = [self.fixed] * past.batch
-        for layer, step in past.steps.items():
-            whole = [step.num_prefix_tokens + past.grid[0] * past.grid[1]] * past.batch
-            before = whole if step.before is None else token_counts(step.before.sizes)
-            after = whole if step.after is None else token_counts(step.after.sizes)
+        for layer, block in past.blocks.items():
+            whole = [block.num_prefix_tokens + past.grid[0] * past.grid[1]] * past.batch
+            before = whole if block.before is None else token_counts(block.before.sizes)
+            after = whole if block.after is None else token_counts(block.after.sizes)
             in_mlp = after if past.settings.place == "before_mlp" else before
             costs = map(self.blocks[layer], before, in_mlp)
             totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
-            for plan in step.plans.values():
-                matching = [matching_cost(n, step.num_prefix_tokens, plan.width) for n in token_counts(plan.sizes)]
+            for plan in block.plans.values():
+                matching = [matching_cost(n, block.num_prefix_tokens, plan.width) for n in token_counts(plan.sizes)]
                 totals = [total + cost for total, cost in zip(totals, matching, strict=True)]
         return totals
 
     def without_merging(self, past: ForwardPass) -> int:
         """Return the operations for an image of a forward pass if nothing had merged, nor been compared."""
         patches = past.grid[0] * past.grid[1]
-        counts = {layer: step.num_prefix_tokens + patches for layer, step in past.steps.items()}
+        counts = {layer: block.num_prefix_tokens + patches for layer, block in past.blocks.items()}
         return self.fixed + sum(self.blocks[layer](count, count) for layer, count in counts.items())
 
 

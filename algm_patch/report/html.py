@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+
+from ..patching.forward_pass import ForwardPass
+from ..settings import Settings
+from .text import no_pass, summary, tokens_per_layer
 
 BLUE = "#3f90da"
 HEIGHT = 60  # of the bars in pixels
@@ -15,8 +19,17 @@ COLUMN = "width:26px;text-align:center;font-size:10px"
 BACKDROP = f"height:{HEIGHT}px;background:rgba(128,128,128,.25);display:flex;align-items:flex-end"
 
 
+def report(title: str, settings: Settings, past: ForwardPass | None, saved: Callable[[], str]) -> str:
+    """Return a card of settings and the last forward pass; see `algm_patch.report.text.report`."""
+    if past is None or not past.blocks:
+        return card(title, summary(settings), [no_pass(past)], [], 0)
+    height, width = past.grid
+    facts = [f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix", saved()]
+    return card(title, summary(settings), facts, tokens_per_layer(past), past.num_prefix_tokens + height * width)
+
+
 def card(title: str, settings: Sequence[tuple[str, str]], facts: Sequence[str], bars: Sequence[int], whole: int) -> str:
-    """HTML without scripts or style sheets, whose text takes the colour of what is around it.
+    """Return HTML without scripts or style sheets, whose text takes the colour of what is around it.
 
     Args:
         settings: names and values.
@@ -33,7 +46,7 @@ def card(title: str, settings: Sequence[tuple[str, str]], facts: Sequence[str], 
 
 
 def chart(bars: Sequence[int], whole: int) -> str:
-    """A bar for each layer before a backdrop of how high it would be; numbers where they change."""
+    """Return a bar for each layer before a backdrop of how high it would be; numbers where they change."""
     columns = []
     for layer, count in enumerate(bars, 1):
         label = str(count) if layer == 1 or count != bars[layer - 2] else "&nbsp;"

@@ -18,11 +18,6 @@ def no_such(name: str, names: Iterable[str]) -> str:
     return f"{name!r}.{f' Did you mean {nearest[0]!r}?' if nearest else ''} Settings: {', '.join(names)}"
 
 
-def above_all(tau: object) -> bool:
-    """Return whether ``tau`` is the documented way to merge nothing: a number above every cosine."""
-    return isinstance(tau, float) and tau > 1
-
-
 def check_layers(layers: Any) -> tuple[int, ...]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"gbm_layers is a list of layers, such as [5], or [] for none; got {layers!r}")

@@ -1,4 +1,4 @@
-"""Settings read back from files."""
+"""Read settings back from files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the paper puts CLAP and GBM, by network (supplement, Tab. 1)."""
+"""The layers of CLAP and GBM in the paper, by network (supplement, Tab. 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What settings were measured on, and whether a model is still that."""
+"""Records of how settings were found, and on what model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORDS = ("record", "calibrated")
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, with what they keep and cost. The fields are those of ``Settings``."""
+    """Hold settings that were tried, with the part of the answer that they keep, and their cost."""
 
     clap_layer: int | None
     tau: float
@@ -34,7 +34,7 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Without what they keep and cost."""
+        """The settings alone, by name."""
         return {name: getattr(self, name) for name in SEARCHED}
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Trial:
 
 
 def front(trials: Iterable[Trial]) -> list[Trial]:
-    """Those of which none keeps more at less or the same cost (the Pareto front), by rising cost."""
+    """Return the Pareto front, cheapest first: trials that no trial of the same or less cost beats."""
     best: list[Trial] = []
     for trial in sorted(trials, key=lambda trial: (trial.cost, -trial.kept)):
         if not best or trial.kept > best[-1].kept:
@@ -59,7 +59,7 @@ def front(trials: Iterable[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The threshold of a data set, as :func:`algm_patch.calibrate` found it. Stays with the settings, saved and loaded.
+    """Hold the threshold of a data set, as `algm_patch.calibrate` found it. It is saved and loaded with settings.
 
     Attributes:
         value: the threshold.
@@ -94,7 +94,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Record:
-    """How :func:`algm_patch.tune` found settings, and on what. Stays with them, saved and loaded.
+    """Hold how `algm_patch.tune` found settings, and on what. It is saved and loaded with them, and prints as a table.
 
     Attributes:
         model: class of the ViT.
@@ -133,7 +133,7 @@ class Record:
         return searched in chosen and all(settings[name] == value for name, value in self.others)
 
     def __str__(self) -> str:
-        """A table: the trials of the Pareto front, the chosen one marked."""
+        """Return a table of the trials of the Pareto front, the chosen one marked."""
         return "\n".join(
             [
                 f"{self.model}, {self.blocks} blocks, {self.images} images, keep {self.keep}: of {len(self.trials)} "
@@ -149,7 +149,7 @@ class Record:
         return f"{chosen} {trial.cost:10.4g} {trial.cost / self.unpatched_cost:12.1%} {trial.kept:12.4f}  {trial}"
 
     def mismatch(self, model: str, blocks: int, weights: tuple[float, ...], version: str) -> str | None:
-        """In words, what of a model (and this library) is not what was measured; None if it is the same."""
+        """Return in words how a model, or this library, differs from the one that was measured; None if it does not."""
         if (model, blocks) != (self.model, self.blocks):
             return f"on {self.model} with {self.blocks} blocks, and this is {model} with {blocks}"
         if weights and self.weights and not same(weights, self.weights):
@@ -160,7 +160,7 @@ class Record:
 
 
 def weight_sample(projection: nn.Module) -> tuple[float, ...]:
-    """A few weights of a module, evenly spaced; none while they have no values here (meta device, shards)."""
+    """Return a few weights of a module, evenly spaced; none while they have no values here (meta device, shards)."""
     weight = next(projection.parameters()).detach()
     if weight.is_meta or hasattr(weight, "full_tensor"):
         return ()

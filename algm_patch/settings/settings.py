@@ -35,7 +35,7 @@ class Settings:
         clap_layer: the block, counted from 1, in which windows of similar tokens merge (paper §3.2). None: none.
         gbm_layers: blocks in which tokens merge over the whole image (supplement, Tab. 1). []: none.
         tau: windows at least this similar (mean cosine) merge; above 1 none does. "auto": from the image's own
-            similarities, inside (-1, 1), until :func:`algm_patch.calibrate` has set a data set's value. "paper": mean +
+            similarities, inside (-1, 1), until `algm_patch.calibrate` has set a data set's value. "paper": mean +
             standard deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
         gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, for each image. "tau": that of CLAP, as the
             paper writes. Or a number, or one for each layer.
@@ -58,9 +58,9 @@ class Settings:
         merge_to: in place of thresholds, the share of its patches that each merge leaves, such as 0.6; or a list with a
             share or a whole number for each merge, CLAP's first. The most similar tokens of each image merge. Shapes
             then depend on nothing but the image size: for CUDA graphs, export and TensorRT.
-        calibrated: the threshold of a data set, as :func:`algm_patch.calibrate` found it. It holds while ``tau``,
+        calibrated: the threshold of a data set, as `algm_patch.calibrate` found it. It holds while ``tau``,
             ``clap_layer``, ``window``, ``compare`` and ``place`` are those that it was found with.
-        record: how :func:`algm_patch.tune` found the settings. It stays only with the settings that it found:
+        record: how `algm_patch.tune` found the settings. It stays only with the settings that it found:
             ``tuned.replace(tau=0.9).record`` is None.
 
     Raises:
@@ -170,13 +170,13 @@ class Settings:
         return {KEY: json.dumps(dataclasses.asdict(self))}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all, for :meth:`Settings.load`."""
+        """Write a JSON file, whole or not at all, for `Settings.load`."""
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({KEY: dataclasses.asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Settings:
-        """Read settings from a JSON file that :meth:`Settings.save` wrote, or a safetensors file with their metadata.
+        """Read settings from a JSON file that `Settings.save` wrote, or a safetensors file with their metadata.
 
         Raises:
             OSError: if the file cannot be read.

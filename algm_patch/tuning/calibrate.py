@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.plan import clap_tau
-from ..handle import Algm, eval_mode, handle_of
+from ..core.eval_mode import eval_mode
+from ..core.thresholds import clap_tau
+from ..handle import Algm, handle_of
 from ..settings.record import Calibrated
 from ..settings.settings import Settings
 
@@ -81,7 +82,7 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Calla
         raise Stop
 
     handle = handle_of(model)
-    hook = handle._vit.blocks[layers[-1] - 1].register_forward_hook(stop)
+    hook = handle.runtime.vit.blocks[layers[-1] - 1].register_forward_hook(stop)
     try:
         with torch.no_grad(), eval_mode(model):
             run()
@@ -89,14 +90,14 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Calla
         pass
     finally:
         hook.remove()
-    steps = handle._past().steps
+    steps = handle.last_pass.blocks
     if missing := [layer for layer in layers if layer - 1 not in steps]:
         raise ValueError(
             f"{stage} cannot be measured in block {missing[0]}, which did not run: {len(steps)} of "
-            f"{len(handle._vit.blocks)} blocks did. Run the whole ViT"
+            f"{len(handle.runtime.vit.blocks)} blocks did. Run the whole ViT"
         )
     found = [steps[layer - 1].plans[stage].similarity.flatten().cpu() for layer in layers]
-    handle._forget()
+    handle.runtime.forget()
     return [similarity[similarity != -torch.inf] for similarity in found]  # which stands for none, in packed images
 
 
@@ -104,11 +105,11 @@ def similarities(model: nn.Module, stage: str, layers: Sequence[int], run: Calla
 def measuring(handle: Algm, settings: Settings) -> Iterator[None]:
     """Within, a model has other settings."""
     before = handle.settings
-    handle._set(settings)
+    handle.runtime.change(settings)
     try:
         yield
     finally:
-        handle._set(before)
+        handle.runtime.change(before)
 
 
 def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[Tensor]:

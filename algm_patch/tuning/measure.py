@@ -18,6 +18,7 @@ from ..apply import apply_algm
 from ..core.thresholds import Share, reached_by
 from ..handle import handle_of
 from ..patching.find_vit import class_name
+from ..patching.identity import identity
 from ..settings.record import RECORDS, SEARCHED, Record, Trial
 from ..settings.settings import Compare, Settings
 from .calibrate import similarities
@@ -104,8 +105,8 @@ class Bench:
         self.nothing = replace(self.base, **NOTHING)
         apply_algm(self.model, settings=self.nothing)
         self.handle = handle_of(self.model)
-        self.depth = len(self.handle._vit.blocks)
-        blocks = list(zip(self.handle._vit.blocks, self.handle._vit.adapters, strict=True))
+        self.depth = len(self.handle.runtime.vit.blocks)
+        blocks = list(zip(self.handle.runtime.vit.blocks, self.handle.runtime.vit.adapters, strict=True))
         by_key = all(adapter.features(block, "key") for block, adapter in blocks)
         self.comparisons: list[Compare] = ["token", "key"] if by_key else ["token"]
         self.unpatched_costs: list[float] = []
@@ -132,8 +133,8 @@ class Bench:
             raise ValueError(f"predict did not run the ViT of {class_name(self.model)} on the images it was given")
 
     def _judge_of(self, answer: Any) -> Judge:
-        self._check_ran(self.handle._newest)
-        past = self.handle._past()
+        self._check_ran(self.handle.runtime.newest)
+        past = self.handle.last_pass
         return judge_of(answer, token_shapes(past.grid, past.num_prefix_tokens, past.width))
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
@@ -146,7 +147,7 @@ class Bench:
             OutOfTime: if the budget is spent.
         """
         settings = self._settings(candidate)
-        self.handle._set(settings)
+        self.handle.runtime.change(settings)
         scores = [self._score() / self.unpatched_score] if self.metric else []
         costs: list[float] = []
         for index in range(len(self.pictures)):
@@ -169,7 +170,7 @@ class Bench:
     def record(self, best: Trial) -> Record:
         """How the best was found."""
         return Record(
-            *self.handle._identity(),
+            *identity(self.handle.runtime),
             images=len(self.pictures),
             judge=self.judged,
             keep=self.keep,
@@ -196,10 +197,10 @@ class Bench:
             raise OutOfTime
         self._show()
         if self.unit == "GFLOPs":
-            with self.handle._tracker.collecting() as passes:
+            with self.handle.runtime.collecting() as passes:
                 answer = self.predict(self.model, picture)
             self._check_ran(passes)
-            return answer, sum(sum(self.handle._operations(begun)) for begun in passes) / 1e9
+            return answer, sum(sum(self.handle.cost_of(begun).of_images(begun)) for begun in passes) / 1e9
         synchronize(picture)
         start = time.perf_counter()
         answer = self.predict(self.model, picture)
@@ -212,9 +213,9 @@ class Bench:
         answer, cost = self._answer(picture)
         if self.unit == "seconds":
             settings = self.handle.settings
-            self.handle._set(self.nothing)
+            self.handle.runtime.change(self.nothing)
             cost *= self.unpatched_costs[index] / self._answer(picture)[1]
-            self.handle._set(settings)
+            self.handle.runtime.change(settings)
         return answer, cost
 
     def _score(self) -> float:
@@ -241,7 +242,7 @@ class Bench:
     def _similarities(self, settings: Settings, stage: str, layers: tuple[int, ...]) -> list[Tensor]:
         """[K] of a stage in each of its layers, over some of the images."""
         if settings not in self.similarities:
-            self.handle._set(settings)
+            self.handle.runtime.change(settings)
             pictures = self.pictures[:THRESHOLD_IMAGES]
             found = [similarities(self.model, stage, layers, partial(self._answer, picture)) for picture in pictures]
             self.similarities[settings] = [torch.cat(layer) for layer in zip(*found, strict=True)]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..apply import apply_algm, remove_algm
-from ..handle import Algm, eval_mode, handle_of
+from ..core.eval_mode import eval_mode
+from ..handle import Algm, handle_of
 from ..patching.find_vit import class_name
 from ..settings.settings import Settings
 from .calibrate import image_batches

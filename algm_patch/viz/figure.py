@@ -110,9 +110,9 @@ def draw_tokens(axes: Axes, handle: Algm) -> None:
     from matplotlib.ticker import MaxNLocator
 
     counts = handle.tokens_per_layer
-    height, width = handle._past().grid
+    height, width = handle.last_pass.grid
     layers = range(1, len(counts) + 1)
-    whole = handle._past().num_prefix_tokens + height * width
+    whole = handle.last_pass.num_prefix_tokens + height * width
     axes.bar(layers, [whole] * len(counts), width=0.9, color="0.88")
     axes.bar(layers, counts, width=0.9, color="#3f90da")
     axes.set_title("tokens after each layer", fontsize="medium")

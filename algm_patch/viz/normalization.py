@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..patching.find_vit import around, class_name
+from ..patching.find_vit import class_name, modules_around
 
 WHITE = 255
 
@@ -24,7 +24,7 @@ def normalization(model: nn.Module, trunk: nn.Module) -> tuple[Tensor, Tensor]:
     """
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    said = (found for part in around(model, trunk) if (found := said_by(part)) is not None)
+    said = (found for part in modules_around(model, trunk) if (found := said_by(part)) is not None)
     mean, std = next(said, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return as_channels(mean), as_channels(std)
 

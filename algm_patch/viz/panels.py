@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..core.eval_mode import eval_mode
 from ..core.token_map import TokenMap
 from ..deprecated import model_first
-from ..handle import Algm, eval_mode, handle_of
+from ..handle import Algm, handle_of
 from ..patching.find_vit import class_name
 from ..patching.forward_pass import ForwardPass
 from ..tuning.judges import AGREEMENT, CLASS_MAPS, COSINE, judge_of, token_shapes
@@ -70,12 +71,12 @@ def panels(model: nn.Module, image: Any, predict: Predict | None = None, palette
         palette = check_palette(palette)
     view = look(model, image, predict)
     past, shown = view.past, {"image": view.picture}
-    windows = next((step.plans["CLAP"].similarity for step in past.steps.values() if "CLAP" in step.plans), None)
+    windows = next((step.plans["CLAP"].similarity for step in past.blocks.values() if "CLAP" in step.plans), None)
     if windows is not None and windows.numel():
         title = f"similarity in {'×'.join(map(str, past.settings.window))} windows"
         similarity = windows[0].float().cpu().numpy()
         shown[title] = paint_similarity(similarity, past.settings.window, past.grid, view.canvas)
-    for layer, step in sorted(past.steps.items()):
+    for layer, step in sorted(past.blocks.items()):
         if step.plans and step.after is not None:
             groups, count = view.groups(step.after)
             shown[f"{' and '.join(step.plans)} in layer {layer + 1}: {count}"] = groups
@@ -119,7 +120,7 @@ class View:
 def look(model: nn.Module, image: Any, predict: Predict | None = None) -> View:
     """Run a patched model on one image: with ``predict`` without merging, and then with it."""
     handle = handle_of(model)
-    trunk = handle._the_trunk()
+    trunk = handle.runtime.trunk
     tensor, picture = prepare(model, image, trunk)
     parameter = next(model.parameters(), tensor)
     tensor = tensor.to(parameter.device, parameter.dtype)
@@ -132,7 +133,7 @@ def look(model: nn.Module, image: Any, predict: Predict | None = None) -> View:
             with handle.using(**NOTHING, merge_to=None):
                 before = run(handle, answer, "predict")
             answers = before, run(handle, answer, "predict")
-    past = handle._past()
+    past = handle.last_pass
     if answers is not None:
         check_maps(answers, token_shapes(past.grid, past.num_prefix_tokens, past.width))
     seen = tensor.shape[2], tensor.shape[3]
@@ -148,22 +149,22 @@ def run(handle: Algm, answer: Callable[[], Any], name: str) -> Any:
             There is no one pass to be shown then.
     """
     taken: list[Tensor] = []
-    hook = handle._vit.projection.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
-    handle._forget()
+    hook = handle.runtime.vit.projection.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    handle.runtime.forget()
     try:
         found = answer()
     finally:
         hook.remove()
     if not taken:
         raise ValueError(
-            f"{name} did not run the ViT ({handle._model}) on the image, so there is nothing of it to show. Pass "
-            "predict=function(model, images) that runs the patched model on the images it is given"
+            f"{name} did not run the ViT ({handle.runtime.model_name}) on the image, so there is nothing to show. "
+            "Pass predict=function(model, images) that runs the patched model on the images it is given"
         )
     batch = max(map(len, taken))
     if batch > 1 or any(other.shape != taken[0].shape or not torch.equal(other, taken[0]) for other in taken[1:]):
         raise ValueError(
-            f"{name} ran the ViT ({handle._model}) {len(taken)} times, on up to {batch} images at once, which are not "
-            "all the same (windows, flips, scales?), so there is no one grid of tokens to show. Pass "
+            f"{name} ran the ViT ({handle.runtime.model_name}) {len(taken)} times, on up to {batch} images at once, "
+            "which are not all the same (windows, flips, scales?), so there is no one grid of tokens to show. Pass "
             "predict=function(model, images) that runs the patched model on the whole image"
         )
     return found

@@ -86,7 +86,7 @@ def test_nothing_merged_is_the_identity_map():
 def test_gbm_may_take_claps_threshold():
     model = apply_algm(build("ViT"), gbm_layers=[3], gbm_tau="tau")
     model(photo(batch=1))
-    used = [plan.tau for step in model.algm.last_pass.steps.values() for plan in step.plans.values()]
+    used = [plan.tau for block in model.algm.last_pass.blocks.values() for plan in block.plans.values()]
     assert len(used) == 2
     assert torch.equal(used[0], used[1])
     model.algm.tau = 0.7

@@ -32,7 +32,7 @@ def test_taps_do_not_change_the_output(case, options):
     last = seeded_tokens(case, model, image)
     counts = model.algm.tokens_per_layer
     assert counts[0] == length > counts[1] == counts[2] > counts[3]
-    assert [len(step.plans) for step in model.algm.last_pass.steps.values()] == [0, 2, 0, 1, 0]
+    assert [len(block.plans) for block in model.algm.last_pass.blocks.values()] == [0, 2, 0, 1, 0]
     read_every_block(model)
     assert torch.equal(seeded_tokens(case, model, image), last)
 

@@ -84,7 +84,7 @@ def test_in_one_layer_global_matching_compares_the_features_of_windows_merged(re
     apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, compare="key", reduce=reduce)
     model.blocks[1].attn.qkv.register_forward_hook(lambda _, args, output: seen.append(output.detach()))
     model.forward_features(image)
-    plans = model.algm.last_pass.steps[1].plans
+    plans = model.algm.last_pass.blocks[1].plans
     features = plans["CLAP"](seen[0].chunk(3, -1)[1])
     assert features.shape[1] < 31
     assert torch.equal(plans["GBM"].similarity, best_matches(features, 1)[0])

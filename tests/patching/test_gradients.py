@@ -38,7 +38,7 @@ def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch):
     apply_algm(model, **SETTINGS)
     output = model.forward_features(image)
     found = gradients(model, (output * weights).sum())
-    plans = {layer: list(step.plans.values()) for layer, step in model.algm.last_pass.steps.items()}
+    plans = {layer: list(block.plans.values()) for layer, block in model.algm.last_pass.blocks.items()}
     assert [len(plans[layer]) for layer in range(5)] == [0, 1, 1, 1, 0]
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1] < 31
     remove_algm(model)

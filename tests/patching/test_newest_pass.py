@@ -114,7 +114,7 @@ def test_an_export_leaves_nothing_behind(settings, known, strict):
     model = apply_algm(trunk if known else Loop(trunk), **settings)
     torch.export.export(model, (photo(batch=1),), strict=strict)
     assert "no forward pass yet" in str(model.algm)
-    assert len(model.algm._exports) == 0
+    assert len(model.algm.runtime.exports) == 0
     with pytest.raises(RuntimeError, match=r"cannot trace .* patch embedding did not run before"):
         trunk.blocks[1](torch.randn(1, 31, 64))
     model(photo())

@@ -32,7 +32,7 @@ def test_every_member_is_picked_about_as_often():
     picks = []
     for _ in range(400):
         model.forward_features(photo(batch=1))
-        picks.append(model.algm.last_pass.steps[0].plans["CLAP"].picked[0])
+        picks.append(model.algm.last_pass.blocks[0].plans["CLAP"].picked[0])
     first = torch.stack(picks)[:, 1]  # of the grid's first window: patches 0, 1, 5, 6 behind the class token
     counts = [int((first == position).sum()) for position in (1, 2, 6, 7)]
     assert sum(counts) == 400
@@ -62,7 +62,7 @@ def test_gradients_of_a_picked_token_reach_it_alone():
     model.blocks[0].mlp.register_forward_hook(lambda _, args, output: (output.retain_grad(), inputs.append(output))[0])
     model.forward_features(image).square().sum().backward()
     reached = inputs[0].grad[0].abs().sum(-1) > 0
-    picked = model.algm.last_pass.steps[0].plans["CLAP"].picked[0]
+    picked = model.algm.last_pass.blocks[0].plans["CLAP"].picked[0]
     assert sorted(picked.tolist()) == reached.nonzero()[:, 0].tolist()
     assert len(picked) < 31
 

@@ -55,7 +55,7 @@ def tokens_of(output: Any) -> Tensor:
 
 def token_map_after(model: Any, block: int) -> TokenMap:
     """Return the map from the original tokens to those that a block (counted from 0) left in the last pass."""
-    token_map: TokenMap = model.algm.last_pass.steps[block].after
+    token_map: TokenMap = model.algm.last_pass.blocks[block].after
     return token_map
 
 
@@ -68,9 +68,12 @@ def trace(model: nn.Module) -> list[tuple[str, type, list[str], list[list[int]]]
 
 
 class Permutation(Plan):
-    """A plan that moves the patches and merges none."""
+    """A plan that moves the patches and merges none. It is carried out all the same."""
 
     merges = True
+
+    def __post_init__(self) -> None:
+        """Leave ``merges`` as it is, though no token is fewer."""
 
 
 def permute(x: Tensor, grid: Any, tau: Any, window: Any, num_prefix_tokens: int, how_many: Any) -> Permutation:

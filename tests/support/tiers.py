@@ -19,6 +19,8 @@ HEAVY |= {"transformers", "yaml", "tensorboard"}
 
 # Two minutes: the method on tensors, the recorded tensors, the contract in one precision, the main job.
 QUICK = {
+    "test_contributing": "",
+    "test_docstrings": "",
     "adapters/test_contract": r"float32",
     "adapters/test_register": "",
     "core/test_golden": r"_is_the_authors",
@@ -38,8 +40,10 @@ QUICK = {
     "settings/test_old_files": "",
     "settings/test_renamed": "",
     "settings/test_settings": "",
+    "test_layout": "",
     "test_packaging": "",
     "test_public_names": "",
+    "test_repository": "",
 }
 
 # What a plain run leaves out, and what stays in it.

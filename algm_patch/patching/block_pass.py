@@ -1,0 +1,63 @@
+"""One block of one forward pass: which tokens it is given, merges and gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from ..core.layer_tokens import LayerTokens
+from ..core.plan import Plan
+from ..core.token_map import TokenMap
+from .merges import Merge
+
+# Ways to get one token per group from the tokens that a block is given.
+Regroup = Literal["none", "take", "average"]
+
+
+@dataclass(eq=False)
+class BlockPass:
+    """Hold one block of one forward pass. Gradient checkpointing runs it again and finds its plans made.
+
+    Attributes:
+        before: from the original tokens to those that the block's attention sees; None while nothing is merged.
+        after: likewise, to those that the block leaves.
+        regroup: how the block's input becomes one token per group; "none": it is that, or nothing is merged.
+        gives_grid: whether the block gives back the full grid.
+        last: whether it is the last block, whose tokens leave as a batch [B, M, D].
+        num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
+        merges: those to carry out here.
+        tokens: what the block's attention must know of its tokens.
+        idle: whether nothing was merged before, and nothing merges here.
+        plans: of the merges, made when the tokens first come by.
+    """
+
+    before: TokenMap | None
+    after: TokenMap | None
+    regroup: Regroup
+    gives_grid: bool
+    last: bool
+    num_prefix_tokens: int
+    merges: list[Merge]
+    tokens: LayerTokens
+    idle: bool
+    plans: dict[str, Plan] = field(default_factory=dict)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return one token per group, packed if images have different numbers of them.
+
+        The copies that a block made when it gave back the grid are equal unless something changed them since; then
+        they are averaged, in the form that returns equal copies bit for bit.
+        """
+        assert self.before is not None
+        first = self.before.take(x)
+        if self.regroup == "average":
+            first = first + self.before.merge(x - self.before.unmerge(first))
+        return self.before.pack(first)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Return the full grid if the block gives it back; else merged tokens [B, M, D], padded."""
+        assert self.after is not None
+        x = x if self.after.packing is None else self.after.packing.unpack(x)
+        return self.after.unmerge(x) if self.gives_grid else x

@@ -1,0 +1,77 @@
+"""Swap the classes of modules for subclasses that merge, and swap them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from ..adapters.registry import is_wrapped, unpatched
+from ..core.compiling import refuse_jit_script
+from .find_vit import class_name
+from .forwards import METHODS
+from .parts import Part
+
+
+def swap(module: nn.Module, role: str, part: Part) -> None:
+    """Patch a module: give it its part, and a class whose methods do it."""
+    drop_repeated_forward(module)
+    module.algm_part = part  # type: ignore[assignment]
+    cls: Any = type(module)
+    module.__class__ = patched_class(cls, role)
+
+
+def unswap(modules: Iterable[nn.Module]) -> None:
+    """Undo `swap`.
+
+    Raises:
+        ValueError: if the class of one was changed since; then nothing is undone.
+    """
+    modules = list(modules)
+    for module in modules:
+        if "algm_original" not in vars(type(module)):
+            raise ValueError(
+                f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first. "
+                "What cannot be undone, such as fully_shard, goes before apply_algm"
+            )
+    for module in modules:
+        drop_repeated_forward(module)
+        module.__class__ = unpatched(type(module))
+        del module.__dict__["algm_part"]
+
+
+def drop_repeated_forward(module: nn.Module) -> None:
+    """Drop a forward set on the instance that is its class's own, before the class changes."""
+    if not is_wrapped(module):
+        module.__dict__.pop("forward", None)
+
+
+@cache
+def patched_class(original: Any, role: str) -> Any:
+    """Return a subclass that looks like its parent and is cached, so that equal modules stay of one class."""
+    attributes = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce_patched,
+        "__prepare_scriptable__": refuse_jit_script,
+        "algm_original": original,
+        "algm_role": role,
+        **METHODS[role](original),
+    }
+    return type(original.__name__, (original,), attributes)
+
+
+def reduce_patched(self: Any, protocol: Any) -> Any:
+    """Copy and pickle by the original class: the subclass has no importable name."""
+    cls: Any = next(cls for cls in type(self).__mro__ if "algm_original" in vars(cls))
+    _, _, *state = super(cls, self).__reduce_ex__(protocol)
+    return new_patched, (cls.algm_original, cls.algm_role), *state
+
+
+def new_patched(original: Any, role: str) -> Any:
+    """Return a patched module without attributes yet, for copies and pickles."""
+    cls = patched_class(original, role)
+    return cls.__new__(cls)

@@ -1,0 +1,189 @@
+"""The forwards that patched modules have in the place of their own, and the walk of the tokens through them.
+
+1. The patch projection leaves a grid (H, W), which opens a forward pass.
+2. The trunk, or a module between it and the blocks, says which blocks the method that runs them reads.
+3. Each block (`run_block`) finds its pass, takes one token per group, attends, merges what is to merge,
+   runs its MLP, and gives back its tokens, or the full grid if something reads it.
+4. Everything after the last block runs as ever; a decoder that can run on merged tokens is unmerged behind its head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.registry import readers_of
+from ..core.compiling import by_frames, refuse_jit_trace
+from .bookkeeping import TRACED, UNTRACED, Bookkeeping
+from .bypassed import check_over
+from .features import attention_half_and_features
+from .runtime import Runtime
+
+
+def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a patched block: attention half, merge, MLP half; or merge last.
+
+    Args:
+        original: the forward of the block's own class.
+    """
+    part = block.algm_part
+    adapter = part.adapter
+    forward_pass, here, x = bookkeeping.open_block(part.runtime, part.layer, x)
+    if here.idle:
+        output = original(block, x, *args, **kwargs)
+        bookkeeping.close_block(forward_pass, here, output[0] if isinstance(output, tuple) else output)
+        return output
+    settings, features = forward_pass.settings, None
+    compare = settings.compare if here.merges and not here.plans else "token"
+    if here.before is not None and here.before.packing is not None:
+        x, features = bookkeeping.packed_attention_half(adapter, compare, block, x, here.tokens, *args, **kwargs)
+    elif compare == "token":
+        x = adapter.attention_half(block, x, here.tokens, *args, **kwargs)
+    else:
+        x, features = attention_half_and_features(adapter, compare, block, x, here.tokens, *args, **kwargs)
+    if here.merges and settings.place == "before_mlp":
+        x = bookkeeping.merge(forward_pass, part.layer, x, features)
+    token_map = here.after if settings.place == "before_mlp" else here.before
+    if block.training and token_map is not None and token_map.packing is not None:
+        x = bookkeeping.padded_mlp_half(adapter, block, x, token_map.packing)
+    else:
+        x = adapter.mlp_half(block, x)
+    if here.merges and settings.place == "after_mlp":
+        x = bookkeeping.merge(forward_pass, part.layer, x, features)
+    return adapter.pack(block, bookkeeping.close_block(forward_pass, here, x))
+
+
+# A compiler that cannot have the merges in its graph leaves this frame alone, and compiles the halves it calls.
+run_block_by_halves = by_frames(run_block)
+
+
+def bookkeeping_of(runtime: Runtime) -> Bookkeeping:
+    """Return the functions around what a module computes, traced in a graph of the whole forward pass."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        refuse_jit_trace()
+    return TRACED if torch.compiler.is_compiling() and runtime.in_graph() else UNTRACED
+
+
+def block_methods(original: Any) -> dict[str, Any]:
+    """Return the forward of a patched block."""
+    first = next(name for name in inspect.signature(original.forward).parameters if name != "self")
+
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            refuse_jit_trace()
+        if not args and first not in kwargs:
+            return original.forward(self, **kwargs)  # which raises its own TypeError
+        x, *others = args or (kwargs.pop(first),)
+        runtime = self.algm_part.runtime
+        if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
+            return run_block(TRACED, original.forward, self, x, *others, **kwargs)
+        return run_block_by_halves(UNTRACED, original.forward, self, x, *others, **kwargs)
+
+    return {"forward": forward}
+
+
+def projection_methods(original: Any) -> dict[str, Any]:
+    """Return the forward of a patched patch projection."""
+
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bookkeeping = bookkeeping_of(self.algm_part.runtime)
+        output = original.forward(self, *args, **kwargs)
+        bookkeeping.open_pass(self.algm_part.runtime, self.algm_part.adapter, self, output, *args, **kwargs)
+        return output
+
+    return {"forward": forward}
+
+
+def trunk_methods(original: Any) -> dict[str, Any]:
+    """Return the methods of a patched trunk."""
+
+    def restore(self: Any, state: Any) -> None:
+        original.__setstate__(self, state)
+        if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
+            self.algm_part.runtime.belong_to(self)
+
+    return {"__setstate__": restore, **owner_methods(original), **driver_methods(original)}
+
+
+def owner_methods(original: Any) -> dict[str, Any]:
+    """Return the forward of a module around a trunk, after which a pass is over."""
+
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        check_over(self.algm_part.runtime)
+        return output
+
+    return {"forward": forward}
+
+
+def driver_methods(original: Any) -> dict[str, Any]:
+    """Return the methods that run the blocks, and are known to read only some."""
+    readers = readers_of(original).items()
+    return {name: telling_what_it_reads(getattr(original, name), blocks_read) for name, blocks_read in readers}
+
+
+def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
+    """Return a method that runs the blocks, which says first whose output it reads."""
+
+    def read(bookkeeping: Bookkeeping, self: Any, *args: Any, **kwargs: Any) -> Any:
+        runtime = self.algm_part.runtime
+        passes = runtime.passes
+        outer, passes.taps = passes.taps, frozenset(blocks_read(self, *args, **kwargs))
+        try:
+            output = method(self, *args, **kwargs)
+            bookkeeping.close_pass(runtime, passes, output)
+        finally:
+            passes.taps = outer
+            passes.end()
+        return output
+
+    read_by_frames = by_frames(read)
+
+    @wraps(method)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and self.algm_part.runtime.in_graph():
+            return read(TRACED, self, *args, **kwargs)
+        return read_by_frames(UNTRACED, self, *args, **kwargs)
+
+    return told
+
+
+def decoder_methods(original: Any) -> dict[str, Any]:
+    """Return the forward of a decoder that runs on merged tokens."""
+
+    @wraps(original.forward)
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        runtime = self.algm_part.runtime
+        return bookkeeping_of(runtime).decode(runtime, partial(original.forward, self), x, *args, **kwargs)
+
+    return {"forward": forward}
+
+
+def head_methods(original: Any) -> dict[str, Any]:
+    """Return the forward of the module in a decoder whose results are unmerged."""
+
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runtime = self.algm_part.runtime
+        return bookkeeping_of(runtime).unmerge_decoded(runtime, original.forward(self, *args, **kwargs))
+
+    return {"forward": forward}
+
+
+METHODS = {
+    "block": block_methods,
+    "projection": projection_methods,
+    "trunk": trunk_methods,
+    "owner": owner_methods,
+    "driver": driver_methods,
+    "decoder": decoder_methods,
+    "head": head_methods,
+}

@@ -1,0 +1,95 @@
+"""A patched model's settings and its last forward pass, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from ..patching.forward_pass import ForwardPass
+from ..settings import Settings
+
+
+def report(title: str, settings: Settings, past: ForwardPass | None, saved: Callable[[], str]) -> str:
+    """Return the lines that ``print(model.algm)`` shows.
+
+    Args:
+        past: the last forward pass; None if there was none.
+        saved: returns the line of what merging saved in it.
+    """
+    *stages, (_, others) = summary(settings)
+    lines = [title, *(f"{stage:4}  {told}" for stage, told in stages), others]
+    lines += last_forward(past, saved()) if past and past.blocks else [no_pass(past)]
+    return "\n  ".join(lines)
+
+
+def summary(settings: Settings) -> list[tuple[str, str]]:
+    """Return the settings in words: of each stage, and then, under no name, of both."""
+    clap, gbm = "off", "off"
+    if settings.clap_layer is not None:
+        tau = settings.calibrated_tau
+        calibrated = "" if tau is None else f", calibrated: {tau:.4f}"
+        clap = f"layer {settings.clap_layer}, window {settings.window}, tau {settings.tau}{calibrated}"
+    if settings.gbm_layers:
+        gbm = f"layer {', '.join(map(str, settings.gbm_layers))}, tau {settings.gbm_tau}"
+    others = (
+        f"proportional attention {'on' if settings.proportional_attention else 'off'}"
+        f"{', unmerged after the head' if settings.unmerge_at == 'after_head' else ''}"
+        f"{''.join(not_default(settings))}"
+    )
+    return [("CLAP", clap), ("GBM", gbm), ("", others)]
+
+
+def not_default(settings: Settings) -> Iterator[str]:
+    """Yield the less common settings that are not at their defaults."""
+    for name in ("compare", "reduce", "place", "batch", "merge_to"):
+        if settings[name] != getattr(Settings, name):
+            yield f", {name} {settings[name]}"
+
+
+def saving(merging: float, without: float) -> str:
+    """Return a line on the GFLOPs with and without merging."""
+    return f"{merging:.3g} of {without:.3g} GFLOPs of the ViT an image: {1 - merging / without:.0%} fewer"
+
+
+def no_pass(past: ForwardPass | None) -> str:
+    """Return a line that says why there is nothing to tell of the last forward pass."""
+    return "no forward pass yet" if past is None else "last forward: the patch embedding ran, but none of the blocks"
+
+
+def last_forward(past: ForwardPass, saved: str) -> list[str]:
+    """Return lines on the last forward pass."""
+    height, width = past.grid
+    lines = [
+        f"last forward: batch {past.batch}, grid {height}x{width} + {past.num_prefix_tokens} prefix",
+        f"  tokens after each layer: {' '.join(map(str, tokens_per_layer(past)))}",
+        f"  {saved}",
+    ]
+    blocks = sorted(past.blocks.items())
+    for layer, block in blocks:
+        for stage, plan in block.plans.items():
+            least, most = f"{plan.tau.min():.4f}", f"{plan.tau.max():.4f}"
+            tau = least if least == most else f"{least} to {most}"
+            before, after = token_range(plan.sizes), token_range(plan.step.sizes)
+            lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
+    if past.taps is None:
+        lines.append("  every block gave back the full grid: a method that ALGM does not know ran them")
+    elif given := [str(layer + 1) for layer, block in blocks if block.gives_grid and block.after is not None]:
+        lines.append(f"  full grid given back after layer {', '.join(given)}")
+    return lines
+
+
+def tokens_per_layer(past: ForwardPass) -> list[int]:
+    """Return the tokens, prefix included, that each block of a forward pass left; the most of any image."""
+    patches = past.grid[0] * past.grid[1]
+    blocks = [past.blocks[layer] for layer in sorted(past.blocks)]
+    return [
+        block.num_prefix_tokens + patches if block.after is None else block.after.sizes.shape[1] for block in blocks
+    ]
+
+
+def token_range(sizes: Tensor) -> str:
+    """Return how many tokens images of these sizes [B, M] have: a number, or the least and the most."""
+    counts = (sizes > 0).sum(1)
+    least, most = int(counts.amin()), int(counts.amax())
+    return str(most) if least == most else f"{least} to {most}"
