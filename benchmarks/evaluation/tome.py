@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from algm_patch import Algm
 from algm_patch.adapters import LayerTokens
 from algm_patch.core.matching import best_matches, gbm_leaders
-from algm_patch.core.plan import planning
 from algm_patch.functional import TokenMap
 from algm_patch.patching.find_vit import Vit, find_vit
 from algm_patch.report.cost import vit_cost
@@ -122,7 +122,7 @@ class TokenMerger:
         keys, self.keys = self.keys, None
         assert keys is not None
         before = self.token_map
-        with planning(x):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # as the library plans
             sizes = x.new_ones(x.shape[:2]).float() if before is None else before.sizes
             similarity, proposer, partner = best_matches(keys.mean(1), self.num_prefix_tokens)
             if self.r > len(proposer):
