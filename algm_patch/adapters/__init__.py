@@ -1,7 +1,7 @@
 """Say what is known of other libraries: where their blocks split into halves, and which methods run the blocks.
 
 A block is known by the function that its forward is. Whoever knows a block of their own teaches it to the library with
-an :class:`Adapter`, which mirrors that forward as two halves::
+an `Adapter`, which mirrors that forward as two halves::
 
     @register("mypackage.models.Block.forward")
     class BlockHalves(Adapter):
@@ -17,9 +17,9 @@ an :class:`Adapter`, which mirrors that forward as two halves::
 
 The public names:
 
-- :class:`Adapter`: the interface; every method but the two halves has a default.
-- :func:`register`: registers an adapter under the path of the forward that it mirrors.
-- :class:`LayerTokens`: what ``attention_half`` is told of its tokens. Inputs of attention that depend on the order of
+- `Adapter`: the interface; every method but the two halves has a default.
+- `register`: registers an adapter under the path of the forward that it mirrors.
+- `LayerTokens`: what ``attention_half`` is told of its tokens. Inputs of attention that depend on the order of
   the tokens go through it: masks through ``attention_mask``, biases of pairs of tokens through ``pair`` or ``plus``,
   rotary angles through ``average_patches``.
 

@@ -28,7 +28,7 @@ def attend(attention: Any, x: Tensor, mask: Tensor | None, heads: int) -> Tensor
     """Compute what attention does, with a mask.
 
     Args:
-        attention: with a projection ``qkv`` and what :func:`weigh_values` needs.
+        attention: with a projection ``qkv`` and what `weigh_values` needs.
         x: [B, L, D].
         mask: broadcastable to [B, heads, L, L], added to the logits; None: nothing.
 

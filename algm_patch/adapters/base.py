@@ -14,7 +14,7 @@ class Adapter:
     """Describe one block class as two halves, between which tokens are merged.
 
     ``mlp_half(block, attention_half(block, x, tokens, ...))`` must be what the block's own forward computes.
-    Subclass it, give it a ``projection`` and the two halves, and register the subclass with :func:`register`: then
+    Subclass it, give it a ``projection`` and the two halves, and register the subclass with `register`: then
     blocks of that class can be patched. Every other method has a default that suits most blocks.
 
     Attributes:

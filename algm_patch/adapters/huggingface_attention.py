@@ -11,7 +11,7 @@ from .huggingface_parts import ATTENTIONS, MASKS, parameter_names, part_named, r
 from .key_bias import with_key_bias
 from .registry import is_wrapped
 
-# Implementations that add a float mask to their logits, and that :class:`KeyBias` finds.
+# Implementations that add a float mask to their logits, and that `KeyBias` finds.
 BIASED = ("sdpa", "eager")
 REMEDY = "Load the model with attn_implementation='sdpa' (or call model.set_attn_implementation('sdpa'))"
 

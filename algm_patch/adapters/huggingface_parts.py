@@ -69,7 +69,7 @@ def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def inspected_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Return :func:`parameter_names`, without the cache that no compiler traces."""
+    """Return `parameter_names`, without the cache that no compiler traces."""
     _, _, *others = inspect.signature(forward).parameters.values()
     return tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in others)
 

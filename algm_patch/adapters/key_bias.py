@@ -86,7 +86,7 @@ def with_key_bias(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> An
 
 
 def call_in_mode(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
-    """Call attention in :class:`KeyBias`. Return its output, and whether the bias was used."""
+    """Call attention in `KeyBias`. Return its output, and whether the bias was used."""
     mode = KeyBias(bias)
     with mode:
         output = attention(*args, **kwargs)

@@ -13,14 +13,14 @@ from torch import nn
 from .base import Adapter
 from .refused import REASONS
 
-# All by the path of a function: see :func:`path_of`.
+# All by the path of a function: see `path_of`.
 ADAPTERS: dict[str, type[Adapter]] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
 HEADS: dict[str, str] = {}
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
-    """Register the decorated :class:`Adapter` for the blocks whose forward is the function of this path.
+    """Register the decorated `Adapter` for the blocks whose forward is the function of this path.
 
     Args:
         forward: module and qualified name of the forward that the adapter's halves stand for, such as

@@ -34,25 +34,25 @@ class TimmBlock(Adapter):
 
     @staticmethod
     def grid(projection: Any, output: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Return (H, W) of the patches: see :meth:`Adapter.grid`, and :func:`naflex_grid`."""
+        """Return (H, W) of the patches: see `Adapter.grid`, and `naflex_grid`."""
         if path_of(type(projection).forward) == EMBEDS:
             return naflex_grid(projection, *args, **kwargs)
         return Adapter.grid(projection, output)
 
     @staticmethod
     def packs(block: Any, *args: Any, attn_mask: Any = None, **kwargs: Any) -> bool:
-        """Return whether the block's attention fuses, without a mask: see :meth:`Adapter.packs`."""
+        """Return whether the block's attention fuses, without a mask: see `Adapter.packs`."""
         attentions = [part.attn for part in getattr(block, "attns", [block])]
         return not args and attn_mask is None and all(map(fuses, attentions))
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
-        """Return whether attention takes a mask: see :meth:`Adapter.takes_mask`."""
+        """Return whether attention takes a mask: see `Adapter.takes_mask`."""
         return takes_mask(block.attn)
 
     @staticmethod
     def features(block: Any, compare: str) -> tuple[str, int | None] | None:
-        """Return where attention leaves queries, keys or values: see :meth:`Adapter.features`."""
+        """Return where attention leaves queries, keys or values: see `Adapter.features`."""
         return input_projection(block, "attn", compare)
 
     @classmethod
@@ -97,11 +97,15 @@ def attend(
             "is_causal=True: causal attention goes by the order of the tokens, which merging gives up. "
             "Call remove_algm first"
         )
-    inputs = {"attn_mask": tokens.attention_mask(attn_mask), "rope": average_angles(tokens, rope)}
-    return attention(x, **{name: given for name, given in inputs.items() if given is not None})
+    inputs: dict[str, Tensor | None] = {}
+    if attn_mask is not None or tokens.key_bias is not None:
+        inputs["attn_mask"] = tokens.key_bias if attn_mask is None else tokens.attention_mask(attn_mask)
+    if rope is not None:
+        inputs["rope"] = average_angles(tokens, rope)
+    return attention(x, **inputs)
 
 
-def average_angles(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
+def average_angles(tokens: LayerTokens, rope: Tensor) -> Tensor:
     """Return the rotary angles of the patches that are left.
 
     Args:
@@ -110,7 +114,7 @@ def average_angles(tokens: LayerTokens, rope: Tensor | None) -> Tensor | None:
     Returns:
         [B, 1 or heads, M, D]; ``rope`` itself while nothing is merged.
     """
-    if rope is None or tokens.token_map is None:
+    if tokens.token_map is None:
         return rope
     half = rope.shape[-1] // 2
     unturned = torch.cat([rope.new_zeros(half), rope.new_ones(half)])  # sines and cosines of no angle

@@ -1,7 +1,7 @@
 """Every model of timm and every vision model of transformers is patched and contract-checked, or refused by name.
 
 A class that a newer library brings does not fail the test as long as it is refused or of a kind that the contract
-covers. `python benchmarks/census.py` writes the table of them all.
+covers. `python -m benchmarks.evaluation.census` writes the table of them all.
 """
 
 import re
@@ -13,7 +13,7 @@ import transformers
 
 from algm_patch.cli.census import PATCHED, Outcome, timm_models, transformers_models
 from algm_patch.patching.find_vit import find_vit, full_name
-from benchmarks import census
+from benchmarks.evaluation import census
 from tests.support import cases_huggingface, cases_timm
 
 
@@ -43,7 +43,7 @@ def check_table(library, version, results):
     written = re.split(r"^(?=## )", census.TABLE.read_text(), flags=re.MULTILINE)
     old = next((part for part in written if part.startswith(f"## {library} {version}\n")), None)
     new = census.section(library, version, results)
-    assert old is None or patched_rows(old) == patched_rows(new), "run: python benchmarks/census.py"
+    assert old is None or patched_rows(old) == patched_rows(new), "run: python -m benchmarks.evaluation.census"
 
 
 def patched_rows(section):

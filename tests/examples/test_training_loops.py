@@ -87,7 +87,7 @@ LOOPS = {
         on_mmcv_lite_and_new_torch()(SCRIPTS["mmengine"]), linear_encoder_decoder, *RUNNER, load_mmengine
     ),
 }
-SETTINGS = {"gbm_layers": [2], "tau": 0.9, "gbm_tau": "tau"}
+SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.9, "gbm_tau": "tau"}
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,13 @@ SLOW = {
     "test_segmentation": {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
     },
+    "test_training_benchmark": {
+        r"rows_of_table_4d": "each way to train, by itself",
+    },
+    "test_training_resumed": {
+        r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
+        r"two_processes_killed": "one process, interrupted; two processes (test_distributed)",
+    },
 }
 
 UNUSED = pytest.StashKey[list[tuple[str, str]]]()

@@ -1,0 +1,48 @@
+"""Provide the command-line options that several benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def command_line(description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return a parser whose help shows a module's docstring as it is written."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=formatter, **options)
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def number_or_rule(text: str) -> float | str:
+    """Read a threshold, or the name of the rule that computes it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def add_rounds(parser: Any, default: int, option: str = "--rounds") -> None:
+    """Add the number of rounds in which variants take turns."""
+    parser.add_argument(option, type=positive, default=default, help=f"rounds of timing (default: {default})")
+
+
+def add_machine_options(parser: Any, dtype: str = "float32") -> None:
+    """Add the device and the dtype."""
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--dtype", default=dtype, choices=DTYPES, help=f"(default: {dtype})")
+
+
+def dtype_of(options: argparse.Namespace) -> torch.dtype:
+    """Return the dtype that the option names."""
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    return dtype

@@ -1,0 +1,1 @@
+"""Measure what ALGM gains on a GPU."""

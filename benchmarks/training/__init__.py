@@ -1,0 +1,1 @@
+"""Train segmentation models with merging, or without."""
