@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +18,7 @@ from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of,
 from .patching.runtime import Runtime
 from .settings import Settings
 from .settings.checks import check_settings
+from .warning import warn_user
 
 Model = TypeVar("Model", bound=nn.Module)
 P = ParamSpec("P")
@@ -133,7 +133,7 @@ def warn_of_other_model(runtime: Runtime) -> None:
     """Warn if settings were measured on another model than this, or by another version."""
     record = runtime.settings.record
     if record is not None and (difference := record.mismatch(*identity(runtime))):
-        warnings.warn(f"these settings were measured {difference}. Measure anew: tune(model, images)", stacklevel=4)
+        warn_user(f"these settings were measured {difference}. Measure anew: tune(model, images)")
 
 
 def remove_algm(model: Model) -> Model:

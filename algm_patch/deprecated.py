@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
+from .warning import warn_user
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def warn_of(old: str, new: str, stacklevel: int = 3) -> None:
+def warn_of(old: str, new: str) -> None:
     """Warn that something is now written another way."""
-    message = f"algm_patch: {old} is now {new}; the old way goes with the next release"
-    warnings.warn(message, DeprecationWarning, stacklevel)
+    warn_user(f"algm_patch: {old} is now {new}; the old way goes with the next release", DeprecationWarning)
 
 
 def model_first(function: Callable[P, R]) -> Callable[P, R]:

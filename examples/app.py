@@ -1,17 +1,16 @@
-"""ALGM in a browser: an image, the settings as sliders, and what they do to tokens, prediction, cost and time.
+"""Show in a browser what the settings do to an image: its tokens, the prediction, cost and time.
 
     python examples/app.py [--port 7860]
 
 Runs DINOv2 ViT-S/14 with a saliency head, offline (with the extra ``app``). Images stay on this machine. Visitors take
-turns: every run sets all settings anew, so that nobody sees another's.
+turns. Every run patches the model anew, so that nobody sees the settings of another.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +19,19 @@ from typing import Any
 import dinov2_saliency
 import gradio as gr
 import numpy as np
-import quickstart
 import skimage
 import torch
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from pictures import normalise, open_image, to_input
+from stopwatch import milliseconds
 from torch import Tensor, nn
+from uploads import RefusedError, read
 
 from algm_patch import apply_algm, remove_algm, tune
 from algm_patch.viz import panels
 
-LEAST, MOST, SHOWN = 32, 64_000_000, 1024  # pixels: of a side, of an image, of the longer side as it is worked on
-ROUNDS = 3
+ROUNDS = 3  # of timing
 BUDGET = 45  # seconds to tune
 PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
 CLAP_OFF = 0
@@ -40,82 +39,39 @@ HINT = "Upload an image, or choose an example."
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
-class RefusedError(ValueError):
-    """An upload cannot be used. The message is for the visitor."""
-
-
 @dataclass(frozen=True)
 class Run:
-    """What a visitor sees of an image and settings.
+    """Hold what a visitor sees of an image under some settings.
 
     Attributes:
         pictures: [H, W, 3] uint8, each with its title.
-        numbers: as Markdown.
+        numbers: a table in Markdown.
     """
 
     pictures: list[tuple[NDArray[Any], str]]
     numbers: str
 
 
-# -- uploads
-
-
-def read(path: str | Path) -> Image.Image:
-    """RGB, upright, the first frame, at most 1024 pixels a side.
-
-    Raises:
-        RefusedError: if it is no image that can be read, too small or too large.
-    """
-    try:
-        with Image.open(path) as opened:
-            wide, high = opened.size
-            if min(wide, high) < LEAST:
-                raise RefusedError(f"The image is {wide}×{high} pixels. It needs at least {LEAST} on each side.")
-            if wide * high > MOST:
-                raise RefusedError(
-                    f"The image is {wide}×{high} pixels. At most {MOST // 1_000_000} megapixels, please."
-                )
-            picture = ImageOps.exif_transpose(opened)
-            picture.thumbnail((SHOWN, SHOWN))
-            return opaque(picture)
-    except RefusedError:
-        raise
-    except Image.DecompressionBombError:
-        raise RefusedError(f"The image is too large. At most {MOST // 1_000_000} megapixels, please.") from None
-    except (OSError, SyntaxError, ValueError):
-        raise RefusedError("This is not an image that can be read. JPEG, PNG and WebP work.") from None
-
-
-def opaque(picture: Image.Image) -> Image.Image:
-    """RGB of any mode: 16 bits scaled to 8, transparent pixels on white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
-        scale = 255 / max(values.max(), 255 if values.max() <= 255 else 65535)
-        picture = Image.fromarray((values.clip(0) * scale).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
-
-
 # -- what runs on the model
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the saliency [B, 1, H, W]."""
     return model(images)
 
 
 def run(model: nn.Module, path: str, settings: dict[str, Any]) -> Run:
-    """With these settings and without merging."""
-    image = quickstart.to_input(read(path))
-    apply_algm(model, settings=settings)
-    shown = panels(model, image, predict)
-    with torch.inference_mode():
-        model(image)
+    """Run an unpatched model on an image, without merging and with it; leave the model unpatched."""
+    image = to_input(read(path))
+    plain = copy.deepcopy(model)
+    apply_algm(model, **settings)
+    try:
+        shown = panels(model, image, predict)
         merging, unpatched = model.algm.gflops, model.algm.unpatched_gflops
         left, whole = model.algm.tokens_per_layer[-1], model.algm.token_map.labels.shape[1]
-        spent = in_turns(model, image, settings)
+        with torch.inference_mode():
+            spent = milliseconds([lambda: plain(image), lambda: model(image)], ROUNDS)
+    finally:
         remove_algm(model)
     lines = [
         "| | unpatched | merging | |",
@@ -128,6 +84,7 @@ def run(model: nn.Module, path: str, settings: dict[str, Any]) -> Run:
 
 
 def coloured(panel: NDArray[Any]) -> NDArray[Any]:
+    """Return a panel of colours as it is, or a panel of values [H, W] in colours [H, W, 3] uint8."""
     if panel.ndim == 3:
         return panel
     values = np.nan_to_num(panel, nan=float(np.nanmin(panel)))
@@ -135,27 +92,12 @@ def coloured(panel: NDArray[Any]) -> NDArray[Any]:
     return (colormaps["viridis"]((values - values.min()) / span)[..., :3] * 255).astype(np.uint8)
 
 
-def in_turns(model: nn.Module, image: Tensor, settings: dict[str, Any]) -> tuple[float, float]:
-    """Milliseconds without merging and with it: medians."""
-    spent: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for merging, own in enumerate(spent):
-            if merging:
-                apply_algm(model, settings=settings)
-            else:
-                remove_algm(model)
-            start = time.perf_counter()
-            model(image)
-            own.append(1000 * (time.perf_counter() - start))
-    return statistics.median(spent[0]), statistics.median(spent[1])
-
-
 def find(model: nn.Module, path: str | None, keep: float) -> dict[str, Any]:
-    """The settings that tune finds on the visitor's image and some photographs."""
-    pictures = [Image.open(photograph).convert("RGB") for photograph in photographs()]
+    """Return the settings that tune finds on the visitor's image and some photographs; leave the model unpatched."""
+    pictures = [open_image(Path(photograph)) for photograph in photographs()]
     if path:
         pictures.append(read(path))
-    images = torch.cat([quickstart.normalise(picture, (448, 448)) for picture in pictures])
+    images = torch.cat([normalise(picture, (448, 448)) for picture in pictures])
     try:
         settings = tune(model, images, keep, predict=predict, budget=BUDGET)
     except RuntimeError as error:
@@ -165,6 +107,7 @@ def find(model: nn.Module, path: str | None, keep: float) -> dict[str, Any]:
 
 
 def photographs() -> list[str]:
+    """Return the paths of scikit-image's photographs that are offered as examples."""
     folder = Path(skimage.__file__).parent / "data"
     return [str(folder / name) for name in PHOTOGRAPHS]
 
@@ -181,7 +124,10 @@ def settings_of(
     window: int,
     proportional: bool,
 ) -> dict[str, Any]:
-    """Those of the controls; with what else was found by measurement, as long as they show what was found."""
+    """Return the settings that the controls show.
+
+    As long as they show those that tune ``found``, return all of these: they also hold what has no control.
+    """
     shown = {
         "clap_layer": None if clap_layer == CLAP_OFF else int(clap_layer),
         "gbm_layers": tuple(sorted(int(layer) for layer in gbm_layers)),
@@ -193,11 +139,12 @@ def settings_of(
 
 
 def same(found: Any, shown: Any) -> bool:
-    """Sliders round."""
+    """Return whether two settings are equal, up to what sliders round."""
     return math.isclose(found, shown, abs_tol=1e-3) if isinstance(found, float) else found == shown
 
 
 def controls_of(found: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the values of the controls that show some settings."""
     auto = isinstance(found["tau"], str)
     tau = 0.95 if auto else found["tau"]
     layers = list(found["gbm_layers"])
@@ -205,12 +152,14 @@ def controls_of(found: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def page(model: nn.Module) -> gr.Blocks:
+    """Return the page that shows an unpatched model."""
+
     def show(path: str | None, *controls: Any) -> tuple[Any, str]:
         if not path:
             return [], HINT
         try:
             found = run(model, path, settings_of(*controls))
-        except ValueError as error:  # of the upload, or of settings that do not go together
+        except ValueError as error:  # the upload cannot be used, or the settings do not go together
             raise gr.Error(str(error), duration=None) from error
         return found.pictures, found.numbers
 
@@ -260,6 +209,7 @@ def page(model: nn.Module) -> gr.Blocks:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Serve the page until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args(arguments)

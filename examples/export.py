@@ -1,14 +1,14 @@
-"""A patched model leaves Python: torch.export, ONNX, any batch size, and faster than the unpatched model exported.
+"""Export a patched model by torch.export and to ONNX: any batch size, and faster than the unpatched model exported.
 
-    python examples/export.py [--model NAME] [--size N] [--tokens 0.6] [--out DIR]
+    python examples/export.py [--model NAME] [--size N] [--merge-to 0.6] [--out DIR]
 
 Exports DINOv2 ViT-S/14 with a saliency head, offline, to two ONNX files: as it is, and with ALGM. Runs both with
-onnxruntime on the CPU, in turns, and prints for each the file, its opset, how far its output is from torch's and its
-time; and how closely the two predictions agree. With --model, any timm ViT with weights from the hub instead; what is
-compared then is its patch features.
+onnxruntime on the CPU, in turns. Prints for each the file, its opset, how far its output is from torch's and its time;
+and how closely the two predictions agree. With --model, any timm ViT with weights from the hub instead; then its patch
+features are compared.
 
-What makes it work is ``tokens``: each merge keeps a fixed share of the patches, the least alike of each image. Shapes
-then depend on nothing but the image size, which the file has fixed; the batch size stays free.
+``merge_to`` makes it work: each merge leaves a fixed share of the patches of each image, the least alike. Shapes then
+depend on nothing but the image size, which the file has fixed; the batch size stays free.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dinov2_saliency
+import pictures
 import quickstart
 import timm
 import torch
+from stopwatch import milliseconds
 from torch import Tensor, nn
 
 from algm_patch import apply_algm
@@ -31,16 +33,17 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of the largest difference to torch's output
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run the example; return "differences" and "ms" of each file, and "agreement"."""
     options = parse(arguments)
     check_installed()
     model, image = load_timm(options.model, options.size) if options.model else load_saliency(options.size)
     models = {"unpatched": model, "algm": copy.deepcopy(model)}
 
-    apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], merge_to=options.tokens)
+    apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], merge_to=options.merge_to)
 
     options.out.mkdir(parents=True, exist_ok=True)
     sessions, outputs, differences = {}, {}, {}
@@ -50,9 +53,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         sessions[name], outputs[name] = open_session(path), predict(each, image)
         differences[name] = check(sessions[name], image, outputs[name], path)
         print(f"{path}: opset {opset}, largest difference to torch {differences[name]:.1e}")
-    ms = quickstart.milliseconds([lambda name=name: run(sessions[name], image) for name in models])
+    ms = milliseconds([lambda name=name: run(sessions[name], image) for name in models])
     compare = quickstart.compare_features if options.model else quickstart.compare_saliency
-    agreement, _ = compare(outputs["unpatched"], outputs["algm"])
+    agreement = compare(outputs["unpatched"], outputs["algm"])
 
     print(f"\nonnxruntime, {image.shape[-1]}x{image.shape[-2]} pixels, batch of one:")
     for name, time in zip(models, ms, strict=True):
@@ -62,10 +65,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a timm ViT with hub weights, instead of DINOv2 with its head")
     parser.add_argument("--size", type=int, help="side of the image in pixels (default: 518, or the timm model's own)")
-    parser.add_argument("--tokens", type=float, default=0.6, help="share of the patches that each merge keeps")
+    parser.add_argument("--merge-to", type=float, default=0.6, help="share of the patches that each merge leaves")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     return parser.parse_args(arguments)
 
@@ -80,39 +84,41 @@ def check_installed() -> None:
 
 
 def load_saliency(size: int | None) -> tuple[nn.Module, Tensor]:
-    """Images [B, 3, H, W] to saliency [B, 1, H, W], and an image [1, 3, H, W]."""
-    side = size or quickstart.SIDE
-    if side % quickstart.PATCH:
-        raise SystemExit(f"--size {side} is no multiple of DINOv2's {quickstart.PATCH} pixels a patch")
+    """Return DINOv2 with its saliency head, for images of one size, and an image [1, 3, H, W]."""
+    side = size or pictures.SIDE
+    if side % pictures.PATCH:
+        raise SystemExit(f"--size {side} is no multiple of DINOv2's {pictures.PATCH} pixels a patch")
     model = dinov2_saliency.load()
-    # Positions are resized now, once: what is left in forward is resized in every run, by an operator ONNX lacks.
+    # Resize the positions now: forward would resize them in every run, by an operator that ONNX lacks.
     model.backbone.set_input_size(img_size=(side, side))
-    return model, quickstart.normalise(quickstart.open_image(None), (side, side))
+    return model, pictures.normalise(pictures.open_image(None), (side, side))
 
 
 class PatchFeatures(nn.Module):
-    """A timm ViT, images [B, 3, H, W] to normalised patch features of the last layer [B, D, h, w]."""
+    """Give the normalised patch features of a timm ViT's last layer."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return [B, D, h, w], from images [B, 3, H, W]."""
         return quickstart.features(self.vit, images)
 
 
 def load_timm(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
+    """Return the features of a timm model with weights from the hub, and an image [1, 3, H, W]."""
     sized = {} if size is None else {"img_size": size}
     vit = timm.create_model(name, pretrained=True, **sized).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit, args=sized), is_training=False)
-    return PatchFeatures(vit), transform(quickstart.open_image(None))[None]
+    return PatchFeatures(vit), transform(pictures.open_image(None))[None]
 
 
 # -- export
 
 
 def to_program(model: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
-    """The model as a graph without Python, for any number of images [B, 3, H, W] of this size.
+    """Return the model as a graph without Python, for any number of images [B, 3, H, W] of this size.
 
     ``torch.export.save(program, "model.pt2")`` is a file that ``torch.export.load`` reads where this library is not
     installed, and that AOTInductor, TensorRT and ExecuTorch take. Patched or not, the model stays as it is.
@@ -122,7 +128,7 @@ def to_program(model: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
 
 
 def to_onnx(program: torch.export.ExportedProgram, path: Path) -> int:
-    """Write one file; beyond 2 GB, which is all that it can hold, with the weights beside it. Returns its opset."""
+    """Write an ONNX file, with the weights beside it if they are more than it can hold (2 GB); return its opset."""
     onnx = torch.onnx.export(program, dynamo=True, verbose=False)
     assert onnx is not None
     onnx.save(path)
@@ -133,12 +139,14 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path) -> int:
 
 
 def open_session(path: Path) -> InferenceSession:
+    """Return what runs an ONNX file on the CPU."""
     from onnxruntime import InferenceSession
 
     return InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def run(session: InferenceSession, images: Tensor) -> Tensor:
+    """Return the output of an ONNX file."""
     (name,) = [entry.name for entry in session.get_inputs()]
     (output,) = session.run(None, {name: images.numpy()})
     return torch.from_numpy(output)
@@ -146,11 +154,12 @@ def run(session: InferenceSession, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict(model: nn.Module, image: Tensor) -> Tensor:
+    """Return the output of a model of torch."""
     return model(image)
 
 
 def check(session: InferenceSession, image: Tensor, expected: Tensor, path: Path) -> float:
-    """The largest difference of the file's output to torch's; SystemExit if that is more than rounding."""
+    """Return the largest difference of a file's output to torch's, or raise SystemExit if it is more than rounding."""
     difference = (run(session, image) - expected).abs().max().item()
     if not difference <= TOLERANCE:
         raise SystemExit(f"{path} is wrong: its output is {difference:.1e} from torch's, more than {TOLERANCE:.0e}")

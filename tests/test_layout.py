@@ -15,7 +15,8 @@ TESTS = [path for path in OTHERS if path.is_relative_to(ROOT / "tests")]
 
 # A wing may import from itself and from the wings above it, never from its neighbours in a line.
 ORDER = """
-_version deprecated files
+_version files warning
+deprecated
 core
 settings adapters functional
 patching

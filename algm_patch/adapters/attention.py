@@ -1,4 +1,4 @@
-"""Attention of other libraries on merged tokens: its own parts, around what it does not take as an argument."""
+"""Compute attention of merged tokens from the parts of modules whose own forward takes no mask."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..core.token_map import TokenMap
-from .registry import is_wrapped, path_of
+from .registry import path_of, refusal_of
 
 
 def is_own(attention: nn.Module, *forwards: str) -> bool:
-    """Whether an attention module computes what the function of one of these paths does, and nothing else."""
+    """Return whether an attention module computes what the function of one of these paths does, and nothing else."""
     return "forward" not in attention.__dict__ and path_of(type(attention).forward) in forwards
 
 
-def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor:
-    """Attention's own projections and dropout around fused attention, which takes the weights of merged keys.
+def why_unknown_attention(attention: nn.Module, *forwards: str) -> str | None:
+    """Return why attention cannot run on merged tokens: its forward is at none of these paths. None if it is."""
+    if path_of(type(attention).forward) in forwards:
+        return None
+    name = type(attention).__name__
+    return refusal_of(attention) or f"of its attention, {name}, ALGM does not know what depends on the tokens' places"
+
+
+def attend(attention: Any, x: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """Compute what attention does, with a mask.
 
     Args:
-        attention: with ``qkv`` and what :func:`fused` needs.
+        attention: with a projection ``qkv`` and what `weigh_values` needs.
         x: [B, L, D].
-        bias: [B, 1, 1, L], added to the logits of each key; None: nothing.
+        mask: broadcastable to [B, heads, L, L], added to the logits; None: nothing.
 
     Returns:
         [B, L, D].
@@ -30,34 +38,50 @@ def attend(attention: Any, x: Tensor, bias: Tensor | None, heads: int) -> Tensor
     Raises:
         ValueError: if hooks on ``attention`` wait for a call of it, which is not made.
     """
+    check_not_hooked(attention)
+    query, key, value = split_heads(attention.qkv(x), heads)
+    return weigh_values(attention, query, key, value, mask)
+
+
+def check_not_hooked(attention: nn.Module, parts: str = "qkv or proj") -> None:
+    """Raise ValueError if attention has hooks, which would not run: it is computed from its parts, and not called."""
     if attention._forward_hooks or attention._forward_pre_hooks or attention._backward_hooks:
         raise ValueError(
             f"this {type(attention).__name__} has hooks, but with merged tokens ALGM computes attention around it, as "
-            "its forward takes no mask. Put the hooks on its qkv or proj, or call remove_algm first"
+            f"its forward takes no mask of merged tokens. Put the hooks on its {parts}, or call remove_algm first"
         )
-    return fused(attention, attention.qkv(x), heads, bias)
 
 
-def fused(attention: Any, qkv: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """Fused attention with attention's own dropout and output projection.
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Return queries, keys and values [B, heads, L, D] of their projection [B, L, 3 * heads * D]."""
+    return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def weigh_values(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return attention's output, with its own scale, dropout and output projection.
 
     Args:
-        attention: with ``scale``, ``attn_drop`` (a module or a rate), ``proj`` and ``proj_drop``.
-        qkv: [B, L, 3 * heads * D], as its input projection leaves them.
-        mask: broadcastable to [B, heads, L, L], added to the logits.
+        attention: with ``scale``, ``attn_drop`` (a module or a rate), ``proj`` and ``proj_drop``. It is computed by
+            fused attention, unless its ``fused_attn`` is False.
+        query, key, value: [B, heads, L, D].
+        mask: broadcastable to [B, heads, L, L], added to the logits; None: nothing.
 
     Returns:
         [B, L, D'].
     """
-    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     drop = attention.attn_drop
-    rate = drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
-    y = scaled_dot_product_attention(q, k, v, mask, rate, scale=attention.scale)
+    if getattr(attention, "fused_attn", True):
+        rate = drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
+        mask = None if mask is None else mask.to(query.dtype)
+        y = scaled_dot_product_attention(query, key, value, mask, rate, scale=attention.scale)
+    else:
+        logits = (query * attention.scale) @ key.mT
+        y = drop((logits if mask is None else logits + mask).softmax(-1)) @ value
     return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))
 
 
-def look_up(table: Tensor, index: Tensor, token_map: TokenMap) -> Tensor:
-    """Relative biases between the groups alone: between all tokens they cost as much as in the unpatched model.
+def bias_between_groups(table: Tensor, index: Tensor, token_map: TokenMap) -> Tensor:
+    """Look up the relative biases of the groups alone: those of all tokens cost as much as in the unpatched model.
 
     Args:
         table: [T, heads].
@@ -68,12 +92,3 @@ def look_up(table: Tensor, index: Tensor, token_map: TokenMap) -> Tensor:
     """
     pairs = token_map.pair(index)[:, 0]
     return table.T.index_select(1, pairs.flatten()).view(-1, *pairs.shape).transpose(0, 1)
-
-
-def altered(module: Any, **attributes: Any) -> Any:
-    """The module with other attributes: same parameters, submodules and hooks. The module itself stays as it is."""
-    other = object.__new__(type(module))
-    other.__dict__.update(module.__dict__, **attributes)
-    if not is_wrapped(module):
-        other.__dict__.pop("forward", None)  # which would run the module itself
-    return other

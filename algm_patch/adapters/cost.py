@@ -1,4 +1,4 @@
-"""The cost of a block, from the sizes of its weights: multiply and add count apart, as in torch's counter."""
+"""Compute the cost of a block from the sizes of its weights. Multiply and add count as two operations, as in torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Hold what a block costs, as a function of its tokens.
+    """Compute what a block costs, from the number of its tokens.
 
     Attributes:
         attention: weights of its attention, each of which is multiplied once with every token.
@@ -35,22 +35,22 @@ class BlockCost:
 
 
 def block_cost(
-    block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor], *, apart: Collection[nn.Module] = ()
+    block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor], *, positional: Collection[nn.Module] = ()
 ) -> BlockCost:
     """Return the cost of a block from the sizes of its linear layers and convolutions.
 
     A module is attention if its name or its class says so. If none does, attention has the layers that the block's MLP
     half does not run. Queries, keys and values have as many numbers a token, over all heads, as attention's last layer
-    takes: keys that several heads share are multiplied for each of them.
+    takes: keys that several heads share are multiplied for each of these heads.
 
     Args:
-        mlp_half: of the block's adapter.
-        apart: modules in the block that are not applied to tokens.
+        mlp_half: the second half of the block, by its adapter.
+        positional: modules in the block that are applied to positions, and not to tokens.
 
     Raises:
         ValueError: if no layers of attention are found.
     """
-    attentions = [layers for module in attention_modules(block) if (layers := layers_in(module, apart))]
+    attentions = [layers for module in attention_modules(block) if (layers := layers_in(module, positional))]
     if not attentions and layers_in(block) and (rest := layers_in(*without_mlp(block, mlp_half))):
         attentions = [rest]
     if not attentions:
@@ -59,14 +59,14 @@ def block_cost(
             "Adapter a method cost(block) that returns a BlockCost"
         )
     attention = sum(layer.weights for layers in attentions for layer in layers)
-    whole = sum(layer.weights for layer in layers_in(block, apart))
+    whole = sum(layer.weights for layer in layers_in(block, positional))
     return BlockCost(attention, whole - attention, sum(4 * layers[-1].inputs for layers in attentions))
 
 
 def without_mlp(block: nn.Module, mlp_half: Callable[[Any, Tensor], Tensor]) -> tuple[nn.Module, set[nn.Module]]:
     """Return a copy of a block without memory, and the modules in it that the MLP half runs."""
     ran = set[nn.Module]()
-    with torch.no_grad(), known(block, "Give its Adapter a method cost(block) that returns a BlockCost"):
+    with torch.no_grad(), explain_failure(block, "Give its Adapter a method cost(block) that returns a BlockCost"):
         other = without_memory(block)
         for part in other.modules():
             part.register_forward_hook(lambda module, *_: ran.add(module))
@@ -85,20 +85,25 @@ def attention_modules(block: nn.Module) -> Iterator[nn.Module]:
 
 
 class Layer(NamedTuple):
-    """A matrix that tokens are multiplied with: how many numbers of a token go in, and how many weights it has."""
+    """Describe a matrix that tokens are multiplied with.
+
+    Attributes:
+        inputs: how many numbers of a token go in.
+        weights: how many weights it has.
+    """
 
     inputs: int
     weights: int
 
 
-def layers_in(module: Any, apart: Collection[nn.Module] = ()) -> list[Layer]:
+def layers_in(module: Any, positional: Collection[nn.Module] = ()) -> list[Layer]:
     """Return the layers of a module that every token goes through, in order.
 
-    By the sizes that linear layers state: their weights may be sharded, quantized or in parts (LoRA).
+    They are counted by the sizes that they state: their weights may be sharded, quantized or in parts (LoRA).
     """
-    if module in apart:
+    if module in positional:
         return []
-    inner = [layer for child in module.children() for layer in layers_in(child, apart)]
+    inner = [layer for child in module.children() for layer in layers_in(child, positional)]
     if isinstance(module, CONVOLUTIONS):  # of one token, or of its neighbours in a grid of the same size
         return [Layer(module.weight[0].numel(), module.weight.numel())]
     if all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features")):
@@ -110,8 +115,8 @@ def layers_in(module: Any, apart: Collection[nn.Module] = ()) -> list[Layer]:
 
 
 @contextmanager
-def known(module: nn.Module, remedy: str) -> Iterator[None]:
-    """Turn what a module raises when it runs by itself into a ValueError that says so and what to do."""
+def explain_failure(module: nn.Module, remedy: str) -> Iterator[None]:
+    """Turn what a module raises when it runs by itself into a ValueError that says so and ends with the remedy."""
     try:
         yield
     except Exception as error:
@@ -123,6 +128,7 @@ def known(module: nn.Module, remedy: str) -> Iterator[None]:
 
 def without_memory(module: nn.Module) -> nn.Module:
     """Return a copy of a module, unpatched, without hooks, in eval mode, whose tensors have sizes and no memory."""
+    # Not copy.copy: it pickles, which modules with parametrizations refuse.
     plain = object.__new__(getattr(type(module), "algm_original", type(module)))
     plain.__dict__.update({name: value for name, value in vars(module).items() if name != "algm_part"})
     tensors = [*module.parameters(), *module.buffers()]

@@ -1,4 +1,4 @@
-"""Proportional attention for attention that takes no mask."""
+"""Add the weights of merged keys to attention that takes no mask."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SOFTMAX = (softmax, torch.softmax, Tensor.softmax)
 
 
 class KeyBias(TorchFunctionMode):
-    """Add a bias to the attention logits that are computed within, whoever computes them.
+    """Add a bias to the attention logits that are computed while the mode is entered.
 
-    It joins the mask of ``scaled_dot_product_attention``, or the logits that attention gives to ``softmax`` itself.
+    It joins the mask of ``scaled_dot_product_attention``, or the logits that attention itself gives to ``softmax``.
 
     Args:
         bias: [B, 1, 1, L], for each key.
 
     Attributes:
-        used: whether there were such logits.
+        used: True once there were such logits.
     """
 
     def __init__(self, bias: Tensor) -> None:
@@ -37,13 +37,13 @@ class KeyBias(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is scaled_dot_product_attention:
             self.used = True
-            return self.fused(*args, **kwargs)
+            return self.attend(*args, **kwargs)
         if function in SOFTMAX and args and self.are_logits(args[0]):
             self.used = True
-            return function(self.biased(args[0]), *args[1:], **kwargs)
+            return function(self.add_to(args[0]), *args[1:], **kwargs)
         return function(*args, **kwargs)
 
-    def fused(
+    def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Call ``scaled_dot_product_attention`` with the bias in its mask."""
@@ -53,13 +53,13 @@ class KeyBias(TorchFunctionMode):
         return scaled_dot_product_attention(query, key, value, bias, *args, **kwargs)
 
     def are_logits(self, x: Tensor) -> bool:
-        """Return whether ``x`` is [B, heads, L, L] or [B * heads, L, L]."""
+        """Return whether a tensor is [B, heads, L, L] or [B * heads, L, L]."""
         batch, length = self.bias.shape[0], self.bias.shape[-1]
         square = x.dim() in (3, 4) and x.shape[-1] == length and x.shape[-2] == length
         return square and (x.shape[0] == batch if x.dim() == 4 else x.shape[0] % batch == 0)
 
-    def biased(self, logits: Tensor) -> Tensor:
-        """Return the logits, in their shape, with the bias of each key."""
+    def add_to(self, logits: Tensor) -> Tensor:
+        """Return logits [B, heads, L, L] or [B * heads, L, L] with the bias of each key added."""
         bias = self.bias.to(logits.dtype)
         if logits.dim() == 4:
             return logits + bias
@@ -67,12 +67,15 @@ class KeyBias(TorchFunctionMode):
 
 
 def with_key_bias(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call attention, with a bias [B, 1, 1, L] for each key.
+    """Call attention, with a bias [B, 1, 1, L] added to the logits of each key.
+
+    Args:
+        args, kwargs: of the attention's forward.
 
     Raises:
-        ValueError: if it had no effect, because attention computes its logits elsewhere.
+        ValueError: if the bias had no effect, because attention computes its logits elsewhere.
     """
-    output, used = beside(run_biased, bias, attention, *args, **kwargs)
+    output, used = beside(call_in_mode, bias, attention, *args, **kwargs)
     if not used:
         raise ValueError(
             f"proportional_attention=True: {type(attention).__name__} takes no mask, and calls neither "
@@ -82,8 +85,8 @@ def with_key_bias(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> An
     return output
 
 
-def run_biased(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
-    """Call attention with the bias, and tell whether that was used."""
+def call_in_mode(bias: Tensor, attention: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+    """Call attention in `KeyBias`. Return its output, and whether the bias was used."""
     mode = KeyBias(bias)
     with mode:
         output = attention(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""mmsegmentation's own plain ViTs (VisionTransformer, BEiT, MAE) and their blocks."""
+"""Split the blocks of mmsegmentation's own plain ViTs: VisionTransformer, BEiT, MAE."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from typing import Any
 from torch import Tensor
 
 from ..core.layer_tokens import LayerTokens
+from .attention import why_unknown_attention
 from .base import Adapter
-from .eva01 import attend, recomputed, why_unknown_attention
-from .registry import reads, refuse, register
-from .timm import WINDOWED
+from .beit_attention import attend_by_parts
+from .registry import reads_blocks, register
+from .residual import checkpointed
 
 BACKBONES = "mmseg.models.backbones"
 
 
 class MmsegBlock(Adapter):
+    """Provide what is the same for both blocks."""
+
     projection = "patch_embed.projection"
 
 
 @register(f"{BACKBONES}.vit.TransformerEncoderLayer.forward")
 class TransformerEncoderLayer(MmsegBlock):
+    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
+
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:
-        # nn.MultiheadAttention adds a float padding mask to the logits of each key.
         mask = {} if tokens.key_bias is None else {"key_padding_mask": tokens.key_bias[:, 0, 0]}
-        return recomputed(block, lambda x: block.attn(block.norm1(x), identity=x, **mask), x)
+        return checkpointed(block, lambda x: block.attn(block.norm1(x), identity=x, **mask), x)
 
     @staticmethod
     def mlp_half(block: Any, x: Tensor) -> Tensor:
-        return recomputed(block, lambda x: block.ffn(block.norm2(x), identity=x), x)
+        return checkpointed(block, lambda x: block.ffn(block.norm2(x), identity=x), x)
 
     @staticmethod
     def refusal(block: Any) -> str | None:
@@ -39,9 +43,13 @@ class TransformerEncoderLayer(MmsegBlock):
 
 @register(f"{BACKBONES}.beit.BEiTTransformerEncoderLayer.forward")
 class BeitTransformerEncoderLayer(MmsegBlock):
+    """Split a block whose attention adds relative position biases."""
+
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:
-        return x + block.drop_path(block.gamma_1 * attend(block.attn, block.norm1(x), tokens, None))
+        y = block.norm1(x)
+        y = block.attn(y) if tokens.token_map is None else attend_by_parts(block.attn, y, tokens, None)
+        return x + block.drop_path(block.gamma_1 * y)
 
     @staticmethod
     def mlp_half(block: Any, x: Tensor) -> Tensor:
@@ -52,13 +60,9 @@ class BeitTransformerEncoderLayer(MmsegBlock):
         return why_unknown_attention(block.attn, f"{BACKBONES}.beit.BEiTAttention.forward")
 
 
-REDUCED = "its attention reduces the keys over a full grid, which merged tokens no longer form"
-refuse(f"{BACKBONES}.swin.SwinBlock.forward", WINDOWED)
-refuse(f"{BACKBONES}.twins.LSAEncoderLayer.forward", WINDOWED)
-refuse(f"{BACKBONES}.twins.GSAEncoderLayer.forward", REDUCED)
-refuse(f"{BACKBONES}.mit.TransformerEncoderLayer.forward", REDUCED)
-
-
-@reads(f"{BACKBONES}.vit.VisionTransformer.forward", f"{BACKBONES}.beit.BEiT.forward", f"{BACKBONES}.mae.MAE.forward")
-def forward(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
+@reads_blocks(
+    f"{BACKBONES}.vit.VisionTransformer.forward", f"{BACKBONES}.beit.BEiT.forward", f"{BACKBONES}.mae.MAE.forward"
+)
+def blocks_read(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
+    """Return the blocks whose output the trunk returns, and the last."""
     return [*trunk.out_indices, len(trunk.layers) - 1]

@@ -1,4 +1,4 @@
-"""The blocks, methods and decoders that are known, by the path of the function that each stands for.
+"""Register and find blocks, methods and decoders by the path of the function that is known.
 
 A subclass with a method of its own is another function, and is not mistaken for its parent.
 """
@@ -11,17 +11,16 @@ from typing import Any
 from torch import nn
 
 from .base import Adapter
+from .refused import REASONS
 
-# The first releases whose blocks are known.
-FLOORS = {"timm": "1.0.17", "transformers": "4.49"}
+# All by the path of a function: see `path_of`.
 ADAPTERS: dict[str, type[Adapter]] = {}
-REFUSALS: dict[str, str] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
 HEADS: dict[str, str] = {}
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
-    """Class decorator: an :class:`Adapter` for the blocks whose forward is the function of this path.
+    """Register the decorated `Adapter` for the blocks whose forward is the function of this path.
 
     Args:
         forward: module and qualified name of the forward that the adapter's halves stand for, such as
@@ -36,15 +35,14 @@ def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
     return add
 
 
-def refuse(forward: str, reason: str) -> None:
-    """Blocks whose forward is the function of this path cannot be patched."""
-    REFUSALS[forward] = reason
+def reads_blocks(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:
+    """Register the decorated function as the one that knows which blocks' outputs these methods read.
 
+    The function takes the arguments of a call of the method, and returns the blocks (from 0) whose output that call
+    reads. The method must pass every other block's output on to the next block and nowhere else.
 
-def reads(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:
-    """Decorator: given a call of the method of one of these paths, the blocks (from 0) whose output it reads.
-
-    The method must pass every other block's output on to the next block and nowhere else.
+    Args:
+        methods: paths of methods that run the blocks.
     """
 
     def add(blocks_read: Callable[..., Iterable[int]]) -> Callable[..., Iterable[int]]:
@@ -54,34 +52,37 @@ def reads(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..
     return add
 
 
-def head(decoder: str, name: str) -> None:
-    """The decoder whose forward is the function of this path can run on merged tokens.
+def register_head(decoder: str, head: str) -> None:
+    """Register a decoder that can run on merged tokens.
 
     Args:
-        decoder: takes the tokens first, and minds neither their number nor their order up to the output of
-        name: a module in it, which leaves [B, M, ...]: one result a token.
+        decoder: path of its forward. It takes the tokens as its first argument, and depends neither on their number
+            nor on their order up to the output of the head.
+        head: path, from the decoder, of a module that leaves [B, M, ...]: one result for each token.
     """
-    HEADS[decoder] = name
+    HEADS[decoder] = head
 
 
 def path_of(function: Any) -> str:
-    """The name that functions are registered under: module and qualified name."""
+    """Return the name that a function is registered under: its module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
 
 
 def adapter_of(block: nn.Module) -> type[Adapter] | None:
+    """Return the adapter of a block; None if its forward is not known."""
     return ADAPTERS.get(path_of(unpatched(type(block)).forward))
 
 
 def refusal_of(block: nn.Module) -> str | None:
+    """Return why a block whose forward is known cannot be patched; None if it can, or is not known."""
     adapter = adapter_of(block)
     if adapter is not None:
         return adapter.refusal(block)
-    return REFUSALS.get(path_of(unpatched(type(block)).forward))
+    return REASONS.get(path_of(unpatched(type(block)).forward))
 
 
 def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
-    """By name, the methods of a class that run the blocks and are known to read only some."""
+    """Return the methods of a class that run the blocks, by name, each with the function that knows what it reads."""
     found = {}
     for path, blocks_read in READERS.items():
         name = path.rpartition(".")[2]
@@ -91,13 +92,13 @@ def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
 
 
 def head_of(decoder: nn.Module) -> nn.Module | None:
-    """The module in a decoder whose output can be unmerged; None if it is not known."""
-    name = HEADS.get(path_of(unpatched(type(decoder)).forward))
-    return None if name is None else decoder.get_submodule(name)
+    """Return the module in a decoder whose output can be unmerged; None if the decoder is not known."""
+    head = HEADS.get(path_of(unpatched(type(decoder)).forward))
+    return None if head is None else decoder.get_submodule(head)
 
 
 def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that a module had before it was patched."""
+    """Return the class that a module had before it was patched."""
     return getattr(cls, "algm_original", cls)
 
 

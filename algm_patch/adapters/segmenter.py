@@ -1,4 +1,4 @@
-"""Segmenter (rstrudel/segmenter): its encoder's blocks and its decoders."""
+"""Split the blocks of Segmenter (rstrudel/segmenter), and register its decoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.layer_tokens import LayerTokens
 from .attention import attend, is_own
 from .base import Adapter
 from .features import input_projection
-from .registry import head, reads, register
+from .registry import reads_blocks, register, register_head
 
 MODEL = "segm.model"
 
@@ -49,14 +49,15 @@ class Block(Adapter):
         return Block.takes_mask(block)  # and ignores the mask
 
     @staticmethod
-    def features(block: Any, metric: str) -> tuple[str, int | None] | None:
-        return input_projection(block, "attn", metric)
+    def features(block: Any, compare: str) -> tuple[str, int | None] | None:
+        return input_projection(block, "attn", compare)
 
 
-@reads(f"{MODEL}.vit.VisionTransformer.forward")
-def forward(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
+@reads_blocks(f"{MODEL}.vit.VisionTransformer.forward")
+def last_block(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
+    """Return the last block, the only one that ``forward`` reads."""
     return [len(trunk.blocks) - 1]
 
 
-head(f"{MODEL}.decoder.MaskTransformer.forward", "mask_norm")
-head(f"{MODEL}.decoder.DecoderLinear.forward", "head")
+register_head(f"{MODEL}.decoder.MaskTransformer.forward", "mask_norm")
+register_head(f"{MODEL}.decoder.DecoderLinear.forward", "head")

@@ -1,4 +1,4 @@
-"""Which models of timm and transformers are patched, and why the others are not."""
+"""A census of the models of timm and transformers: which can be patched, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from ..apply import apply_algm
 
 PATCHED = "patched"
 
-
-# What fills a weight.
+# Methods that fill a weight.
 FILLS = frozenset(
     getattr(Tensor, name)
     for name in ("add_", "clamp_", "copy_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_")
@@ -26,7 +25,10 @@ FILLS = frozenset(
 
 
 class Unfilled(TorchFunctionMode):
-    """Leave weights on the meta device unfilled: they have no values, and filling takes half the time of a model."""
+    """Leave weights on the meta device unfilled.
+
+    They have no values, and to fill them takes half the time that a model takes to build.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in FILLS or getattr(func, "__module__", None) == "torch.nn.init":
@@ -38,13 +40,13 @@ class Unfilled(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of patching one model.
+    """Tell what became of patching one model.
 
     Attributes:
         name: of timm's model, or of transformers' model type.
         cls: the name of its class.
-        found: "patched"; or why not, without the model's own name.
-        model: patched or not; on the meta device. None if it could not be built.
+        found: "patched"; or the reason why not, without the model's own name.
+        model: on the meta device, patched or not. None if it could not be built.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Outcome:
 
 
 def timm_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
-    """Of every model of timm, or of those named."""
+    """Yield the outcome of every model of timm, or of those named."""
     import timm
 
     for name in timm.list_models() if names is None else names:
@@ -62,7 +64,7 @@ def timm_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
 
 
 def transformers_models() -> Iterator[Outcome]:
-    """Of every type of transformers' models that takes pixels, in its default configuration."""
+    """Yield the outcome of every model type of transformers that takes pixels, in its default configuration."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
@@ -79,19 +81,22 @@ def transformers_models() -> Iterator[Outcome]:
 
 
 def build(cls: Any, config: Any) -> Any:
+    """Return a model of transformers in its default configuration."""
     return cls(config())
 
 
 def outcome(name: str, cls: str, make: Callable[[], Any]) -> Outcome:
+    """Return what becomes of patching the model that ``make`` builds.
+
+    Args:
+        cls: the name to report in place of its class if it cannot be built.
+    """
     try:
-        with (
-            torch.device("meta"),
-            Unfilled(),
-            warnings.catch_warnings(),
-        ):  # only the structure, without memory for weights
+        # On the meta device: only the structure counts, and weights would take memory.
+        with torch.device("meta"), Unfilled(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = make()
-    except Exception as error:  # of the constructor's own: it needs a library, data or a configuration
+    except Exception as error:  # any that the constructor raises: it may need a library, data or a configuration
         return Outcome(name, cls, f"not built: {(str(error).strip() or type(error).__name__).splitlines()[0]}", None)
     try:
         apply_algm(model, clap_layer=1, gbm_layers=[])

@@ -1,11 +1,11 @@
-"""ALGM from the command line: see what merges, find settings, measure what they bring, ask what is patched.
+"""Show what merges in an image, find settings, measure what they save, and list which models can be patched.
 
     python -m algm_patch show photo.jpg --model vit_base_patch16_dinov3 --out out
     python -m algm_patch tune photos/ --model vit_base_patch16_dinov3 --keep 0.98 --out out
     python -m algm_patch bench photo.jpg --model vit_base_patch16_dinov3 --settings out/settings.json
     python -m algm_patch models vit_base_patch16_224 swin_tiny_patch4_window7_224
 
-Models are timm's, by name, with the weights of the hub or of a file. Files are written to --out only.
+Models are timm's, by name, with weights from the hub or from a file. Files are written to --out only.
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ import copy
 import operator
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..apply import apply_algm
-from ..settings import Settings
 from ..tuning.tune import tune
 from ..viz import pareto, visualize
-from ..viz.figure import named_images
-from ..viz.panels import prepare
+from ..viz.images import named_images
+from ..viz.preprocess import prepare
 from .census import PATCHED, timm_models, transformers_models
-
-
-class CommandError(Exception):
-    """What the user gave cannot be used. The message says what and why."""
+from .inputs import CommandError, load, open_image, patched
+from .timing import seconds_in_turns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 after an error, which is printed; 2 for arguments that are not understood."""
+    """Run a command and return its exit status: 0, 1 after an error (which is printed), 130 after an interrupt.
+
+    Raises:
+        SystemExit: with status 2, if the arguments are not understood.
+    """
     options = parse(arguments)
     try:
         return options.command(options)
@@ -52,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
+    """Return the options, with the function of the chosen command as ``command``."""
     parser = argparse.ArgumentParser(
         "python -m algm_patch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,51 +65,60 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
     tuning = commands.add_parser("tune", help="find the cheapest settings that keep a model's answers")
     tuning.set_defaults(command=find)
-    tuning.add_argument("images", type=Path, metavar="DIR", help="8 to 64 images, without labels")
+    tuning.add_argument("images", type=Path, metavar="DIR", help="a folder of 8 to 64 images, without labels")
     add_model(tuning)
-    tuning.add_argument("--keep", type=float, default=0.98, help="of the answer (default: 0.98)")
-    tuning.add_argument("--budget", default="10min", help="such as 90s, 10min, 1h (default: 10min)")
+    tuning.add_argument("--keep", type=float, default=0.98, help="least part of the answer to keep (default: 0.98)")
+    tuning.add_argument("--budget", default="10min", help="time to spend: 90s, 10min, 1h, ... (default: 10min)")
     add_out(tuning)
 
-    measuring = commands.add_parser("bench", help="GFLOPs and time of a forward pass, against the unpatched model")
+    measuring = commands.add_parser("bench", help="measure GFLOPs and time of a forward pass, with merging and without")
     measuring.set_defaults(command=bench)
     measuring.add_argument("image", type=Path)
     add_model(measuring)
     add_settings(measuring)
-    measuring.add_argument("--batch", type=positive, default=1, help="copies of the image at once (default: 1)")
-    measuring.add_argument("--rounds", type=positive, default=9, help="(default: 9)")
+    measuring.add_argument("--batch", type=positive, default=1, help="copies of the image in a batch (default: 1)")
+    measuring.add_argument("--rounds", type=positive, default=9, help="times to measure (default: 9)")
 
-    census = commands.add_parser("models", help="which models of timm and transformers are patched, and why not")
+    census = commands.add_parser("models", help="list which models can be patched, and why others cannot")
     census.set_defaults(command=models)
-    census.add_argument("names", nargs="*", metavar="NAME", help="of timm (default: every model of both libraries)")
+    census.add_argument(
+        "names", nargs="*", metavar="NAME", help="of a timm model (default: all of timm and transformers)"
+    )
     return parser.parse_args(arguments)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model."""
     parser.add_argument("--model", required=True, metavar="NAME", help="a ViT of timm")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="instead of the hub's")
-    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="of the model's input, in pixels")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="its weights (default: those of the hub)")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="size of its input in pixels")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--settings", type=Path, metavar="FILE", help="that tune or Settings.save wrote")
-    parser.add_argument("--clap-layer", type=int, metavar="LAYER")
-    parser.add_argument("--gbm-layers", type=int, nargs="*", metavar="LAYER")
-    parser.add_argument("--tau", type=number_or_rule)
-    parser.add_argument("--merge-to", type=float, metavar="SHARE")
+    """Add the options that change settings; those of ``apply_algm`` hold for the rest."""
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings that tune or Settings.save wrote")
+    parser.add_argument("--clap-layer", type=int, metavar="LAYER", help="the block of CLAP, from 1")
+    parser.add_argument("--gbm-layers", type=int, nargs="*", metavar="LAYER", help="the blocks of GBM, from 1; or none")
+    parser.add_argument("--tau", type=number_or_rule, help="CLAP's threshold: a number, auto or paper")
+    parser.add_argument("--merge-to", type=float, metavar="SHARE", help="the share of its patches that a merge leaves")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("algm_out"), metavar="DIR", help="(default: algm_out)")
+    """Add the option that says where files go."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("algm_out"), metavar="DIR", help="folder for files (default: algm_out)"
+    )
 
 
 def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
     return int(text)
 
 
 def number_or_rule(text: str) -> float | str:
+    """Return a number, or the name of a rule as it is."""
     try:
         return float(text)
     except ValueError:
@@ -121,6 +129,7 @@ def number_or_rule(text: str) -> float | str:
 
 
 def show(options: Any) -> int:
+    """Draw what merges in an image."""
     model = patched(options)
     figure = visualize(model, open_image(options.image))
     path = new_file(options.out, f"{options.image.stem}.png")
@@ -130,16 +139,17 @@ def show(options: Any) -> int:
 
 
 def find(options: Any) -> int:
+    """Find settings, save them, and draw what was tried."""
     if not options.images.is_dir():
         raise CommandError(f"{options.images} is not a folder")
     model = load(options)
     images = [prepare(model, image)[0] for _, image in named_images(options.images)]
-    path = new_file(options.out, "settings.json")  # before minutes are spent
+    path = new_file(options.out, "settings.json")  # an error about it comes before minutes are spent
     settings = tune(model, images, options.keep, budget=options.budget)
     try:
         settings.save(path)
     finally:
-        print(f"{settings}\n{settings.record}\n")  # which may be all that is left of it
+        print(f"{settings}\n{settings.record}\n")  # if saving fails, this is all that is left
     print(path)
     pareto(settings).savefig(options.out / "pareto.png", dpi=100)
     print(options.out / "pareto.png")
@@ -147,22 +157,24 @@ def find(options: Any) -> int:
 
 
 def bench(options: Any) -> int:
+    """Measure what the settings save."""
     model = load(options)
     images = prepare(model, open_image(options.image))[0].repeat(options.batch, 1, 1, 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    both = [each.to(device) for each in (model, patched(options, copy.deepcopy(model)))]
+    unpatched, merging = (each.to(device) for each in (model, patched(options, copy.deepcopy(model))))
+    forwards = [unpatched.forward_features, merging.forward_features]
     with torch.inference_mode():
-        spent = in_turns(both, images.to(device), options.rounds)
+        spent = seconds_in_turns(forwards, images.to(device), options.rounds)
     faster = statistics.median(map(operator.truediv, *spent))
-    print(f"{both[1].algm}\n")
-    merging, without = both[1].algm.gflops, both[1].algm.unpatched_gflops
-    print(f"{merging:.1f} of {without:.1f} GFLOPs of the ViT an image: {without / merging:.2f} x fewer")
+    gflops, before = merging.algm.gflops, merging.algm.unpatched_gflops
+    print(f"{merging.algm}\n")
+    print(f"{gflops:.1f} of {before:.1f} GFLOPs of the ViT an image: {before / gflops:.2f} x fewer")
     print(f"{faster:.2f} x faster (median of {options.rounds} rounds in turns, batch {len(images)}, {device})")
     return 0
 
 
 def models(options: Any) -> int:
-    """1 if one that is named is not patched."""
+    """List which models can be patched; return 1 if one that was named cannot."""
     import timm
 
     unknown = [name for name in options.names if not timm.is_model(name)]
@@ -177,6 +189,7 @@ def models(options: Any) -> int:
 
 
 def all_of_transformers() -> Any:
+    """Return the outcomes of transformers' models; none if it is not installed."""
     try:
         import transformers  # noqa: F401
     except ModuleNotFoundError:
@@ -185,58 +198,7 @@ def all_of_transformers() -> Any:
     return transformers_models()
 
 
-# -- models, images, measurements
-
-
-def load(options: Any) -> Any:
-    import timm
-
-    if not timm.is_model(options.model):
-        raise CommandError(f"timm {timm.__version__} has no model {options.model!r}")
-    if options.weights is not None and not options.weights.is_file():
-        raise CommandError(f"{options.weights} is not there")
-    model = timm.create_model(options.model, pretrained=options.weights is None)
-    if options.weights is not None:
-        try:
-            timm.models.load_checkpoint(model, str(options.weights))
-        except Exception as error:  # each format of a file has errors of its own
-            raise CommandError(f"{options.weights} has no weights for {options.model}: {error}") from error
-    if options.size:
-        if not hasattr(model, "set_input_size"):
-            raise CommandError(f"{options.model} has one input size only. Leave --size out")
-        model.set_input_size(tuple(options.size))
-    return model.eval()
-
-
-def patched(options: Any, model: nn.Module | None = None) -> Any:
-    names = ("clap_layer", "gbm_layers", "tau", "merge_to")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    settings = Settings.load(options.settings) if options.settings else None
-    return apply_algm(load(options) if model is None else model, settings=settings, **given)
-
-
-def open_image(path: Path) -> Any:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except UnidentifiedImageError:
-        raise CommandError(f"{path} is not an image") from None
-
-
 def new_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
-
-
-def in_turns(both: Sequence[nn.Module], images: Tensor, rounds: int) -> list[list[float]]:
-    """Seconds of each model in each round."""
-    spent: list[list[float]] = [[], []]
-    for _ in tqdm(range(rounds), "measuring", leave=False):
-        for model, own in zip(both, spent, strict=True):
-            start = time.perf_counter()
-            model.forward_features(images)  # type: ignore[operator]
-            if images.is_cuda:
-                torch.cuda.synchronize()
-            own.append(time.perf_counter() - start)
-    return spent

@@ -39,12 +39,12 @@ class LayerTokens:
         """Return the same tokens without weights, for attention that is told them and where an image ends elsewhere."""
         return replace(self, key_bias=None)
 
-    def padded(self) -> LayerTokens:
-        """Return the same tokens as a batch [B, M, D], to whose padding no one attends."""
+    def padded(self, dtype: torch.dtype) -> LayerTokens:
+        """Return the same tokens, of this dtype, as a batch [B, M, D], to whose padding no one attends."""
         assert self.token_map is not None
         bias = self.key_bias
         if bias is None:
-            bias = torch.where(self.token_map.sizes > 0, 0.0, -torch.inf)[:, None, None]
+            bias = torch.where(self.token_map.sizes > 0, 0.0, -torch.inf)[:, None, None].to(dtype)
         return replace(self, token_map=TokenMap(self.token_map.labels, self.token_map.sizes), key_bias=bias)
 
     def of_image(self, image: int) -> LayerTokens:

@@ -17,8 +17,10 @@ MANY_IDLE = 32
 
 def check_over(runtime: Runtime) -> None:
     """Warn, once, if the newest pass of this thread, which is over, went past blocks that were to merge."""
+    if torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
+        return
     past = runtime.threads.passes.newest
-    if past is None or past.over or torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
+    if past is None or past.over:
         return
     if past.merges.keys() <= past.blocks.keys():
         past.over = True

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters.attention import altered
 from ..adapters.base import Adapter
+from ..adapters.registry import is_wrapped
 from ..core.layer_tokens import LayerTokens
 
 
@@ -43,7 +43,11 @@ def observed(module: Any, path: str, seen: list[Tensor]) -> Any:
     """
     name, _, rest = path.partition(".")
     if name:
-        return altered(module, **{name: observed(getattr(module, name), rest, seen)})
+        other = object.__new__(type(module))
+        other.__dict__.update(module.__dict__, **{name: observed(getattr(module, name), rest, seen)})
+        if not is_wrapped(module):
+            other.__dict__.pop("forward", None)  # which would run the module itself
+        return other
 
     def observer(*args: Any, **kwargs: Any) -> Any:
         output = module(*args, **kwargs)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 from torch import nn
 
 from ..adapters.base import Adapter
-from ..adapters.registry import FLOORS, adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
+from ..adapters.libraries import why_too_old
+from ..adapters.registry import adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
 
@@ -138,21 +136,9 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
 
 
 def check_version(path: str, block: nn.Module) -> None:
-    library = unpatched(type(block)).__module__.partition(".")[0]
-    floor, found = FLOORS.get(library), version_of(library)
-    if floor is not None and found is not None and numbers(found) < numbers(floor):
-        raise ValueError(
-            f"{as_code(path)} cannot be patched: it comes from {library} {found}, and ALGM knows the blocks "
-            f"of {library} {floor} and later. Install {library}>={floor}"
-        )
-
-
-def version_of(library: str) -> str | None:
-    """Return the version of a library that is loaded; None if it has none, as a copy inside another project may."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return getattr(sys.modules.get(library), "__version__", None)
+    reason = why_too_old(unpatched(type(block)).__module__.partition(".")[0])
+    if reason is not None:
+        raise ValueError(f"{as_code(path)} cannot be patched: {reason}")
 
 
 def check_projection(path: str, projection: nn.Module) -> None:
@@ -224,10 +210,6 @@ def class_name(module: nn.Module) -> str:
 
 def full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def numbers(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release)[:3]]
 
 
 def as_code(path: str) -> str:

@@ -44,7 +44,7 @@ def packed_attention_half(
             )
         return half
     if (block.training or torch.compiler.is_compiling()) and adapter.takes_mask(block):
-        padded, own = packing.unpack(x), tokens.padded()
+        padded, own = packing.unpack(x), tokens.padded(x.dtype)
         y, features = attention_half_and_features(adapter, compare, block, padded, own, *args, **kwargs)
         return packing.pack(y), None if features is None else packing.pack(features)
     each = [

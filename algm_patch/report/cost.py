@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..adapters.cost import CONVOLUTIONS, BlockCost, known, layers_in, without_memory
+from ..adapters.cost import CONVOLUTIONS, BlockCost, explain_failure, layers_in, without_memory
 from ..core.matching import num_proposals, num_receivers
 from ..patching.find_vit import Vit
 from ..patching.forward_pass import ForwardPass
@@ -99,7 +99,7 @@ def embedding_cost(trunk: nn.Module, projection: nn.Module, grid: tuple[int, int
         return 2 * grid[0] * grid[1] * sum(layer.weights for layer in layers_in(projection))
     shown = SHOWN.setdefault(projection, {})
     if grid not in shown:
-        with torch.no_grad(), known(projection, "Time can be measured: tune(model, images, cost='time')"):
+        with torch.no_grad(), explain_failure(projection, "Time can be measured: tune(model, images, cost='time')"):
             stem = [without_memory(part) for part in parts]
             _, probed = run(stem, PROBE, PROBE)
             shown[grid], _ = run(stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True)))

@@ -65,11 +65,21 @@ def modern(saved: dict[str, Any]) -> dict[str, Any]:
     """Return settings that version 0.1 saved under the names of this one."""
     values = {SETTINGS.get(name, name): value for name, value in saved.items() if name != WITHOUT_EFFECT}
     if isinstance(values.get("calibrated"), list):
-        values["calibrated"] = next(iter(values["calibrated"]), None)
+        values["calibrated"] = the_one_that_holds(values["calibrated"], values)
     if isinstance(record := values.get("record"), dict) and "others" in record:
         others = ((SETTINGS.get(name, name), value) for name, value in record["others"] if name != WITHOUT_EFFECT)
         values["record"] = {**record, "others": [list(other) for other in others]}
     return values
+
+
+def the_one_that_holds(calibrated: list[Any], values: dict[str, Any]) -> Any:
+    """Return the one of several calibrated thresholds that was found with these settings, or the first."""
+    for each in calibrated:
+        if isinstance(each, dict):
+            found_with = {str(SETTINGS.get(name, name)): value for name, value in each.items() if name != "value"}
+            if all(values.get(name) == value for name, value in found_with.items()):
+                return each
+    return next(iter(calibrated), None)
 
 
 def instance(saved: Any, cls: Any, path: Path) -> Any:

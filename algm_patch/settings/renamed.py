@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar
 
 from ..deprecated import warn_of
+from ..warning import warn_user
 from .checks import check_names
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ SETTINGS = {"tokens": "merge_to", "metric": "compare", "unmerge": "unmerge_at", 
 WITHOUT_EFFECT = "taps"
 
 
-def by_new_names(given: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any]:
+def by_new_names(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings under their new names, and warn of each old one.
 
     Raises:
@@ -28,15 +28,14 @@ def by_new_names(given: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any
     settings = {}
     for name, value in given.items():
         if name == WITHOUT_EFFECT:
-            warnings.warn(
+            warn_user(
                 f"algm_patch: {name}={value!r} has no effect: blocks whose output is read give back the full grid by "
                 "themselves. Leave it out",
                 DeprecationWarning,
-                stacklevel,
             )
             continue
         if name in SETTINGS:
-            warn_of(f"the setting {name!r}", repr(SETTINGS[name]), stacklevel + 1)
+            warn_of(f"the setting {name!r}", repr(SETTINGS[name]))
             if SETTINGS[name] in given:
                 raise TypeError(
                     f"{name!r} is the old name of {SETTINGS[name]!r}, and both are given. Leave out {name!r}"

@@ -1,4 +1,4 @@
-"""How much of the unpatched model's answer another answer keeps: 1 is all of it."""
+"""Comparisons of a model's answers: how much of the unpatched model's answer another one keeps; 1 is all of it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-# What a model returns that is dense, by the names of transformers' outputs.
-DENSE = ("logits", "predicted_depth", "last_hidden_state")
+# Fields of transformers' outputs that are dense.
+DENSE_OUTPUTS = ("logits", "predicted_depth", "last_hidden_state")
 
 
 @dataclass(frozen=True)
 class Judge:
-    """One way to compare two answers to one image.
+    """Compare two answers to one image.
 
     Attributes:
-        name: of what is compared.
-        read: from the model's output to what is worth keeping of it.
-        compare: two of these, to at most 1.
+        name: what the comparison gives.
+        read: reduces the model's output to what is compared.
+        compare: maps two reduced outputs, the unpatched model's first, to a number of at most 1.
     """
 
     name: str
@@ -36,11 +36,11 @@ def agreement(classes: Tensor, others: Tensor) -> float:
 
 
 def correlation(values: Tensor, others: Tensor) -> float:
-    """Return Pearson's, over all pixels. Of a constant map: whether the other is the same."""
-    one, other = (in_float64(map_).flatten() for map_ in (values, others))
-    one, other = one - one.mean(), other - other.mean()
-    scale = one.norm() * other.norm()
-    return (one @ other / scale).item() if scale > 0 else float(torch.equal(values, others))
+    """Return Pearson's correlation over all pixels; if a map is constant, 1 for an equal map and 0 for another."""
+    before, after = (in_float64(pixels).flatten() for pixels in (values, others))
+    before, after = before - before.mean(), after - after.mean()
+    scale = before.norm() * after.norm()
+    return (before @ after / scale).item() if scale > 0 else float(torch.equal(values, others))
 
 
 def token_cosine(tokens: Tensor, others: Tensor) -> float:
@@ -54,41 +54,45 @@ def in_float64(x: Tensor) -> Tensor:
 
 
 def keep_all(output: Tensor) -> Tensor:
+    """Return the output as it is."""
     return output
 
 
-AGREEMENT = Judge("agreement", lambda logits: logits.argmax(1).to(torch.int32), agreement)
+def most_likely_class(logits: Tensor) -> Tensor:
+    """Return the class of each pixel [B, h, w] int32, from logits [B, classes, h, w]."""
+    return logits.argmax(1).to(torch.int32)
+
+
+AGREEMENT = Judge("agreement", most_likely_class, agreement)
 CLASS_MAPS = Judge("agreement", keep_all, agreement)
 CORRELATION = Judge("correlation", keep_all, correlation)
 COSINE = Judge("cosine", keep_all, token_cosine)
 
 
 def token_shapes(grid: tuple[int, int], num_prefix_tokens: int, width: int) -> set[tuple[int, ...]]:
-    """Return the shapes, without the batch, in which models return the tokens of an image.
+    """Return the shapes in which models return the tokens of one image: (P+N, D), (N, D) and (H, W, D).
 
     Args:
-        grid: height and width of the image in tokens.
+        grid: height H and width W of the image in tokens; N = H·W.
         num_prefix_tokens: P.
-        width: D.
-
-    Returns:
-        [P+N, D], [N, D] and [H, W, D].
+        width: D, channels of a token.
     """
     patches = grid[0] * grid[1]
     return {(num_prefix_tokens + patches, width), (patches, width), (*grid, width)}
 
 
 def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
-    """Return the judge for what a model, or the user's ``predict``, returns.
+    """Return the judge for an output of a model or of the user's ``predict``.
 
     Args:
-        output: logits [B, classes, h, w], values [B, h, w] or [B, 1, h, w], classes [B, h, w] of whole numbers, or
-            tokens in one of the shapes of ``tokens``. Floating point numbers in such a shape are always taken for
-            tokens: a map of values that has it by chance is unmistakable as [B, 1, h, w].
-        tokens: as :func:`token_shapes` returns them. Default: nothing is taken for tokens.
+        output: logits [B, classes, h, w], values [B, h, w] or [B, 1, h, w], whole numbers of classes [B, h, w], or
+            tokens in one of the shapes of ``tokens``. Floating point numbers in such a shape always count as tokens.
+            A map of values that has this shape by chance must be given as [B, 1, h, w].
+        tokens: shapes of tokens, as ``token_shapes`` returns them. Default: nothing counts as tokens.
 
     Raises:
-        TypeError, ValueError: if it is none of these.
+        TypeError: if the output is no tensor.
+        ValueError: if its shape is none of these.
     """
     if isinstance(output, Tensor) and output.dim() in (3, 4) and output.numel():
         one_channel = output.dim() == 4 and output.shape[1] == 1
@@ -105,9 +109,12 @@ def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
 
 
 def predict_dense(model: nn.Module, images: Tensor) -> Any:
-    """What a model answers, unless the user says how: a timm ViT its tokens, everything else what it returns."""
+    """Return the dense answer of a model: a timm ViT's tokens, or what any other model returns.
+
+    This is the default of ``predict`` in ``algm_patch.tune``.
+    """
     output = getattr(model, "forward_features", model)(images)
-    for name in DENSE:
+    for name in DENSE_OUTPUTS:
         if isinstance(found := getattr(output, name, None), Tensor):
             return found
     return output

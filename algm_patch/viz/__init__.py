@@ -1,4 +1,4 @@
-"""Pictures of what merges: on one sheet, as arrays, of a folder, as a film, and of what tune tried."""
+"""Pictures of what merges: one figure, arrays, a sheet of many images, a film; and of what tune tried."""
 
 from .figure import contact_sheet, visualize
 from .film import animate

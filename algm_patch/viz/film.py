@@ -1,4 +1,4 @@
-"""What merges in frames that follow each other, as one moving picture."""
+"""Films: what merges in frames that follow each other, as a GIF."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from torch import nn
 
 from ..deprecated import model_first
 from ..files import written_whole
-from .figure import named_images
-from .panels import last_groups
+from .images import named_images
+from .view import look
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDTH = 960  # of the film in pixels
+WIDTH = 960  # of a film in pixels
 
 
 @model_first
 def animate(model: nn.Module, frames: Any, path: str | Path, fps: float = 10) -> Path:
-    """Write a GIF: of each frame the image, and beside it the groups that the last layer leaves.
+    """Write a GIF that shows each frame and, beside it, the groups that the last layer leaves.
 
     Args:
         model: patched.
-        frames: a folder, whose images are taken by name, 2 before 10; or images as for :func:`panels`, or paths of
-            images. Those of other proportions than the first get black margins.
-        path: ends in ".gif". Written whole or not at all: after an error or an interrupt the file that was there
-            before is there still.
-        fps: frames a second, at most 50, which is what viewers show.
+        frames: a folder, whose images are taken by the numbers in their names, 2 before 10; or an iterable of images
+            as for ``algm_patch.viz.panels``, or of paths of images. Frames of other proportions than the first
+            get black margins.
+        path: ends in ".gif". The file is written whole or not at all: after an error or an interrupt, a file that was
+            there before is still there.
+        fps: frames a second, at most 50, which is the most that viewers show.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as :func:`panels`.
+        ValueError: if there is no frame, or ``path`` or ``fps`` is not as above; or as ``algm_patch.viz.panels``.
         OSError: if a file cannot be read as an image, or the folder of ``path`` is not there.
     """
     path = Path(path)
@@ -48,18 +49,19 @@ def animate(model: nn.Module, frames: Any, path: str | Path, fps: float = 10) ->
         pictures = film(model, frames)
         first = next(pictures, None)
         if first is None:
-            raise ValueError("animate got no frames")
+            raise ValueError("animate got no frames. Give a folder with images in it, or a list of images")
         first.save(unfinished, "GIF", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
     return path
 
 
 def film(model: nn.Module, frames: Any) -> Iterator[Image]:
-    """Yield each frame beside its groups, all of the first one's size."""
+    """Yield each frame beside its groups, all at the size of the first."""
     from PIL import Image, ImageOps
 
     size = None
     for _, frame in named_images(frames):
-        picture, groups, _ = last_groups(model, frame)
-        both = Image.fromarray(np.concatenate([picture, groups], 1))
+        view = look(model, frame)
+        groups, _ = view.last_groups
+        both = Image.fromarray(np.concatenate([view.picture, groups], 1))
         size = size or (WIDTH, max(1, round(WIDTH * both.height / both.width)))
         yield ImageOps.pad(both, size)

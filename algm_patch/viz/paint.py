@@ -1,4 +1,4 @@
-"""Panels as arrays [H, W, 3] uint8, or [H, W] float32 for a map of values; each function paints one."""
+"""Painting: each function returns a panel [H, W, 3] uint8, or [H, W] float32 for a map of values."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ Array = NDArray[Any]
 
 # Ten hues that colour-blind people can tell apart (Petroff 2021, arXiv:2107.02270).
 HUES = ("3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadd")
-SHADES = ((0.0, 0.0), (0.45, 0.0), (0.55, 1.0), (0.7, 0.0))  # so much of black (0) or white (1)
+SHADES = ((0.0, 0.0), (0.45, 0.0), (0.55, 1.0), (0.7, 0.0))  # a share, and of what: black (0) or white (1)
 DIFFERENT = (213, 94, 0)  # vermilion, of Okabe and Ito's palette
-NO_CLASS = (224, 224, 224)  # light grey, of pixels that have none
-IGNORED = 255  # by which data sets mark pixels of no class, where they have no negative numbers
-LINES = 500  # pixels of a picture's longer side for each pixel of an outline's width
+NO_CLASS = (224, 224, 224)  # light grey, for pixels that have no class
+IGNORED = 255  # marks pixels without a class in data sets whose files hold no negative numbers
+PIXELS_PER_LINE = 500  # of a picture's longer side, for each pixel of an outline's width
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where tokens are on a picture of the model's input.
+    """Tell where tokens are on a picture of the model's input.
 
     Attributes:
         size: height and width of the picture in pixels.
-        input_size: those of the model's input, which shows the same at another resolution.
-        side: height and width of a token in pixels of the input.
+        input_size: height and width of the model's input, which shows the same at another resolution.
+        token_size: height and width of a token in pixels of the input.
     """
 
     size: tuple[int, int]
     input_size: tuple[int, int]
-    side: tuple[int, int]
+    token_size: tuple[int, int]
 
     def spread(self, tokens: Array) -> Array:
-        """A value per token [h, w, ...] to a value per pixel [H, W, ...]."""
+        """Return a value for each pixel [H, W, ...] from a value for each token [h, w, ...]."""
+        sides = zip(self.size, self.input_size, self.token_size, tokens.shape, strict=False)
         rows, columns = (
-            np.minimum((np.arange(pixels) + 0.5) * seen / pixels // side, count - 1).astype(int)
-            for pixels, seen, side, count in zip(self.size, self.input_size, self.side, tokens.shape, strict=False)
+            np.minimum((np.arange(pixels) + 0.5) * input_pixels / pixels // token, count - 1).astype(int)
+            for pixels, input_pixels, token, count in sides
         )
         return tokens[rows[:, None], columns]
 
 
 def paint_similarity(similarity: Array, window: tuple[int, int], grid: tuple[int, int], canvas: Canvas) -> Array:
-    """Of each window [h, w], as a map [H, W] float32; NaN for tokens that are in no window.
+    """Return a map of the windows' similarities; NaN for tokens that are in no window.
 
     Args:
+        similarity: [h, w], one number for each window.
         window: height and width in tokens.
         grid: height and width of the image in tokens.
     """
@@ -57,11 +59,11 @@ def paint_similarity(similarity: Array, window: tuple[int, int], grid: tuple[int
 
 
 def paint_groups(picture: Array, groups: Array, canvas: Canvas) -> Array:
-    """Each group in its mean colour, with a thin line around those of more than one token.
+    """Return each group in its mean colour, with a thin line around groups of more than one token.
 
     Args:
         picture: [H, W, 3] uint8.
-        groups: [h, w], one integer per token.
+        groups: [h, w], the number of each token's group.
     """
     _, numbers, tokens = np.unique(groups, return_inverse=True, return_counts=True)
     labels = canvas.spread(numbers.reshape(groups.shape))
@@ -75,16 +77,21 @@ def paint_groups(picture: Array, groups: Array, canvas: Canvas) -> Array:
 
 
 def outlines(labels: Array, outlined: Array) -> Array:
-    """[H, W] bool: pixels on the lower and right side of an edge between labels, one of them ``outlined``."""
+    """Return the pixels [H, W] bool below and to the right of an edge between two labels, one of them outlined.
+
+    Args:
+        labels: [H, W] integers.
+        outlined: [H, W] bool, where a label is outlined.
+    """
     edge = np.zeros(labels.shape, bool)
-    for offset in range(1, 1 + max(1, round(max(labels.shape) / LINES))):
+    for offset in range(1, 1 + max(1, round(max(labels.shape) / PIXELS_PER_LINE))):
         edge[:, offset:] |= (labels[:, offset:] != labels[:, :-offset]) & (outlined[:, offset:] | outlined[:, :-offset])
         edge[offset:] |= (labels[offset:] != labels[:-offset]) & (outlined[offset:] | outlined[:-offset])
     return edge
 
 
 def paint_classes(classes: Array, palette: Array) -> Array:
-    """Return the colours [H, W, 3] of each pixel's class [H, W], in NO_CLASS where it has none.
+    """Return the colour of each pixel's class [H, W], and NO_CLASS where a pixel has none.
 
     Args:
         palette: [C, 3] uint8.
@@ -103,15 +110,15 @@ def paint_classes(classes: Array, palette: Array) -> Array:
 
 
 def without_class(classes: Array, count: int) -> Array:
-    """Return where pixels have none of so many classes [H, W] bool: below 0, or 255, which data sets ignore."""
+    """Return where pixels have none of ``count`` classes [H, W] bool: below 0, or 255 if there are fewer."""
     return (classes < 0) | ((classes == IGNORED) & (count <= IGNORED))
 
 
 def number_of_classes(*predictions: Array) -> int:
-    """Return how many classes there are in predictions of whole numbers, of which 255 is one only if others follow."""
+    """Return the number of classes in predictions of whole numbers; 255 is a class only if a larger number occurs."""
     found = np.unique(np.concatenate([classes.ravel() for classes in predictions]))
-    known = found[~without_class(found, int(found.max()))]
-    return int(known.max(initial=-1)) + 1
+    classes = found[~without_class(found, int(found.max()))]
+    return int(classes.max(initial=-1)) + 1
 
 
 def check_palette(palette: Any) -> Array:
@@ -138,19 +145,21 @@ def check_palette(palette: Any) -> Array:
 
 
 def paint_difference(picture: Array, before: Array, after: Array) -> Array:
-    """The picture in light grey, and in vermilion the pixels whose class [H, W] is another one."""
+    """Return the picture in light grey, with vermilion where the classes [H, W] before and after differ."""
     grey = 128 + picture.mean(-1, keepdims=True) / 2
     return np.where((before != after)[..., None], DIFFERENT, grey).astype(np.uint8)
 
 
 def distinct_colours(count: int) -> Array:
-    """[count, 3] uint8: ten hues that colour-blind people can tell apart, then their shades.
+    """Return colours [count, 3] uint8: ten hues that colour-blind people can tell apart, then their shades.
 
-    First as they are, then darker, lighter, and darkest. From some thirty classes on a legend must name them.
+    The hues come as they are, then darker, lighter, and darkest. From some thirty classes on, colours alone do not tell
+    classes apart.
     """
     return np.array([shade(*divmod(i, len(HUES))) for i in range(count)], np.uint8).reshape(count, 3)
 
 
 def shade(turn: int, hue: int) -> Sequence[int]:
+    """Return red, green and blue of a hue (an index of HUES) in the shade of a turn (an index of SHADES)."""
     share, towards = SHADES[turn % len(SHADES)]
     return [round((1 - share) * part + 255 * share * towards) for part in bytes.fromhex(HUES[hue])]

@@ -1,4 +1,4 @@
-"""The Pareto front of a search, drawn."""
+"""The Pareto front of a search, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ WHAT_IS_KEPT = {
 
 
 def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
-    """What every setting that :func:`tune` measured keeps, against what it costs.
+    """Draw what all settings that ``algm_patch.tune`` tried keep, against what they cost.
 
     Args:
-        settings: that tune returned, or saved.
-        axes: of matplotlib, to draw in. Default: a new figure.
+        settings: as tune returned or saved them.
+        axes: of matplotlib, to draw on. Default: those of a new figure.
 
     Raises:
-        ValueError: if the settings were not measured.
+        ValueError: if the settings have no record.
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    measured = settings.record
-    if measured is None:
-        raise ValueError("pareto: these settings were not measured. Give those that tune returned, or saved")
+    record = settings.record
+    if record is None:
+        raise ValueError(
+            "pareto: these settings were not measured: their record is None. Give settings that tune returned or saved"
+        )
     if axes is None:
         axes = new_figure((6.4, 4.2), "constrained").add_subplot()
-    trials, best = measured.trials, front(measured.trials)
+    trials, best = record.trials, front(record.trials)
     axes.scatter([t.cost for t in trials], [t.kept for t in trials], s=14, color="0.7", label="tried")
     axes.plot(
         [t.cost for t in best], [t.kept for t in best], "o-", color="#0072B2", label="none keeps more at less cost"
     )
-    axes.plot(measured.cost, measured.kept, "*", ms=16, color="#D55E00", label="chosen")
-    axes.plot(measured.unpatched_cost, 1, "s", color="black", label="unpatched")
-    axes.axhline(measured.keep, color="0.5", lw=1, ls="--", label=f"keep {measured.keep:g}")
+    axes.plot(record.cost, record.kept, "*", ms=16, color="#D55E00", label="chosen")
+    axes.plot(record.unpatched_cost, 1, "s", color="black", label="unpatched")
+    axes.axhline(record.keep, color="0.5", lw=1, ls="--", label=f"keep {record.keep:g}")
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{measured.unit} an image")
-    axes.set_ylabel(WHAT_IS_KEPT[measured.judge])
-    axes.set_title(f"{measured.model}, {measured.blocks} blocks, {measured.images} images")
+    axes.set_xlabel(f"{record.unit} an image")
+    axes.set_ylabel(WHAT_IS_KEPT[record.judge])
+    axes.set_title(f"{record.model}, {record.blocks} blocks, {record.images} images")
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     return axes.figure  # type: ignore[return-value]

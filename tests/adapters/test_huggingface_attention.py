@@ -10,8 +10,9 @@ import transformers
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.adapters import LayerTokens
+from algm_patch.adapters.huggingface_attention import attention_of, implementation, inner_attention
 from algm_patch.adapters.huggingface_beit import relative_bias
-from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, implementation, part, returns_tuple
+from algm_patch.adapters.huggingface_parts import returns_tuple
 from algm_patch.functional import TokenMap
 from tests.support import models_huggingface as huggingface
 from tests.support.contract import SETTINGS
@@ -119,7 +120,7 @@ def decorated(forward):
 
 def test_attention_below_several_decorators(monkeypatch):
     """Some releases of transformers put one decorator around another."""
-    attention = core(part(blocks_of(build("ViT"))[0], ATTENTIONS))
+    attention = inner_attention(attention_of(blocks_of(build("ViT"))[0]))
     found = implementation(attention)
     for _ in range(2):
         monkeypatch.setattr(type(attention), "forward", decorated(type(attention).forward))

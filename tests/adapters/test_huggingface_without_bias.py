@@ -6,7 +6,7 @@ import transformers
 from torch import nn
 
 from algm_patch import apply_algm
-from algm_patch.adapters.huggingface_parts import ATTENTIONS, core, implementation, part
+from algm_patch.adapters.huggingface_attention import attention_of, implementation, inner_attention
 from tests.support.contract import SETTINGS
 from tests.support.models import blocks_of
 from tests.support.models_huggingface import FAMILIES, build, inputs, photo
@@ -23,7 +23,7 @@ def follows_config(family):
     """Return True if a family computes attention by what its config names at the time."""
     model = build(family)
     use(model, "another")
-    return implementation(part(blocks_of(model)[0], ATTENTIONS)) == "another"
+    return implementation(attention_of(blocks_of(model)[0])) == "another"
 
 
 FOLLOWING = [family for family in FAMILIES if follows_config(family)]
@@ -52,7 +52,7 @@ def test_attention_of_an_unknown_class_is_refused(family):
     """A subclass may compute its logits anywhere."""
     model = build(family)
     for block in blocks_of(model):
-        attention = core(part(block, ATTENTIONS))
+        attention = inner_attention(attention_of(block))
         own = type(attention)
         attention.__class__ = type(
             "MyAttention", (own,), {"forward": lambda self, *a, own=own, **k: own.forward(self, *a, **k)}

@@ -85,6 +85,6 @@ def test_a_registered_block_merges():
 
 
 def test_an_older_library_is_refused_with_the_version_to_install(monkeypatch):
-    monkeypatch.setattr("algm_patch.patching.find_vit.version", lambda name: {"timm": "1.0.9"}[name])
+    monkeypatch.setattr("algm_patch.adapters.libraries.version", lambda name: {"timm": "1.0.9"}[name])
     with pytest.raises(ValueError, match=r"comes from timm 1\.0\.9, .* Install timm>=1\.0\.17"):
         apply_algm(models.build("ViT"))

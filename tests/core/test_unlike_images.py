@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algm_patch.core.matching import num_proposals
-from algm_patch.core.plan import one_by_one, proposals
+from algm_patch.core.plan import one_by_one, carried_out
 from algm_patch.core.thresholds import Share
 from algm_patch.functional import TokenMap, clap, gbm
 from tests.support.batches import batches
@@ -76,7 +76,7 @@ def test_matching_all_images_at_once_is_matching_one_after_the_other(case, data)
         )
     )
     images = [image[None, :count] for image, count in zip(x, counts, strict=True)]
-    at_once = proposals(torch.where(own[..., None], x, 0), tau, 3, prefix, "image", counts)
+    at_once = carried_out(torch.where(own[..., None], x, 0), tau, 3, prefix, "image", counts)
     one_after_the_other = one_by_one(images, tau, 3, prefix, length)
     for found, expected, count in zip(at_once[0], one_after_the_other[0], counts, strict=True):
         proposed = num_proposals(int(count), prefix)

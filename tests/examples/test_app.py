@@ -9,6 +9,7 @@ from pathlib import Path
 import app
 import dinov2_saliency
 import numpy as np
+import pictures
 import pytest
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ def model():
 @pytest.fixture(autouse=True)
 def _small_and_once(monkeypatch):
     """Run at 252 pixels a side and time one round: the page does the same, in less time."""
-    monkeypatch.setattr(app.quickstart, "SIDE", 252)
+    monkeypatch.setattr(pictures, "SIDE", 252)
     monkeypatch.setattr(app, "ROUNDS", 1)
 
 
@@ -58,7 +59,7 @@ def test_a_run_shows_groups_predictions_and_costs(model, photograph):
     assert all(picture.shape == (252, 252, 3) and picture.dtype == np.uint8 for picture, _ in found.pictures)
     apply_algm(model, **DEFAULT)
     with torch.no_grad():
-        model(app.quickstart.to_input(app.read(photograph)))
+        model(pictures.to_input(app.read(photograph)))
     assert f"| tokens after the last layer | 325 | {model.algm.tokens_per_layer[-1]} |" in found.numbers
     work = re.search(r"GFLOPs of the ViT \| ([\d.]+) \| ([\d.]+) \|", found.numbers)
     assert work.groups() == (f"{model.algm.unpatched_gflops:.1f}", f"{model.algm.gflops:.1f}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import app
 import numpy as np
 import pytest
+import uploads
 from PIL import Image
 from skimage.data import astronaut
 
@@ -51,7 +52,7 @@ def test_what_is_seen_is_kept(tmp_path):
 
 
 def test_large_images_are_made_smaller(tmp_path):
-    assert app.read(saved(Image.new("L", (20_000, 400)), tmp_path / "wide.png")).width == app.SHOWN
+    assert app.read(saved(Image.new("L", (20_000, 400)), tmp_path / "wide.png")).width == uploads.SHOWN
 
 
 REFUSED = {

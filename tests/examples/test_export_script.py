@@ -4,7 +4,6 @@ from functools import partial
 
 import export
 import pytest
-import quickstart
 import timm
 import torch
 
@@ -12,7 +11,7 @@ import torch
 @pytest.fixture(autouse=True)
 def _timed_once(monkeypatch):
     """Time one round: what is printed is the same as after nine."""
-    monkeypatch.setattr(quickstart, "milliseconds", partial(quickstart.milliseconds, rounds=1))
+    monkeypatch.setattr(export, "milliseconds", partial(export.milliseconds, rounds=1))
 
 
 @pytest.fixture

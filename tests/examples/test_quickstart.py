@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dinov2_saliency
 import numpy as np
+import pictures
 import pytest
 import quickstart
 import skimage
@@ -34,7 +35,7 @@ def _timed_once(monkeypatch):
 
 def test_the_checkpoint_is_the_real_one(model):
     """The head was trained on these features: it finds the astronaut."""
-    image = quickstart.to_input(quickstart.open_image(None))
+    image = pictures.to_input(pictures.open_image(None))
     with torch.no_grad():
         saliency = model(image)[0, 0]
     assert saliency.shape == (518, 518)
@@ -47,8 +48,8 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         quickstart,
-        "draw",
-        lambda panels, real=quickstart.draw, **options: drawn.append(panels) or real(panels, **options),
+        "visualize",
+        lambda *given, real=quickstart.visualize: drawn.append(real(*given)) or drawn[-1],
     )
     path = quickstart.main(["--out", str(tmp_path / "new" / "folder")])
     printed = capsys.readouterr().out
@@ -57,24 +58,27 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
     assert "x faster" in printed
     assert float(printed.split("correlation ")[1].split(",")[0]) > 0.999
     assert np.asarray(Image.open(path)).std() > 20
-    (panels,) = drawn
+    (figure,) = drawn
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     assert [title.split(":")[0] for title in panels] == [
         "image",
         "similarity in 2×2 windows",
         "CLAP in layer 1",
         "GBM in layer 5",
-        "saliency before",
-        "saliency after",
+        "prediction, unpatched",
+        "prediction, merging",
         "difference",
+        "tokens after each layer",
     ]
-    for panel in panels.values():
+    for axes in [*panels.values()][:-1]:
+        panel = axes.images[0].get_array()
         assert panel.shape[:2] == (518, 518)
         assert np.nanstd(panel) > 0
 
 
 @pytest.mark.parametrize("size", [(640, 333), (3, 900), (1, 1)])
 def test_the_main_job_on_any_picture_and_tau(tmp_path, size, capsys, monkeypatch):
-    monkeypatch.setattr(quickstart, "SIDE", 252)
+    monkeypatch.setattr(pictures, "SIDE", 252)
     Image.fromarray((np.random.default_rng(0).random((*size, 3)) * 255).astype(np.uint8)).save(tmp_path / "x.png")
     path = quickstart.main([str(tmp_path / "x.png"), "--tau", "0.9", "--out", str(tmp_path)])
     assert path.is_file()
@@ -96,7 +100,7 @@ def test_a_missing_checkpoint_says_what_to_install(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 def test_auto_merges_a_tenth_of_the_windows_of_every_picture(model, path):
-    image = quickstart.normalise(quickstart.open_image(path), (266, 252))
+    image = pictures.normalise(pictures.open_image(path), (266, 252))
     apply_algm(model, gbm_layers=[])
     try:
         model(image)
@@ -110,7 +114,7 @@ def test_auto_merges_a_tenth_of_the_windows_of_every_picture(model, path):
     "name", ["astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg"]
 )
 def test_the_defaults_keep_the_prediction_on_photographs(model, name):
-    image = quickstart.to_input(quickstart.open_image(PICTURES[0].with_name(name)))
+    image = pictures.to_input(pictures.open_image(PICTURES[0].with_name(name)))
     expected = model(image)
     apply_algm(model)
     try:
@@ -135,7 +139,7 @@ def test_camvid_keeps_its_labels(model, shared_data):
         return nn.functional.interpolate(head(patches), (360, 480), mode="bilinear").argmax(1)
 
     agreement = {}
-    images = [quickstart.normalise(Image.open(path), (448, 448)) for path in paths]
+    images = [pictures.normalise(Image.open(path), (448, 448)) for path in paths]
     expected = [classes(image) for image in images]
     for proportional in (True, False):
         apply_algm(vit, tau=0.9838, gbm_layers=[5], proportional_attention=proportional)

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 import training_loops
+from loops.common import BATCH, EPOCHS, HALF, PATCH, SIDE, STEPS, VAL, LinearSegmentor, Patch
+from loops.huggingface import beit, dpt, load_pretrained
+from loops.in_lightning import LightningSegmentor
+from loops.in_mmengine import linear_encoder_decoder
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_loops import BATCH, EPOCHS, HALF, PATCH, SIDE, STEPS, VAL, LinearSegmentor, Patch
 
 from algm_patch import apply_algm, remove_algm
 from tests.support.models_mmseg import mmseg
@@ -59,7 +62,7 @@ def load_safetensors(model: nn.Module, place: Path) -> None:
 
 
 def load_lightning(model: nn.Module, place: Path) -> None:
-    training_loops.LightningSegmentor(model).load_state_dict(torch.load(place)["state_dict"])
+    LightningSegmentor(model).load_state_dict(torch.load(place)["state_dict"])
 
 
 @on_mmcv_lite_and_new_torch()
@@ -76,19 +79,15 @@ RUNNER = [f"iter_{HALF}.pth", f"iter_{STEPS}.pth"]
 SCRIPTS = training_loops.SCRIPTS
 LOOPS = {
     "plain PyTorch": Loop(SCRIPTS["plain"], LinearSegmentor, *EPOCH, load_safetensors),
-    "transformers Trainer, BEiT": Loop(
-        SCRIPTS["trainer-beit"], training_loops.beit, *TRAINER, training_loops.load_pretrained
-    ),
-    "transformers Trainer, DPT": Loop(
-        SCRIPTS["trainer-dpt"], training_loops.dpt, *TRAINER, training_loops.load_pretrained
-    ),
+    "transformers Trainer, BEiT": Loop(SCRIPTS["trainer-beit"], beit, *TRAINER, load_pretrained),
+    "transformers Trainer, DPT": Loop(SCRIPTS["trainer-dpt"], dpt, *TRAINER, load_pretrained),
     "Lightning": Loop(SCRIPTS["lightning"], LinearSegmentor, *LIGHTNING, load_lightning),
     "accelerate": Loop(SCRIPTS["accelerate"], LinearSegmentor, *EPOCH, load_safetensors),
     "mmengine Runner": Loop(
-        on_mmcv_lite_and_new_torch()(SCRIPTS["mmengine"]), training_loops.linear_encoder_decoder, *RUNNER, load_mmengine
+        on_mmcv_lite_and_new_torch()(SCRIPTS["mmengine"]), linear_encoder_decoder, *RUNNER, load_mmengine
     ),
 }
-SETTINGS = {"gbm_layers": [2], "tau": 0.9, "gbm_tau": "tau"}
+SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.9, "gbm_tau": "tau"}
 
 
 @dataclass(frozen=True)

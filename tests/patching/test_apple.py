@@ -6,6 +6,7 @@ torch's own list of the operations that its MPS backend has.
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.support.batches import unlike
 from tests.support.cases import CASES
 from tests.support.models import build, photo
 
-BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [2], "tau": "auto"}
+BY_THRESHOLD: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "tau": "auto"}
 BY_COUNT = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
 
 

@@ -52,7 +52,7 @@ def test_removed_from_anywhere_it_is_gone_everywhere(which):
     remove_algm({"whole": whole, "trunk": trunk, "blocks": trunk.blocks}[which])
     assert not hasattr(whole, "algm")
     assert not hasattr(trunk, "algm")
-    assert all("_algm" not in module.__dict__ for module in whole.modules())
+    assert all("algm_part" not in module.__dict__ for module in whole.modules())
     assert type(trunk.patch_embed.proj) is nn.Conv2d
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from algm_patch import apply_algm, calibrate, remove_algm, tune
 from tests.support.models import build, photo
 
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 NOTHING_MERGED = "so nothing merged"
 
 

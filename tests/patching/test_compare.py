@@ -1,5 +1,7 @@
 """The setting ``compare`` (supplement, Tab. 4f): queries, keys and values in place of tokens."""
 
+import re
+
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -173,16 +175,18 @@ def test_hooks_on_the_projection_still_fire_and_may_change_what_is_compared():
     torch.testing.assert_close(model.algm.window_similarity, torch.ones(2, 3, 2))
 
 
-def test_a_calibrated_threshold_is_that_of_its_metric_and_place():
+def test_a_calibrated_threshold_is_that_of_its_features_and_place():
     model, image = build("ViT"), photo(batch=4)
     apply_algm(model, gbm_layers=[])
+    ways = [(compare, place) for compare in ("token", "key") for place in ("before_mlp", "after_mlp")]
     taus = {}
-    for metric in ("token", "key"):
-        for place in ("before_mlp", "after_mlp"):
-            model.algm.compare, model.algm.place = metric, place
-            taus[metric, place] = calibrate(model, image)
+    for way in ways:
+        model.algm.update(**dict(zip(("compare", "place"), way, strict=True)))
+        taus[way] = calibrate(model, image)
+        for compare, place in ways:
+            with model.algm.using(compare=compare, place=place):
+                model.forward_features(image)
+                used = re.search(r"layer 1: CLAP 31 -> .*, tau (.*)", str(model.algm))[1]
+                assert (used == f"{taus[way]:.4f}") == ((compare, place) == way)
+        assert model.algm.calibrated_tau == taus[way]
     assert len(set(taus.values())) == 3  # the MLP does not move the keys
-    for (metric, place), tau in taus.items():
-        model.algm.compare, model.algm.place = metric, place
-        model.forward_features(image)
-        assert model.algm.last_pass.tau == tau

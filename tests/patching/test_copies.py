@@ -5,6 +5,7 @@ import gc
 import io
 import pickle
 import weakref
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from algm_patch import apply_algm, remove_algm
 from tests.support.models import build, photo, read_every_block
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
 
 @pytest.mark.parametrize("state", ["unpatched", "patched", "removed"])

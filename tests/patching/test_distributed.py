@@ -3,6 +3,7 @@
 import time
 import traceback
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from algm_patch import apply_algm
 from tests.support.models import build, photo
 
-THRESHOLDS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
-FIXED = {"clap_layer": 2, "gbm_layers": [3], "merge_to": 0.6}
+THRESHOLDS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+FIXED: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3], "merge_to": 0.6}
 STUCK = 60  # seconds until a collective that waits for the other process is an error
 FAR_TOO_LONG = 240
 
@@ -41,7 +42,7 @@ EQUAL = {
     "thresholds, the same images": (THRESHOLDS, twice_the_same),
     "each image by itself": ({**THRESHOLDS, "batch": "image"}, images),
 }
-UNLIKE = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5, "gbm_tau": 0.8}
+UNLIKE: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5, "gbm_tau": 0.8}
 
 
 def sharded(model):

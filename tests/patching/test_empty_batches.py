@@ -1,11 +1,13 @@
 """Batches without images."""
 
+from typing import Any
+
 import pytest
 
 from algm_patch import apply_algm, calibrate, tune
 from tests.support.models import build, photo
 
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 EMPTY = {
     "thresholds": SETTINGS,
     "auto": {"gbm_layers": [3]},

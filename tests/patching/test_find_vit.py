@@ -143,7 +143,7 @@ def test_a_library_without_metadata_is_known_by_itself_or_taken_as_it_is(monkeyp
     def missing(library):
         raise PackageNotFoundError(library)
 
-    monkeypatch.setattr("algm_patch.patching.find_vit.version", missing)
+    monkeypatch.setattr("algm_patch.adapters.libraries.version", missing)
     monkeypatch.setattr(timm, "__version__", known)
     assert apply_algm(vit()).algm.clap_layer == 1
 
@@ -152,7 +152,7 @@ def test_an_old_library_without_metadata_is_refused(monkeypatch):
     def missing(library):
         raise PackageNotFoundError(library)
 
-    monkeypatch.setattr("algm_patch.patching.find_vit.version", missing)
+    monkeypatch.setattr("algm_patch.adapters.libraries.version", missing)
     monkeypatch.setattr(timm, "__version__", "0.9.2")
     with pytest.raises(ValueError, match=r"it comes from timm 0\.9\.2"):
         apply_algm(vit())

@@ -1,6 +1,7 @@
 """Training with parts of the model frozen."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from algm_patch import apply_algm
 from tests.support.models import build, photo
 from tests.support.training import assert_same, gradients
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
 
 class Segmentor(torch.nn.Module):

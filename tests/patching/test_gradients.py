@@ -1,5 +1,7 @@
 """Gradients of whole models."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from algm_patch import apply_algm, remove_algm
 from tests.support.models import build, photo, read_every_block
 from tests.support.training import assert_same, gradients
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 NOTHING = {**SETTINGS, "tau": 2.0, "gbm_tau": 2.0}
 EVERYTHING = {**SETTINGS, "tau": -1.0, "gbm_tau": -1.0}
 

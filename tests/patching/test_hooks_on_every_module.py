@@ -1,5 +1,7 @@
 """Hooks on every module see the full grid, but for those that look at no token."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from algm_patch import apply_algm
 from tests.support.models import build, photo
 
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 
 
 def everywhere(kind, hook):

@@ -32,7 +32,7 @@ def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode
 @pytest.mark.parametrize("proportional", [True, False])
 def test_the_packed_operator_and_its_gradients(heads, proportional):
     """The gradients are those of autograd through each image, also where two queries share a key."""
-    packing = Packing.of(torch.tensor([3, 7, 5]))
+    packing = Packing.read(torch.tensor([3, 7, 5]))
     query, key, value = (torch.randn(1, h, 15, 6, dtype=torch.float64, requires_grad=True) for h in (4, heads, heads))
     bias = torch.rand(3, 1, 1, 7, dtype=torch.float64) if proportional else None
     found = packed.opaque(query, key, value, packing.counts, 7, bias, 0.3, heads == 2)
@@ -50,7 +50,7 @@ def test_the_packed_operator_and_its_gradients(heads, proportional):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypatch):
     """The kernel is CUDA's. A stand-in with its interface, which has no bias, takes its place."""
-    packing = Packing.of(torch.tensor([3, 7, 5]))
+    packing = Packing.read(torch.tensor([3, 7, 5]))
     query, key, value = (torch.randn(1, 2, 15, 6, dtype=torch.float64) for _ in range(3))
     sizes = torch.rand(3, 1, 1, 7, dtype=torch.float64) * 5
 

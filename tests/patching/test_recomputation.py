@@ -1,6 +1,7 @@
 """Recomputation in the backward pass replays the merges of the forward pass; training under autocast."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
 from tests.support.training import assert_same, checkpointed, gradients
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Threads do not meet, a merge waits once for the device, and a batch merges the smallest number of its images."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from tests.support.counting import Synchronisations
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
 
 def test_a_batch_merges_the_smallest_number_of_its_images():

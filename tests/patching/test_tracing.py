@@ -1,12 +1,14 @@
 """What keeps the merges of one image is refused by name."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from algm_patch import apply_algm, remove_algm
 from tests.support.models import build, photo
 
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, {"gbm_layers": [3], "merge_to": 0.6}], ids=["thresholds", "counts"])

@@ -1,6 +1,7 @@
 """Blocks know the tokens of their own model from those of another."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from tests.support.facts import facts_of
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
 
-THRESHOLDS = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
-COUNTS = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
+THRESHOLDS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
+COUNTS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6}
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from algm_patch.report.cost import vit_cost
 from tests.support.cases import CASES
 from tests.support.models import build, photo, read_every_block
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "one layer": {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5},
     "two layers": {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5},
     "merge last": {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5, "place": "after_mlp"},
@@ -90,7 +91,7 @@ def without_fused_attention(model):
     return model
 
 
-WAYS = {
+WAYS: dict[str, Any] = {
     "bfloat16": lambda model: lambda images: model.bfloat16()(images.bfloat16()),
     "float64": lambda model: lambda images: model.double()(images.double()),
     "autocast": lambda model: lambda images: torch.autocast("cpu", torch.bfloat16)(model)(images),

@@ -1,11 +1,13 @@
 """The settings of the supplement's ablations, and a run of a case with the same random numbers every time."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.support.cases import CASES
 
-SETTINGS = {"clap_layer": 2, "gbm_layers": [2, 4], "tau": 0.3, "gbm_tau": 0.0}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [2, 4], "tau": 0.3, "gbm_tau": 0.0}
 COMBINATIONS = [
     {"compare": "key"},
     {"compare": "value", "proportional_attention": False},

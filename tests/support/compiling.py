@@ -1,12 +1,14 @@
 """Small models to compile, images, and the comparison of a compiled run with an eager one."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-SETTINGS = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.9}
-WHOLE = {"fullgraph": True, "dynamic": True}
+SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.9}
+WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": True}
 SIDE = 112
 
 
@@ -22,7 +24,7 @@ def transformers_model(name, **options):
     return getattr(transformers, f"{name}Model")(config)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "timm ViT": lambda: timm_model("vit_small_patch14_dinov2"),
     "timm EVA-02": lambda: timm_model("eva02_small_patch14_224"),
     "timm BEiT": lambda: timm_model("beit_base_patch16_224"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from tests.support.models import build, photo
 IMAGES = photo(batch=2)
 PREFIX, PATCHES = 1, 30
 # CLAP in the first of three blocks, GBM in the second: the third runs on what both left.
-BASE = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
-SETTINGS = {
+BASE: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.5}
+SETTINGS: dict[str, Any] = {
     "tau auto": {"tau": "auto"},
     "tau 0.5": {},
     "tau above 1": {"tau": 2.0},

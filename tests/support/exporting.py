@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from tests.support.cases import CASES
 from tests.support.contract import trace
 
 # Small: an export takes seconds. The second of two blocks has attention on what both merges left.
-FIXED = {"clap_layer": 1, "gbm_layers": [1], "merge_to": 0.6}
-BY_THRESHOLD = {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5}
+FIXED: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [1], "merge_to": 0.6}
+BY_THRESHOLD: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [1], "tau": 0.5}
 NAMES = (
     "timm ViT",
     "timm EVA-02",

@@ -1,6 +1,8 @@
 """How many patches merges leave when ``merge_to`` says it."""
 
-FIXED_COUNTS = {"clap_layer": 1, "gbm_layers": [3], "merge_to": 0.6}
+from typing import Any
+
+FIXED_COUNTS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "merge_to": 0.6}
 
 
 def patches_left(algm):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from algm_patch import Settings, apply_algm, calibrate, remove_algm, tune, visualize
-from algm_patch.tuning.search import Candidate
+from algm_patch.tuning.candidates import Candidate
 from algm_patch.viz import animate, contact_sheet, panels
 from tests.support.every_setting import IMAGES, PATCHES, PREFIX, assert_same, tokens, traces, unpatched
 

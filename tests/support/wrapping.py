@@ -1,12 +1,14 @@
 """Wrapped models in training."""
 
+from typing import Any
+
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from algm_patch.patching.find_vit import find_vit
 
-SETTINGS = {"gbm_layers": [2], "tau": 0.5}
+SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.5}
 
 
 def sharded(model, **options):

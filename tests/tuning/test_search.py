@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from algm_patch import Settings
 from algm_patch.settings.record import Trial
-from algm_patch.tuning.measure import Outcome, negative
-from algm_patch.tuning.search import Candidate, beginnings, neighbours, search
+from algm_patch.tuning.candidates import Candidate, beginnings, neighbours
+from algm_patch.tuning.measure import Outcome, is_surely_negative
+from algm_patch.tuning.search import search
 
 
 @given(st.integers(1, 40), st.data())
@@ -52,9 +53,9 @@ def test_whatever_keeps_enough_is_found(keep, clap, gbm):
 
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=30))
 def test_all_margins_known_decide(margins):
-    assert negative(margins, len(margins)) == (sum(margins) / len(margins) < 0) or abs(sum(margins)) < 1e-9
+    assert is_surely_negative(margins, len(margins)) == (sum(margins) / len(margins) < 0) or abs(sum(margins)) < 1e-9
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=4, max_size=30), st.integers(30, 64))
 def test_what_never_fell_short_is_not_given_up(margins, count):
-    assert not negative(margins, count)
+    assert not is_surely_negative(margins, count)

@@ -1,5 +1,7 @@
 """The search for settings: what it promises, and what it leaves behind."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from algm_patch import apply_algm, calibrate, remove_algm, tune
 from tests.support.models import build, photo
 
 IMAGES = photo(batch=3, seed=7)
-QUICK = {"budget": "60s"}
+QUICK: dict[str, Any] = {"budget": "60s"}
 
 
 class Classes(nn.Module):

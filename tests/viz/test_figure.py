@@ -9,7 +9,8 @@ from skimage.data import astronaut
 
 from algm_patch import apply_algm, visualize
 from algm_patch.viz import animate, contact_sheet, panels
-from algm_patch.viz.figure import draw_panel, draw_tokens, named_images
+from algm_patch.viz.figure import draw_panel, draw_tokens
+from algm_patch.viz.images import named_images
 from tests.support.models import build, photo
 from tests.support.pictures import logits, titles
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from torch import nn
 
 from algm_patch import apply_algm
 from algm_patch.viz import panels
-from algm_patch.viz.normalization import by_processor, normalization
-from algm_patch.viz.panels import prepare
+from algm_patch.viz.preprocess import by_processor, normalization, prepare
 from tests.support import models
 
 transformers = pytest.importorskip("transformers")
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -31,7 +31,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 OWN = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 # What the image processors of transformers do by default, on every version; where it names none, ImageNet's.
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "ViTModel": HALF,
     "DeiTModel": HALF,
     "BeitModel": HALF,

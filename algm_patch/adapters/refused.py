@@ -1,0 +1,72 @@
+"""List the blocks that are known and cannot be patched, by the reason, which follows the block's name in an error."""
+
+from __future__ import annotations
+
+from .libraries import transformers_path
+
+FUSED = "its attention and MLP share one residual, so there is no place between them to merge"
+WINDOWED = "its attention runs in windows of a full grid, which merged tokens no longer form"
+HIERARCHICAL = "it pools a full grid from stage to stage, which merged tokens no longer form"
+GRIDDED = "its tokens stay a grid [B, H, W, D], along whose sides attention takes relative positions"
+POOLED = "its keys or tokens are pooled on the grid, which merged tokens no longer form"
+REDUCED = "its attention reduces the keys over a full grid, which merged tokens no longer form"
+PATCHES_NOT_LAST = "its detection tokens stand after the patches, which ALGM takes for the last tokens"
+BATCH_NOT_FIRST = "the batch is not the first dimension of the tokens (batch_first)"
+
+TIMM = "timm.models"
+MMSEG = "mmseg.models.backbones"
+EVA01 = "mmseg_custom.models.backbones"
+
+# By reason: the paths of the classes whose forward is refused. Subclasses with a forward of their own need a line too.
+REFUSED: dict[str, tuple[str, ...]] = {
+    FUSED: (
+        f"{TIMM}.vision_transformer.ParallelScalingBlock",
+        f"{TIMM}.vision_transformer.DiffParallelScalingBlock",
+    ),
+    WINDOWED: (
+        f"{TIMM}.swin_transformer.SwinTransformerBlock",
+        f"{TIMM}.swin_transformer_v2.SwinTransformerV2Block",
+        f"{TIMM}.swin_transformer_v2_cr.SwinTransformerV2CrBlock",
+        f"{TIMM}.vision_transformer_sam.Block",
+        transformers_path("swin.SwinLayer"),
+        transformers_path("swinv2.Swinv2Layer"),
+        transformers_path("maskformer.MaskFormerSwinLayer"),
+        transformers_path("donut.DonutSwinLayer"),
+        transformers_path("swin2sr.Swin2SRLayer"),
+        transformers_path("hiera.HieraLayer"),
+        transformers_path("dinat.DinatLayer"),
+        transformers_path("sam2.Sam2MultiScaleBlock"),
+        transformers_path("sam3.Sam3ViTLayer"),
+        transformers_path("vitdet.VitDetLayer"),
+        transformers_path("lw_detr.LwDetrViTLayer"),
+        transformers_path("rf_detr.RfDetrDinov2Layer"),
+        f"{MMSEG}.swin.SwinBlock",
+        f"{MMSEG}.twins.LSAEncoderLayer",
+        f"{EVA01}.base.beit_win.Block",
+        f"{EVA01}.base.vit.WindowedAttention",
+    ),
+    HIERARCHICAL: (
+        f"{TIMM}.hiera.HieraBlock",
+        f"{TIMM}.hieradet_sam2.MultiScaleBlock",
+        f"{TIMM}.mvitv2.MultiScaleBlock",
+        f"{TIMM}.pvt_v2.Block",
+    ),
+    GRIDDED: (
+        transformers_path("seggpt.SegGptLayer"),
+        transformers_path("sam.SamVisionLayer"),
+        transformers_path("sam_hq.SamHQVisionLayer"),
+    ),
+    POOLED: (
+        transformers_path("segformer.SegformerLayer"),
+        transformers_path("glpn.GLPNLayer"),
+        transformers_path("pvt.PvtLayer"),
+        transformers_path("pvt_v2.PvtV2BlockLayer"),
+        transformers_path("cvt.CvtLayer"),
+    ),
+    REDUCED: (
+        f"{MMSEG}.twins.GSAEncoderLayer",
+        f"{MMSEG}.mit.TransformerEncoderLayer",
+    ),
+    PATCHES_NOT_LAST: (transformers_path("yolos.YolosLayer"),),
+}
+REASONS = {f"{path}.forward": reason for reason, paths in REFUSED.items() for path in paths}

@@ -1,0 +1,23 @@
+"""Timing of models in turns, so that whatever else slows the machine slows all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+def seconds_in_turns(forwards: Sequence[Callable[[Tensor], object]], images: Tensor, rounds: int) -> list[list[float]]:
+    """Return, for each of some forwards, the seconds that it takes on the images in each round."""
+    spent: list[list[float]] = [[] for _ in forwards]
+    for _ in tqdm(range(rounds), "measuring", leave=False):
+        for forward, seconds in zip(forwards, spent, strict=True):
+            start = time.perf_counter()
+            forward(images)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return spent

@@ -1,0 +1,1 @@
+"""Training scripts, one for each library's loop."""
