@@ -10,7 +10,7 @@ from skimage import data
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from algm_patch.viz.normalization import normalization
+from algm_patch.viz.preprocess import normalization
 
 PHOTOGRAPHS = (
     "astronaut",
