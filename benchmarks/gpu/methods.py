@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from algm_patch.tuning.calibrate import similarities
+from algm_patch.tuning.probe import similarities
 
 from ..common.patching import patched
 from ..evaluation.methods import Method, unpatched

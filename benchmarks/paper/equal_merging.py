@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from algm_patch import Settings, calibrate
-from algm_patch.tuning.calibrate import similarities
+from algm_patch.tuning.probe import similarities
 
 from ..common.patching import patched
 from .ablation_tables import Table
