@@ -71,11 +71,12 @@ def apply_algm(
         ValueError, TypeError: if a setting is unknown or out of its range, or the model cannot be patched; the model is
             then as it was.
 
-    >>> import timm, torch
-    >>> model = timm.create_model("vit_tiny_patch16_224").eval()
-    >>> model = apply_algm(model, clap_layer=1, gbm_layers=[5])
-    >>> model.forward_features(torch.rand(1, 3, 224, 224)).shape
-    torch.Size([1, 197, 192])
+    Examples:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> model = apply_algm(model, clap_layer=1, gbm_layers=[5])
+        >>> model.forward_features(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 197, 192])
     """
     by_hand = {"clap_layer": clap_layer, "gbm_layers": gbm_layers, "tau": tau}
     given = {name: value for name, value in by_hand.items() if value is not LEFT_OUT}

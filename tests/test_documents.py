@@ -4,7 +4,6 @@ import ast
 import code
 import re
 import shlex
-import sys
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from textwrap import dedent
 
 import matplotlib
 import pytest
+import quickstart
 import torch
 
 import algm_patch
@@ -126,16 +126,8 @@ def quickstart_rows(document):
     return re.findall(pattern, document.read_text(), re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def quickstart():
-    sys.path.insert(0, str(ROOT / "examples"))
-    import quickstart
-
-    return quickstart
-
-
 @pytest.mark.parametrize(("arguments", "gflops", "correlation"), quickstart_rows(README))
-def test_the_table_is_what_the_quickstart_gives(quickstart, arguments, gflops, correlation):
+def test_the_table_is_what_the_quickstart_gives(arguments, gflops, correlation):
     """All but the times. Of the correlation, what other kernels round otherwise may turn its last digit."""
     model, plain, image, predict, _ = quickstart.prepared(quickstart.parse(shlex.split(arguments)))
     with torch.inference_mode():

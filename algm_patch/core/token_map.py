@@ -28,13 +28,14 @@ class TokenMap:
     Raises:
         ValueError: if the two are not matrices of the same batch, or the labels not int64.
 
-    >>> tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
-    >>> pair = TokenMap(labels=torch.tensor([[0, 0, 1]]), sizes=torch.tensor([[2.0, 1.0]]))
-    >>> pair.merge(tokens)
-    tensor([[[2.],
-             [5.]]])
-    >>> pair.unmerge(pair.merge(tokens)).flatten()
-    tensor([2., 2., 5.])
+    Examples:
+        >>> tokens = torch.tensor([[[1.0], [3.0], [5.0]]])
+        >>> pair = TokenMap(labels=torch.tensor([[0, 0, 1]]), sizes=torch.tensor([[2.0, 1.0]]))
+        >>> pair.merge(tokens)
+        tensor([[[2.],
+                 [5.]]])
+        >>> pair.unmerge(pair.merge(tokens)).flatten()
+        tensor([2., 2., 5.])
     """
 
     labels: Tensor

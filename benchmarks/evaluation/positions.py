@@ -21,7 +21,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from algm_patch.adapters import LayerTokens
+from algm_patch.adapters import LayerTokens, beit_attention, timm_relpos
+from algm_patch.adapters.attention import bias_between_groups
 from algm_patch.functional import TokenMap
 
 from ..common.images import model_input, photograph
@@ -38,8 +39,8 @@ FAMILIES = {
 SETTINGS: dict[str, dict[str, Any]] = {"CLAP": {"gbm_layers": []}, "CLAP and GBM": {"gbm_layers": [5]}}
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
 
-# Two functions give merged tokens their rotary angles and their relative biases.
-Rule = tuple[Callable[..., Tensor], Callable[..., Tensor]]
+# Functions that give merged tokens their rotary angles, and their relative biases: given for all tokens, or in a table.
+Rule = tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def build(name: str) -> nn.Module:
 
 def agreement(model: Any, settings: dict[str, Any], rule: Rule) -> float:
     """Return the mean cosine of the tokens with those of the unpatched model."""
-    rotary, biases = rule
+    rotary, biases, biases_in_table = rule
     cosines = []
     for name in PHOTOGRAPHS:
         image = model_input(photograph(name), model, model.patch_embed.img_size)
@@ -79,6 +80,8 @@ def agreement(model: Any, settings: dict[str, Any], rule: Rule) -> float:
             patched(model, **settings),
             mock.patch.object(LayerTokens, "average_patches", rotary),
             mock.patch.object(TokenMap, "pair", biases),
+            mock.patch.object(beit_attention, "bias_between_groups", biases_in_table),
+            mock.patch.object(timm_relpos, "bias_between_groups", biases_in_table),
         ):
             found = model.forward_features(image)
         cosines.append(nn.functional.cosine_similarity(found, expected, dim=-1).mean())
@@ -99,8 +102,13 @@ def mean_of_pairs(token_map: TokenMap, x: Tensor) -> Tensor:
     return token_map.merge(rows.movedim(3, 1)).movedim(1, 3)
 
 
-FIRST: Rule = (take_first, TokenMap.pair)
-MEAN: Rule = (LayerTokens.average_patches, mean_of_pairs)
+def mean_of_table(table: Tensor, index: Tensor, token_map: TokenMap) -> Tensor:
+    """Return the relative biases in a table averaged over pairs of members; see ``bias_between_groups``."""
+    return mean_of_pairs(token_map, table[index].permute(2, 0, 1))
+
+
+FIRST: Rule = (take_first, TokenMap.pair, bias_between_groups)
+MEAN: Rule = (LayerTokens.average_patches, mean_of_pairs, mean_of_table)
 
 if __name__ == "__main__":
     main()

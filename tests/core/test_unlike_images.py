@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algm_patch.core.matching import num_proposals
-from algm_patch.core.plan import one_by_one, carried_out
+from algm_patch.core.plan import carried_out, one_by_one
 from algm_patch.core.thresholds import Share
 from algm_patch.functional import TokenMap, clap, gbm
 from tests.support.batches import batches
