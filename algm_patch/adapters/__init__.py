@@ -19,6 +19,7 @@ The public names:
 
 - `Adapter`: the interface; every method but the two halves has a default.
 - `register`: registers an adapter under the path of the forward that it mirrors.
+- `reads_blocks`: registers which blocks' outputs a method reads that runs the blocks; only those give back the grid.
 - `LayerTokens`: what ``attention_half`` is told of its tokens. Inputs of attention that depend on the order of
   the tokens go through it: masks through ``attention_mask``, biases of pairs of tokens through ``pair`` or ``plus``,
   rotary angles through ``average_patches``.
@@ -48,6 +49,6 @@ from . import (  # noqa: F401, which register
     timm_vit,
 )
 from .base import Adapter
-from .registry import register
+from .registry import reads_blocks, register
 
-__all__ = ["Adapter", "LayerTokens", "register"]
+__all__ = ["Adapter", "LayerTokens", "reads_blocks", "register"]

@@ -26,13 +26,30 @@ def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
         forward: module and qualified name of the forward that the adapter's halves stand for, such as
             ``"mypackage.models.Block.forward"``. A subclass with a forward of its own is another function and needs an
             adapter of its own. The last registration holds.
+
+    Raises:
+        TypeError: if the adapter lacks a half or the path of the patch projection.
     """
 
     def add(adapter: type[Adapter]) -> type[Adapter]:
+        check_complete(adapter)
         ADAPTERS[forward] = adapter
         return adapter
 
     return add
+
+
+def check_complete(adapter: type[Adapter]) -> None:
+    """Raise TypeError if an adapter lacks what has no default."""
+    name = f"{adapter.__module__}.{adapter.__qualname__}"
+    if not hasattr(adapter, "projection"):
+        raise TypeError(
+            f"{name} has no projection: set the path of the patch convolution, from the module with the blocks, such "
+            "as projection = 'patch_embed.proj'"
+        )
+    for half in ("attention_half", "mlp_half"):
+        if getattr(adapter, half) is getattr(Adapter, half):
+            raise TypeError(f"{name} has no {half}: write that part of the block's forward as a static method")
 
 
 def reads_blocks(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:

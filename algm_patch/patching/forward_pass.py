@@ -136,6 +136,7 @@ class ForwardPass:
                 f"{self.num_prefix_tokens} prefix tokens, then {self.grid[0]}x{self.grid[1]} patches"
                 f"{'' if expected == length else ', merged'}. "
                 "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
+                f"{'' if x.dim() == 3 else '. If blocks return a tuple, their Adapter must say so in pack'}"
             )
         self.num_prefix_tokens += joined
         return None if before is None else before.with_prefix(joined)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .record import Calibrated, Record, Trial
+from .record import RECORDS, SEARCHED, Calibrated, Record, Trial
 from .renamed import SETTINGS, WITHOUT_EFFECT
 
 # The entry of a file that holds settings.
@@ -37,6 +37,11 @@ def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
     values = checked(modern(saved), settings, path)
     if values.get("record") is not None:
         values["record"] = instance(values["record"], Record, path)
+        if not values["record"].others:  # of a release that did not save them: those of this file
+            defaults = {field.name: field.default for field in fields(settings)}
+            kept = {**defaults, **values}
+            others = ((name, immutable(kept[name])) for name in kept if name not in (*SEARCHED, *RECORDS))
+            values["record"] = replace(values["record"], others=tuple(others))
     if values.get("calibrated") is not None:
         values["calibrated"] = instance(values["calibrated"], Calibrated, path)
     return values

@@ -137,7 +137,7 @@ class Record:
         return "\n".join(
             [
                 f"{self.model}, {self.blocks} blocks, {self.images} images, keep {self.keep}: of {len(self.trials)} "
-                "settings, those of which none keeps more at less cost",
+                "settings, those that none beats at the same or less cost",
                 f"  {self.unit:>10} {'of unpatched':>12} {self.judge:>12}  setting",
                 *(self._row(trial) for trial in front(self.trials)),
                 f"  {self.unpatched_cost:10.4g} {1:12.1%} {1:12.4f}  unpatched",

@@ -1,4 +1,4 @@
-"""The five points of the adapters' contract, for every kind of model that the library patches."""
+"""The six points of the adapters' contract, for every kind of model that the library patches."""
 
 import pytest
 import torch
@@ -104,3 +104,13 @@ def test_5_merging_nothing_is_the_original(prepared):
     model.algm.tau, model.algm.gbm_layers, model.algm.gbm_tau = 1.0, [3], 1.0  # planned, and nothing passes
     assert torch.equal(case.tokens(model, image), expected)
     assert set(model.algm.tokens_per_layer) == {expected.shape[1]}
+
+
+@torch.no_grad()
+def test_6_merged_keys_weigh_more(case):
+    """A mask that leaves their weights out passes every other point: a permutation has none."""
+    model, image = case.build(), case.image()
+    apply_algm(model, **SETTINGS)
+    weighed = case.tokens(model, image)
+    model.algm.proportional_attention = False
+    assert not torch.equal(case.tokens(model, image), weighed)

@@ -93,7 +93,7 @@ def test_settings_that_cannot_be_saved_are_printed(place, model, capsys):
     (place / "new" / "settings.json").mkdir(parents=True)
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
     found = capsys.readouterr()
-    assert "of which none keeps more at less cost" in found.out
+    assert "those that none beats at the same or less cost" in found.out
     assert "settings.json" in found.err
 
 

@@ -10,7 +10,7 @@ from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.packing import Packing
 from algm_patch.functional import TokenMap
 from algm_patch.patching import packed_attention as packed
-from algm_patch.patching.halves import attention_half
+from algm_patch.patching.halves import packed_attention_half
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -25,7 +25,7 @@ def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode
     tokens = LayerTokens(token_map, token_map.key_bias, num_prefix_tokens=1)
     assert token_map.packing.lengths == (3, 2)
     x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
+    assert torch.autograd.gradcheck(lambda x: packed_attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
 
 
 @pytest.mark.parametrize("heads", [4, 2])
