@@ -90,7 +90,8 @@ def test_settings_that_another_trial_chose_are_not_those_that_were_measured(mode
 def test_the_table(model):
     lines = str(settings_on(model).record).splitlines()
     assert lines[0] == (
-        "VisionTransformer, 5 blocks, 8 images, keep 0.95: of 2 settings, those that none beats at the same or less cost"
+        "VisionTransformer, 5 blocks, 8 images, keep 0.95: of 2 settings, "
+        "those that none beats at the same or less cost"
     )
     assert lines[1].split() == ["GFLOPs", "of", "unpatched", "agreement", "setting"]
     assert lines[2].startswith(
