@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,18 @@ def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
         )
     values = checked(modern(saved), settings, path)
     if values.get("record") is not None:
+        if isinstance(values["record"], dict) and "others" not in values["record"]:
+            values["record"]["others"] = not_searched(values, settings)
         values["record"] = instance(values["record"], Record, path)
-        if not values["record"].others:  # of a release that did not save them: those of this file
-            defaults = {field.name: field.default for field in fields(settings)}
-            kept = {**defaults, **values}
-            others = ((name, immutable(kept[name])) for name in kept if name not in (*SEARCHED, *RECORDS))
-            values["record"] = replace(values["record"], others=tuple(others))
     if values.get("calibrated") is not None:
         values["calibrated"] = instance(values["calibrated"], Calibrated, path)
     return values
+
+
+def not_searched(values: dict[str, Any], settings: type) -> list[list[Any]]:
+    """Return names and values of the settings that ``tune`` does not search, for records of a time without them."""
+    all_values = {field.name: values.get(field.name, field.default) for field in fields(settings)}
+    return [[name, value] for name, value in all_values.items() if name not in (*SEARCHED, *RECORDS)]
 
 
 def metadata_of(path: Path) -> Any:

@@ -51,6 +51,16 @@ def test_what_tune_found():
     assert settings.replace(window=(3, 2)).record is None
 
 
+def test_what_tune_found_before_it_saved_what_it_did_not_search(tmp_path):
+    saved = in_file("tuned")
+    del saved["measured"]["others"]
+    (tmp_path / "s.json").write_text(json.dumps({"algm_patch": saved}))
+    settings = Settings.load(tmp_path / "s.json")
+    assert settings == Settings.load(SAVED / "tuned.json")
+    settings.save(tmp_path / "again.json")
+    assert Settings.load(tmp_path / "again.json") == settings
+
+
 def test_fixed_counts():
     assert Settings.load(SAVED / "counts.json") == Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key")
 
