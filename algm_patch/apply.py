@@ -33,12 +33,12 @@ def tells_what_is_left_out(function: Callable[P, R]) -> Callable[P, R]:
     defaults = {name for name, each in signature.parameters.items() if each.default not in (each.empty, None)}
 
     @wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def filled(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
         given.arguments.update(dict.fromkeys(defaults - given.arguments.keys(), LEFT_OUT))
         return function(*given.args, **given.kwargs)
 
-    return told
+    return filled
 
 
 @tells_what_is_left_out

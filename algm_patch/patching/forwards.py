@@ -148,12 +148,12 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
     read_by_frames = by_frames(read)
 
     @wraps(method)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and self.algm_part.runtime.in_graph():
             return read(TRACED, self, *args, **kwargs)
         return read_by_frames(UNTRACED, self, *args, **kwargs)
 
-    return told
+    return reading
 
 
 def decoder_methods(original: Any) -> dict[str, Any]:

@@ -101,8 +101,10 @@ def embedding_cost(trunk: nn.Module, projection: nn.Module, grid: tuple[int, int
     if grid not in shown:
         with torch.no_grad(), explain_failure(projection, "Time can be measured: tune(model, images, cost='time')"):
             stem = [without_memory(part) for part in parts]
-            _, probed = run(stem, PROBE, PROBE)
-            shown[grid], _ = run(stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True)))
+            _, probed = count_operations(stem, PROBE, PROBE)
+            shown[grid], _ = count_operations(
+                stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True))
+            )
     return shown[grid]
 
 
@@ -114,7 +116,7 @@ def stem_of(trunk: nn.Module, projection: nn.Module) -> list[nn.Module]:
     return [module for module in before if any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())]
 
 
-def run(stem: Sequence[nn.Module], height: int, width: int) -> tuple[int, tuple[int, int]]:
+def count_operations(stem: Sequence[nn.Module], height: int, width: int) -> tuple[int, tuple[int, int]]:
     """Return the operations of modules without memory on an image of this size, and the grid that they leave."""
     total = 0
 
