@@ -13,12 +13,11 @@ from .handle import Algm
 from .patching.class_swap import swap, unswap
 from .patching.find_vit import class_name, find_decoders, find_vit, modules_around
 from .patching.fit import check_fit
-from .patching.identity import identity
+from .patching.identity import warn_of_other_model
 from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules
 from .patching.runtime import Runtime
 from .settings import Settings
 from .settings.checks import check_settings
-from .warning import warn_user
 
 Model = TypeVar("Model", bound=nn.Module)
 P = ParamSpec("P")
@@ -128,13 +127,6 @@ def show(runtime: Runtime) -> None:
     handle.runtime = runtime
     for owner in runtime.owners:
         owner.algm = handle  # type: ignore[assignment]
-
-
-def warn_of_other_model(runtime: Runtime) -> None:
-    """Warn if settings were measured on another model than this, or by another version."""
-    record = runtime.settings.record
-    if record is not None and (difference := record.mismatch(*identity(runtime))):
-        warn_user(f"these settings were measured {difference}. Measure anew: tune(model, images)")
 
 
 def remove_algm(model: Model) -> Model:

@@ -25,7 +25,10 @@ def model_first(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def in_order(*args: Any, **kwargs: Any) -> R:
-        if len(args) > 1 and isinstance(args[1], nn.Module) and not isinstance(args[0], nn.Module):
+        if args and "model" in kwargs:
+            warn_of(f"{name}(..., model=...)", f"{name}(model, ...)")
+            args = (kwargs.pop("model"), *args)
+        elif len(args) > 1 and isinstance(args[1], nn.Module) and not isinstance(args[0], nn.Module):
             warn_of(f"{name}(..., model, ...)", f"{name}(model, ..., ...)")
             args = (args[1], args[0], *args[2:])
         return function(*args, **kwargs)

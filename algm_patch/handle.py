@@ -16,6 +16,7 @@ from .deprecated import warn_of
 from .patching.bypassed import no_merge_in
 from .patching.find_vit import class_name
 from .patching.forward_pass import ForwardPass
+from .patching.identity import warn_of_other_model
 from .patching.runtime import Runtime
 from .report import html, text
 from .report.cost import VitCost, vit_cost
@@ -81,6 +82,9 @@ class Algm:
 
         Raises:
             ValueError, TypeError: as `algm_patch.apply_algm`; the settings stay as they were.
+
+        Warns:
+            UserWarning: if ``settings`` were found on another model.
         """
         new = (self.settings if settings is None else check_settings(settings)).replace(**changes)
         if new.unmerge_at != self.settings.unmerge_at:
@@ -89,19 +93,26 @@ class Algm:
                 f"apply_algm(model, unmerge_at={new.unmerge_at!r}) again"
             )
         self.runtime.change(new)
+        if settings is not None:
+            warn_of_other_model(self.runtime)
 
     @contextmanager
     def using(self, *, settings: Settings | None = None, **changes: Any) -> Iterator[None]:
-        """Run the body of a ``with`` statement under other settings, which are as for `update`."""
-        before = self.settings
+        """Run the body of a ``with`` statement under other settings, which are as for `update`, in every thread.
+
+        Settings of before come back at the end, unless the body applies the patch anew.
+        """
+        runtime, before = self.runtime, self.settings
         self.update(settings=settings, **changes)
         try:
             yield
         finally:
-            self.runtime.change(before)
+            runtime.settings = before
 
     def __getattr__(self, name: str) -> Any:
         if "runtime" in self.__dict__:
+            if name == WITHOUT_EFFECT:
+                return getattr(self.settings, name)
             if name in RENAMED:
                 warn_of(f"model.algm.{name}", f"model.algm.{RENAMED[name]}")
                 return self.settings[RENAMED[name]]

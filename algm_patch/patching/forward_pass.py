@@ -95,7 +95,8 @@ class ForwardPass:
         if merged is None:
             self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
         tokens = self._tokens
-        if tokens.token_map is not before or tokens.num_prefix_tokens != self.num_prefix_tokens:
+        told_of_these = tokens.token_map is before and tokens.num_prefix_tokens == self.num_prefix_tokens
+        if not told_of_these or (tokens.key_bias is not None and tokens.key_bias.dtype != x.dtype):
             tokens = self._tokens = self._tokens_of(before, x.dtype)
         regroup: Regroup = "average" if self.taps is None or changed else "take"
         if not full or before is None:

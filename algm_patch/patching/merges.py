@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -47,6 +47,7 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
     by_rank = settings.merge_to is not None
     calibrated = settings.calibrated_tau
     clap_tau = settings.tau if calibrated is None else calibrated
+    gbm_tau: Any = settings.gbm_tau
     number = 0
     if settings.clap_layer is not None:
         if by_rank or isinstance(settings.tau, str) or settings.tau <= 1:
@@ -54,10 +55,8 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
             merges[settings.clap_layer - 1] = [Merge("CLAP", clap_tau, left, settings.window)]
         number += 1
     for index, layer in enumerate(settings.gbm_layers):
-        tau = settings.gbm_tau
-        if isinstance(tau, tuple):
-            tau = tau[index]
-        elif tau == "tau" and not isinstance(clap_tau, str):
+        tau = gbm_tau[index] if isinstance(gbm_tau, tuple) else gbm_tau
+        if tau == "tau" and not isinstance(clap_tau, str):
             tau = clap_tau
         if by_rank or not isinstance(tau, float) or tau <= 1:
             left = settings.patches_left(number + index) if by_rank else None

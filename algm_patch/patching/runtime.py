@@ -83,9 +83,18 @@ class Runtime:
 
     @property
     def vit(self) -> Vit:
-        """The parts of the ViT that are patched."""
+        """The parts of the ViT that are patched.
+
+        Raises:
+            RuntimeError: if it is gone, or no longer patched.
+        """
         trunk: Any = None if self._trunk is None else self._trunk()
-        return self.trunk.algm_part.vit if trunk is None else trunk.algm_part.vit
+        part = None if trunk is None else trunk.__dict__.get("algm_part")
+        if part is None:
+            raise RuntimeError(
+                f"the {self.model_name} of this handle is gone, or no longer patched: take model.algm anew"
+            )
+        return part.vit
 
     def change(self, settings: Settings) -> None:
         """Take new settings, or raise and keep the old."""

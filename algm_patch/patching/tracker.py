@@ -136,6 +136,7 @@ class ThreadPasses:
             found = found.again_from(layer)
             self.last, self._traced_before = found, self.traced.last
         self._under_way = found, now
+        found.key = self.key  # a pass that began in a graph has none
         if found is not known:
             remember(x, found)
         return found

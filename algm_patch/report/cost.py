@@ -102,9 +102,8 @@ def embedding_cost(trunk: nn.Module, projection: nn.Module, grid: tuple[int, int
         with torch.no_grad(), explain_failure(projection, "Time can be measured: tune(model, images, cost='time')"):
             stem = [without_memory(part) for part in parts]
             _, probed = count_operations(stem, PROBE, PROBE)
-            shown[grid], _ = count_operations(
-                stem, *(count * round(PROBE / side) for count, side in zip(grid, probed, strict=True))
-            )
+            height, width = (count * round(PROBE / side) for count, side in zip(grid, probed, strict=True))
+            shown[grid], _ = count_operations(stem, height, width)
     return shown[grid]
 
 

@@ -80,7 +80,7 @@ def check_names(given: Iterable[str], names: Iterable[str]) -> None:
 
 def check_settings(settings: Any) -> Any:
     """Return settings, or raise TypeError if it is something else, such as the path of a file."""
-    if not hasattr(settings, "replace") or not hasattr(settings, "calibrated_tau"):
+    if isinstance(settings, type) or not hasattr(settings, "calibrated_tau"):
         raise TypeError(
             f"settings is a Settings, such as Settings.load(path) or model.algm.settings gives; got {settings!r:.80}"
         )

@@ -74,10 +74,15 @@ def modern(saved: dict[str, Any]) -> dict[str, Any]:
     values = {SETTINGS.get(name, name): value for name, value in saved.items() if name != WITHOUT_EFFECT}
     if isinstance(values.get("calibrated"), list):
         values["calibrated"] = the_one_that_holds(values["calibrated"], values)
-    if isinstance(record := values.get("record"), dict) and "others" in record:
+    if isinstance(record := values.get("record"), dict) and are_pairs(record.get("others")):
         others = ((SETTINGS.get(name, name), value) for name, value in record["others"] if name != WITHOUT_EFFECT)
         values["record"] = {**record, "others": [list(other) for other in others]}
     return values
+
+
+def are_pairs(saved: Any) -> bool:
+    """Return whether this is a list of names and values."""
+    return isinstance(saved, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in saved)
 
 
 def the_one_that_holds(calibrated: list[Any], values: dict[str, Any]) -> Any:

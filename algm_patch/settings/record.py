@@ -126,11 +126,15 @@ class Record:
     trials: tuple[Trial, ...]
     others: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.others, tuple) or not all(isinstance(o, tuple) and len(o) == 2 for o in self.others):
+            raise ValueError(f"others holds names and values of settings; got {self.others!r:.80}")
+
     def holds_for(self, settings: Any) -> bool:
         """Return whether ``settings`` are those that were chosen, also in what was not searched."""
         searched = {name: settings[name] for name in SEARCHED}
         chosen = (trial.settings for trial in self.trials if (trial.cost, trial.kept) == (self.cost, self.kept))
-        return searched in chosen and all(settings[name] == value for name, value in self.others)
+        return searched in chosen and all(getattr(settings, str(name), None) == value for name, value in self.others)
 
     def __str__(self) -> str:
         """Return a table of the trials of the Pareto front, the chosen one marked."""

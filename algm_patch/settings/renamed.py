@@ -58,3 +58,18 @@ def accepts_old_names(cls: type[T]) -> type[T]:
 
     cls.__init__ = with_old_names  # type: ignore[method-assign]
     return cls
+
+
+def by_old_name(settings: Any, name: str) -> Any:
+    """Return the value of a setting that is asked for by its old name, and warn.
+
+    Raises:
+        AttributeError: if it never was the name of one.
+    """
+    if name == WITHOUT_EFFECT:
+        warn_of(f"the setting {name!r}", "without effect, and gone")
+        return "auto"
+    if name not in SETTINGS:
+        raise AttributeError(f"{type(settings).__name__!r} object has no attribute {name!r}")
+    warn_of(f"the setting {name!r}", repr(SETTINGS[name]))
+    return getattr(settings, SETTINGS[name])

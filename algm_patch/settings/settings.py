@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -14,16 +15,16 @@ from ..files import written_whole
 from .checks import check_gbm_tau, check_layers, check_merge_to, check_names, check_record
 from .loading import KEY, values_in
 from .record import Calibrated, Record
-from .renamed import accepts_old_names, by_new_names
+from .renamed import accepts_old_names, by_new_names, by_old_name
 
 Tau = float | Literal["auto", "paper"]
-GbmTau = float | tuple[float, ...] | Share | Literal["adaptive", "tau"]
+GbmTau = float | Sequence[float] | Share | Literal["adaptive", "tau"]
 UnmergeAt = Literal["before_head", "after_head"]
 Compare = Literal["token", "key", "query", "value"]
 Reduce = Literal["mean", "pick"]
 Place = Literal["before_mlp", "after_mlp"]
 Batch = Literal["auto", "image", "min"]
-MergeTo = float | tuple[float | int, ...] | None
+MergeTo = float | Sequence[float | int] | None
 
 
 @accepts_old_names
@@ -68,7 +69,7 @@ class Settings:
     """
 
     clap_layer: int | None = 1
-    gbm_layers: tuple[int, ...] = (5,)
+    gbm_layers: Sequence[int] = (5,)
     tau: Tau = "auto"
     gbm_tau: GbmTau = "adaptive"
     window: tuple[int, int] = (2, 2)
@@ -130,7 +131,7 @@ class Settings:
     def patches_left(self, merge: int) -> float | int:
         """Return the share of its patches, or the number of them, that one merge (counted from 0) leaves."""
         assert self.merge_to is not None
-        return self.merge_to[merge] if isinstance(self.merge_to, tuple) else self.merge_to
+        return self.merge_to[merge] if isinstance(self.merge_to, Sequence) else self.merge_to
 
     @property
     def calibrated_tau(self) -> float | None:
@@ -153,6 +154,10 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting by its old name."""
+        return by_old_name(self, name)
 
     def replace(self, **changes: Any) -> Settings:
         """Return these settings with other values of some.

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from algm_patch import Settings, apply_algm
+from algm_patch import Settings, apply_algm, remove_algm
 from tests.support import cases_segmenter
 from tests.support.models import build, photo
+from tests.support.records import settings_on
 
 
 @pytest.fixture
@@ -123,3 +124,29 @@ def test_using_nests_and_takes_back_what_changed_within(model):
             pytest.fail("entered")
         assert model.algm.settings == before.replace(tau=0.9)
     assert model.algm.settings is before
+
+
+def test_a_removed_model_stays_removed(model):
+    handle = model.algm
+
+    def removed_inside():
+        with handle.using(tau=0.9):
+            remove_algm(model)
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        removed_inside()
+    assert not hasattr(model, "algm")
+    with pytest.raises(RuntimeError, match="no longer patched"):
+        handle.tau = 0.9
+
+
+def test_a_model_that_is_patched_anew_keeps_the_newer_settings(model):
+    with model.algm.using(tau=0.9):
+        apply_algm(model, tau=0.7, gbm_layers=[3])
+    assert (model.algm.tau, model.algm.gbm_layers) == (0.7, (3,))
+
+
+def test_settings_of_another_model_warn(model):
+    with pytest.warns(UserWarning, match="these settings were measured on"):
+        model.algm.update(settings=settings_on(model, blocks=7))

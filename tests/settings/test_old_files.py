@@ -86,3 +86,12 @@ def test_a_checkpoint_with_old_metadata_is_read(name, tmp_path):
     metadata = {"algm_patch": json.dumps(in_file(name))}
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata=metadata)
     assert Settings.load(tmp_path / "model.safetensors") == Settings.load(SAVED / f"{name}.json")
+
+
+@pytest.mark.parametrize("others", [5, None, [["window"]], [3], {"window": 2}])
+def test_a_damaged_record_is_named(tmp_path, others):
+    saved = in_file("tuned")
+    saved["measured"]["others"] = others
+    (tmp_path / "s.json").write_text(json.dumps({"algm_patch": saved}))
+    with pytest.raises(ValueError, match=r"s\.json is damaged: others holds names and values of settings"):
+        Settings.load(tmp_path / "s.json")

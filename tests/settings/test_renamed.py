@@ -114,3 +114,19 @@ def test_new_names_do_not_warn(recwarn):
     model.algm.update(merge_to=0.7)
     assert asdict(model.algm.settings) == asdict(Settings(merge_to=0.7))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_settings_are_read_by_old_names(old):
+    new, _ = RENAMED[old]
+    settings = Settings(gbm_layers=[3])
+    with deprecated(f"the setting {old!r} is now {new!r}", __file__):
+        found = getattr(settings, old)
+    assert found == getattr(settings, new)
+    with deprecated(f"the setting {old!r} is now {new!r}", __file__):
+        assert settings[old] == found
+
+
+def test_what_was_never_a_setting_is_no_attribute():
+    with pytest.raises(AttributeError, match="'Settings' object has no attribute 'warp'"):
+        _ = Settings().warp

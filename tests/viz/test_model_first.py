@@ -48,3 +48,11 @@ def test_a_film_of_frames_and_a_model(model, tmp_path):
     with deprecated(second("animate"), __file__):
         found = animate(frames, model, tmp_path / "found.gif", 5)
     assert found.read_bytes() == expected
+
+
+def test_a_model_by_name_behind_an_image(model, tmp_path):
+    expected = panels(model, photo(batch=1))
+    with deprecated("panels(..., model=...) is now panels(model, ...)", __file__):
+        found = panels(photo(batch=1), model=model)
+    assert list(found) == list(expected)
+    assert list(panels(model=model, image=photo(batch=1))) == list(expected)
