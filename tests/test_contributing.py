@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def case(monkeypatch):
     monkeypatch.setitem(sys.modules, "plainvit.vit", library)
     exec(BLOCK, vars(library))
     exec(ADAPTER, {"__name__": "algm_patch.adapters.plainvit", "__package__": "algm_patch.adapters"})
-    names = {}
+    names: dict[str, Any] = {}
     exec(CASES, names)
     return names["CASES"]["plainvit"]
 

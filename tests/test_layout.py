@@ -57,7 +57,7 @@ def wing(module):
 def imported(path, nodes):
     """Return the full names of the modules that these nodes of a file's code import."""
     package = path.relative_to(ROOT).parent.parts
-    names = set()
+    names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -133,7 +133,8 @@ def private_names(path):
 @pytest.fixture(scope="module")
 def homes():
     """By private name, the files that define it or, if none does, put it on objects. Other libraries' have none."""
-    defining, putting = {}, {}
+    defining: dict[str, set[Path]] = {}
+    putting: dict[str, set[Path]] = {}
     for path in LIBRARY + OTHERS:
         defined, put, _ = private_names(path)
         for names, homes in ((defined, defining), (put, putting)):

@@ -1,5 +1,7 @@
 """The six points of the adapters' contract, for every kind of model that the library patches."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from tests.support.cases import CASES
 from tests.support.contract import PRECISIONS, SETTINGS, UNMERGED, permute_in_place_of_clap, tokens_of, trace
 from tests.support.models import blocks_of
 
-NOTHING = {"tau": 2.0, "gbm_layers": []}
+NOTHING: dict[str, Any] = {"tau": 2.0, "gbm_layers": []}
 
 
 @pytest.fixture(params=CASES)

@@ -1,5 +1,7 @@
 """torch.hub's DINOv2, patched: its outputs and its attention."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -121,8 +123,9 @@ def test_dino_hooks_on_attention_are_not_skipped_in_silence():
 @torch.no_grad()
 def test_dino_attention_of_another_kind():
     model, lengths = dino(), []
+    attention: Any = type(model.blocks[0].attn)
 
-    class Listening(type(model.blocks[0].attn)):
+    class Listening(attention):
         def forward(self, x, attn_bias=None):
             lengths.append(x.shape[1])
             return super().forward(x, attn_bias)

@@ -75,7 +75,7 @@ def test_gradients_with_its_own_checkpointing(name):
     for with_cp in (False, True):
         model = build(name, with_cp=with_cp)
         apply_algm(model, **SETTINGS)
-        runs = []
+        runs: list[int] = []
         for block in model.blocks:
             block.mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         found.append(gradients_of(model, image_of(name).requires_grad_()))

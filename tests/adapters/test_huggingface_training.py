@@ -1,6 +1,7 @@
 """transformers' ViTs patched for training: dropout, gradient checkpointing, saved weights, LoRA."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.support.contract import SETTINGS, UNMERGED, tokens_of
 from tests.support.models_huggingface import FAMILIES, build, inputs, photo
 from tests.support.training import assert_same, gradients
 
-CHANCE = {
+CHANCE: dict[str, Any] = {
     "hidden_dropout_prob": 0.3,
     "attention_probs_dropout_prob": 0.2,
     "attention_dropout": 0.2,

@@ -1,5 +1,7 @@
 """mmsegmentation's backbones and blocks that are not patched, and the reasons that they are given."""
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -9,7 +11,7 @@ from tests.support.models_mmseg import BACKBONES, backbone, mmseg
 PYRAMID = {"embed_dims": (8, 16), "num_heads": (1, 2), "depths": (2, 2), "strides": (4, 2), "mlp_ratios": (2, 2)}
 
 
-NOT_PLAIN = {
+NOT_PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "SwinTransformer": ("swin.SwinBlock, its attention runs in windows", {"embed_dims": 12, "num_heads": (1, 2, 4, 8)}),
     "MixVisionTransformer": ("mit.TransformerEncoderLayer, its attention reduces the keys", {"embed_dims": 8}),
     "PCPVT": ("twins.GSAEncoderLayer, its attention reduces the keys", {**PYRAMID, "sr_ratios": (8, 4)}),
@@ -31,7 +33,7 @@ def test_windowed_and_hierarchical_backbones_are_refused(name):
 def test_a_block_with_a_forward_of_its_own_is_refused():
     """SegViT's shrink layer is such a block: it drops queries on the way."""
     model = backbone("ViT")
-    parent = type(model.layers[0])
+    parent: Any = type(model.layers[0])
 
     class ShrinkLayer(parent):
         def forward(self, x):

@@ -1,5 +1,7 @@
 """open_clip's ViT, patched: its outputs, its other tower, and its training."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -74,7 +76,8 @@ def test_clip_text_tower_of_the_same_blocks_is_left_alone():
     text, image = torch.randint(20, (2, 9)), photo()
     expected = model.encode_text(text)
     before = model.encode_image(image)
-    assert find_vit(model)[0] is model.visual
+    trunk: Any = find_vit(model)[0]
+    assert trunk is model.visual
     apply_algm(model, **SETTINGS)
     assert type(model.transformer.resblocks[0]) is not type(model.visual.transformer.resblocks[0])
     assert torch.equal(model.encode_text(text), expected)

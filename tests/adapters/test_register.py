@@ -1,5 +1,7 @@
 """Blocks of one's own, registered."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -72,7 +74,8 @@ def test_an_unknown_block_is_pointed_to_register():
 @pytest.mark.usefixtures("registered")
 def test_a_registered_block_merges():
     torch.manual_seed(0)
-    model, image = Model(), nn.functional.interpolate(torch.randn(2, 3, 3, 3), (56, 40), mode="bilinear")
+    model: Any = Model()
+    image = nn.functional.interpolate(torch.randn(2, 3, 3, 3), (56, 40), mode="bilinear")
     expected = model(image)
     apply_algm(model, clap_layer=1, gbm_layers=[3], tau=2.0, gbm_tau=2.0)
     assert torch.equal(model(image), expected)

@@ -20,8 +20,8 @@ def model(request):
 
 def test_the_decoder_has_the_same_blocks_and_is_left_alone(model):
     trunk, vit = find_vit(model)
-    assert trunk is model.encoder
     assert vit.blocks == list(model.encoder.blocks)
+    assert trunk is model.encoder
     before = trace(model.decoder)
     apply_algm(model, **SETTINGS)
     assert trace(model.decoder) == before

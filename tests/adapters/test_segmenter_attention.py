@@ -1,5 +1,7 @@
 """Attention in Segmenter's blocks, patched: dropout, maps, hooks, and attention of another kind."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -71,8 +73,9 @@ def test_hooks_on_attention_are_not_skipped_in_silence():
 @torch.no_grad()
 def test_attention_of_another_kind_runs_as_it_is():
     model, lengths = build("mask"), []
+    attention: Any = type(model.encoder.blocks[0].attn)
 
-    class Listening(type(model.encoder.blocks[0].attn)):
+    class Listening(attention):
         def forward(self, x, mask=None):
             lengths.append(x.shape[1])
             return super().forward(x, mask)

@@ -1,5 +1,7 @@
 """Attention in timm's ViTs, patched: its masks, the weight of merged tokens, and what is refused."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -43,7 +45,7 @@ def test_unmerged_layers_keep_their_fast_path(family):
     """No mask reaches attention before anything is merged."""
     model, image = build(family), photo(family)
     apply_algm(model, clap_layer=3, gbm_layers=[], tau=0.5, batch="min")
-    masks = {layer: [] for layer in range(5)}
+    masks: dict[int, list[Any]] = {layer: [] for layer in range(5)}
     for layer, block in enumerate(model.blocks):
         for part in getattr(block, "attns", [block]):
             part.attn.register_forward_pre_hook(

@@ -11,7 +11,7 @@ from tests.support.models import OTHERS, build, photo
 
 def naflex_input(grids, length):
     """Return NaFlexViT's input for images of these grids, their patches padded to one length."""
-    batch = {"patches": [], "patch_coord": [], "patch_valid": []}
+    batch: dict[str, list[torch.Tensor]] = {"patches": [], "patch_coord": [], "patch_valid": []}
     for image in (photo(batch=1, grid=grid)[0] for grid in grids):
         patches, coordinates, valid = patchify_image(image, (16, 16))
         missing = length - len(patches)

@@ -83,6 +83,7 @@ def test_table_5_is_at_the_same_parts_of_the_depth():
 def tokens_left(network: Any, settings: Settings) -> tuple[int, int]:
     """Return the tokens that CLAP leaves and those that remain in the end, summed over all images."""
     counts = []
+    assert settings.clap_layer is not None
     with patched(network, settings), torch.no_grad():
         for image in images():
             network(image)
@@ -119,6 +120,7 @@ def test_several_layers_of_gbm_each_merge_as_many():
 
 def test_without_a_threshold_the_reference_has_that_of_the_data_set():
     base, _ = equal_merging.count_merged(Segmenter(), images(), replace(BASE, tau="auto"))
+    assert isinstance(base.tau, float)
     assert -1 < base.tau < 1
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.common.arguments import DTYPES
 from benchmarks.common.stopwatch import PARTS
 from benchmarks.gpu import attention, bars, lines, suite, tables
 from benchmarks.gpu.agenda import agenda
-from benchmarks.gpu.methods import FIXED, METHODS, PLAIN, THRESHOLDS, TOME, UNPATCHED
+from benchmarks.gpu.methods import FIXED, METHODS, PLAIN, THRESHOLDS, TOME, UNPATCHED, equal_method
 from benchmarks.gpu.networks import NETWORKS
 
 TEST = NETWORKS["test"]
@@ -119,12 +120,10 @@ def test_compiled_methods_say_what_eager_ones_do():
 
 
 def test_a_method_that_fails_leaves_the_others(monkeypatch):
-    method = tables.equal_method
-
     def broken(name, *rest):
         if name == TOME:
             raise ValueError("not this one")
-        return method(name, *rest)
+        return equal_method(name, *rest)
 
     monkeypatch.setattr(tables, "equal_method", broken)
     options = suite.parse([*TRIAL, "1", "--modes", "eager"])
@@ -169,7 +168,7 @@ def test_the_most_important_comes_first_and_nothing_twice():
 
 
 def verdicts(**tables):
-    empty = {name: [] for name in lines.TABLES}
+    empty: dict[str, list[Any]] = {name: [] for name in lines.TABLES}
     return {row["bar"]: row["verdict"] for row in bars.bars(empty | tables)}
 
 

@@ -119,7 +119,7 @@ def test_a_clock_of_cuda_reads_events(monkeypatch):
 
 
 def test_synchronisations_are_those_that_torch_warns_of(monkeypatch):
-    modes = []
+    modes: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
 

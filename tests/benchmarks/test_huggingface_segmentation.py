@@ -26,8 +26,12 @@ PYRAMID = {"out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_auxiliary_he
 SIDES = {"height": 64, "width": 64}
 
 
+def config_of(family: str, **settings: Any) -> Any:
+    return getattr(transformers, f"{family}Config")(**settings)
+
+
 def of_beit(family: str) -> Any:
-    return getattr(transformers, f"{family}Config")(image_size=64, num_labels=CLASSES, **SMALL, **PYRAMID)
+    return config_of(family, image_size=64, num_labels=CLASSES, **SMALL, **PYRAMID)
 
 
 HUGGING_FACE = {
@@ -35,7 +39,8 @@ HUGGING_FACE = {
     "Data2Vec": ("Data2VecVisionForSemanticSegmentation", of_beit("Data2VecVision"), "BeitImageProcessor"),
     "DPT": (
         "DPTForSemanticSegmentation",
-        transformers.DPTConfig(
+        config_of(
+            "DPT",
             image_size=64,
             backbone_out_indices=[0, 1, 2, 3],
             neck_hidden_sizes=[16, 16, 32, 32],
@@ -48,9 +53,10 @@ HUGGING_FACE = {
     ),
     "UperNet": (
         "UperNetForSemanticSegmentation",
-        transformers.UperNetConfig(
-            backbone_config=transformers.BeitConfig(
-                image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"], **SMALL
+        config_of(
+            "UperNet",
+            backbone_config=config_of(
+                "Beit", image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"], **SMALL
             ),
             pool_scales=[1, 2],
             hidden_size=32,
@@ -61,8 +67,8 @@ HUGGING_FACE = {
     ),
     "EoMT": (
         "EomtForUniversalSegmentation",
-        transformers.EomtConfig(
-            image_size=64, num_queries=6, num_blocks=1, num_register_tokens=2, num_labels=CLASSES, **SMALL
+        config_of(
+            "Eomt", image_size=64, num_queries=6, num_blocks=1, num_register_tokens=2, num_labels=CLASSES, **SMALL
         ),
         "EomtImageProcessor",
     ),

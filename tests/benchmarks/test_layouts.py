@@ -103,7 +103,7 @@ def test_layouts_as_published(name, tmp_path):
     stored = np.array(Image.open(tmp_path / label_path.format(i=2)))
     for value, label in meaning.items():
         assert (sample.label[torch.from_numpy(stored == value)] == label).all()
-    assert np.array_equal(sample.image.permute(1, 2, 0), Image.open(sample.path))
+    assert np.array_equal(sample.image.permute(1, 2, 0), np.asarray(Image.open(sample.path)))
 
 
 def test_names_and_colours():

@@ -41,7 +41,7 @@ def plain_tome(model, image, r):
                 b: torch.cosine_similarity(keys[a], keys[b], dim=0).item()
                 for b in range(prefix + 1 - prefix % 2, len(x), 2)
             }
-            best = max(cosines, key=cosines.get)
+            best = max(cosines, key=cosines.__getitem__)
             proposals.append((cosines[best], a, best))
         joined = {a: b for _, a, b in sorted(proposals, reverse=True)[:r]}
         members = {i: [i, *(a for a, b in joined.items() if b == i)] for i in range(len(x)) if i not in joined}

@@ -1,6 +1,7 @@
 """Scaling reports every combination, measured or left out; and what it claims of matching's memory."""
 
 import csv
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from algm_patch.core import matching
+from algm_patch.core.plan import plan_clap
 from algm_patch.functional import TokenMap
 from benchmarks.common.memory import peak_memory
 from benchmarks.cost import scaling, scaling_report, stages
@@ -118,7 +120,9 @@ def test_what_is_over_the_budget_is_left_out_and_said_to_be(monkeypatch, tmp_pat
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3), st.integers(1, 3))
 def test_stages_merge_half_of_the_candidates_and_give_all_tokens_back(high, wide, prefix, batch):
     x = torch.randn(batch, prefix + high * wide, 5)
-    done = {name: function(given) for name, (function, given) in stages.stages(x, (high, wide), prefix).items()}
+    done: dict[str, Any] = {
+        name: function(given) for name, (function, given) in stages.stages(x, (high, wide), prefix).items()
+    }
     assert list(done) == list(stages.STAGES)
     windows = batch * (high // 2) * (wide // 2)
     plan = done["CLAP matching"]
@@ -134,7 +138,7 @@ def test_stages_merge_half_of_the_candidates_and_give_all_tokens_back(high, wide
 
 def test_maps_of_a_new_forward_pass_have_computed_nothing():
     x = torch.randn(2, 36, 5).cumsum(1)
-    plan = stages.plan_clap(x, (6, 6), 0.9, (2, 2), 0, "image")
+    plan = plan_clap(x, (6, 6), 0.9, (2, 2), 0, "image")
     assert plan.step.packing is not None
     plan(x)
     again = stages.fresh(plan.step)
@@ -174,7 +178,7 @@ def measured(tokens, share, memory, batch=1):
 
 
 def test_the_bars_hold_or_are_missed_at_the_worst_combination():
-    chunk = scaling_report.CHUNK_BYTES
+    chunk = matching.CHUNK_BYTES
     few, many = measured(2**8, 0.02, 100.0), measured(2**14, 0.01, 100 + chunk / 2**14)
     reach, time, memory = scaling_report.verdicts([few, many])
     assert reach == "up to 16384 tokens"

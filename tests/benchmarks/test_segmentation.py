@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -144,8 +145,8 @@ def test_processes_share_the_images(launcher, command, tmp_path):
 
 @given(st.integers(0, 12), st.integers(1, 15))
 def test_shares_are_a_partition(images, processes):
-    everything = [Path(f"{i}.png") for i in range(images)]
-    shares = []
+    everything: Any = [Path(f"{i}.png") for i in range(images)]
+    shares: list[Any] = []
     for rank in range(processes):
         with mock.patch.multiple(
             "torch.distributed",

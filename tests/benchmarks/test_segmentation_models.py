@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def weights_file(tmp_path):
 
 def test_a_timm_backbone_with_a_linear_head(head_file, weights_file):
     (head_path, head), (weights_path, backbone) = head_file, weights_file
-    model = load(f"timm:{NAME}", head_path, weights=weights_path)
+    model: Any = load(f"timm:{NAME}", head_path, weights=weights_path)
     assert model.size == (224, 224)
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     image = torch.from_numpy(np.array(noise(0, 224, 224))).permute(2, 0, 1)

@@ -2,6 +2,7 @@
 
 import csv
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,11 @@ def test_speed_is_the_median_over_rounds_and_the_mean_over_batches():
 def test_rounds_go_through_all_methods_and_leave_the_model_as_it_was():
     model, images = build("ViT", grid=GRID), photo(grid=GRID)
     ran = []
-    methods = [ways.Method(name, "", lambda _, name=name: ran.append(name) or nullcontext()) for name in "abc"]
+
+    def recorded(name):
+        return lambda _: ran.append(name) or nullcontext()
+
+    methods = [ways.Method(name, "", recorded(name)) for name in "abc"]
     with torch.inference_mode():
         spent = ways.time_in_turns(model, images, methods, rounds=4)
     assert [len(own) for own in spent] == [4, 4, 4]
@@ -209,7 +214,7 @@ def test_the_picture_holds_every_point_within_its_axes():
     figure = draw(points, "title", "machine")
     figure.draw_without_rendering()
     for axes in figure.axes:
-        curves = [line for line in axes.lines if line.get_marker() != "None"]
+        curves: list[Any] = [line for line in axes.lines if line.get_marker() != "None"]
         assert len(curves) == len(STYLES)
         for line in curves:
             assert len(line.get_xdata()) == 3

@@ -92,7 +92,7 @@ def test_the_table_is_written_by_the_command_alone(monkeypatch, tmp_path):
     assert text.startswith(census.HEAD)
     assert re.findall("^## .*", text, re.MULTILINE) == [
         f"## timm {timm.__version__}",
-        f"## transformers {census.transformers.__version__}",
+        f"## transformers {transformers.__version__}",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["coverage.md"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from skimage.data import astronaut
 
 from algm_patch import Settings
-from algm_patch.__main__ import main
+from algm_patch.cli.main import main
 
 NAME = "vit_tiny_patch16_224"
 

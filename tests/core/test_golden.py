@@ -1,5 +1,7 @@
 """Matching of the recorded tensors is the authors'."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,10 +19,15 @@ def assert_golden(merged, token_map, golden):
     assert torch.equal(sizes, golden["size"][..., 0].gather(1, index[..., 0]))
 
 
+def height_and_width(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 @pytest.mark.parametrize("path", golden_files("clap_*"), ids=lambda path: path.stem)
 def test_clap_is_the_authors(path):
     golden, about = read_golden(path)
-    grid, window = (tuple(map(int, about[key].split("x"))) for key in ("grid", "window"))
+    grid, window = (height_and_width(about[key]) for key in ("grid", "window"))
     merged, token_map = clap(
         golden["x"], grid, float(about["tau"]), window=window, num_prefix_tokens=int(about["prefix_tokens"])
     )
@@ -40,8 +47,8 @@ def test_gbm_is_the_authors(path):
 @pytest.mark.parametrize("path", golden_files("clap_3*"), ids=lambda path: path.stem)
 def test_the_recorded_batch_merges_what_each_image_allows(path):
     golden, about = read_golden(path)
-    grid, window = (tuple(map(int, about[key].split("x"))) for key in ("grid", "window"))
-    settings = {"window": window, "num_prefix_tokens": int(about["prefix_tokens"])}
+    grid, window = (height_and_width(about[key]) for key in ("grid", "window"))
+    settings: dict[str, Any] = {"window": window, "num_prefix_tokens": int(about["prefix_tokens"])}
     x, tau = golden["x"], float(about["tau"])
     merged, _ = clap(x, grid, tau, **settings, batch="min")
     assert merged.shape[1] == golden["merged"].shape[1] == 251

@@ -94,7 +94,7 @@ def test_what_is_not_finite_stays_where_it_is(kind):
 def test_the_window_mean_is_over_ordered_pairs_of_different_tokens():
     x = torch.randn(1, 4, 3)
     cosines = torch.nn.functional.cosine_similarity(x[0, :, None], x[0, None], dim=-1)
-    similarity = cosines[~torch.eye(4, dtype=bool)].mean().item()
+    similarity = cosines[~torch.eye(4, dtype=torch.bool)].mean().item()
     assert clap(x, (2, 2), similarity - 1e-4, num_prefix_tokens=0)[0].shape[1] == 1
     assert clap(x, (2, 2), similarity + 1e-4, num_prefix_tokens=0)[0].shape[1] == 4
 
@@ -197,9 +197,9 @@ def test_the_published_rule_says_when_it_merges_nothing():
         (lambda x: clap(x, (4, 4), -1.5), ValueError, "tau is a cosine"),
         (lambda x: clap(x, (4, 4), float("nan")), ValueError, "tau is a cosine"),
         (lambda x: clap(x, (4, 4), "adaptive"), ValueError, "'auto', 'paper'"),
-        (lambda x: clap(x, (4, 4), None), TypeError, "tau is a number"),
+        (lambda x: clap(x, (4, 4), None), TypeError, "tau is a number"),  # type: ignore[arg-type]
         (lambda x: clap(x, (4, 4), 0.9, window=(1, 1)), ValueError, "at least two tokens"),
-        (lambda x: clap(x, (4, 4), 0.9, window=2), TypeError, "window is \\(height, width\\)"),
+        (lambda x: clap(x, (4, 4), 0.9, window=2), TypeError, "window is \\(height, width\\)"),  # type: ignore[arg-type]
         (lambda x: clap(x[0], (4, 4), 0.9), ValueError, "\\[B, P\\+N, D\\]"),
         (lambda x: gbm(x, TokenMap.identity(1, 20), layer=5), ValueError, "the map that came with these tokens"),
         (lambda x: gbm(x, TokenMap.identity(1, 17), layer=0), ValueError, "counts blocks from 1"),

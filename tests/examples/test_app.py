@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import app
 import dinov2_saliency
@@ -18,7 +19,13 @@ from skimage.data import astronaut
 from algm_patch import apply_algm, remove_algm
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DEFAULT = {"clap_layer": 1, "gbm_layers": (5,), "tau": "auto", "window": (2, 2), "proportional_attention": True}
+DEFAULT: dict[str, Any] = {
+    "clap_layer": 1,
+    "gbm_layers": (5,),
+    "tau": "auto",
+    "window": (2, 2),
+    "proportional_attention": True,
+}
 
 
 @pytest.fixture(scope="module")

@@ -72,10 +72,10 @@ def load_mmengine(model: nn.Module, place: Path) -> None:
     load_checkpoint(model, str(place), strict=True)
 
 
-EPOCH = [f"epoch-{EPOCHS // 2}", f"epoch-{EPOCHS}"]
-TRAINER = [f"checkpoint-{HALF}", f"checkpoint-{STEPS}"]
-LIGHTNING = [f"epoch={EPOCHS // 2 - 1}.ckpt", f"epoch={EPOCHS - 1}.ckpt"]
-RUNNER = [f"iter_{HALF}.pth", f"iter_{STEPS}.pth"]
+EPOCH = (f"epoch-{EPOCHS // 2}", f"epoch-{EPOCHS}")
+TRAINER = (f"checkpoint-{HALF}", f"checkpoint-{STEPS}")
+LIGHTNING = (f"epoch={EPOCHS // 2 - 1}.ckpt", f"epoch={EPOCHS - 1}.ckpt")
+RUNNER = (f"iter_{HALF}.pth", f"iter_{STEPS}.pth")
 SCRIPTS = training_loops.SCRIPTS
 LOOPS = {
     "plain PyTorch": Loop(SCRIPTS["plain"], LinearSegmentor, *EPOCH, load_safetensors),
@@ -142,18 +142,18 @@ def answer(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def tokens_alone(model: nn.Module, image: Tensor) -> int:
+def tokens_alone(model: Any, image: Tensor) -> int:
     model.eval()(image[None])
     return model.algm.token_map.sizes.shape[1]
 
 
 def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
-    found, expected = found.state_dict(), expected.state_dict()
-    assert list(found) == list(expected)
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    weights, wanted = found.state_dict(), expected.state_dict()
+    assert list(weights) == list(wanted)
+    assert [name for name in weights if not torch.equal(weights[name], wanted[name])] == []
 
 
-@pytest.fixture(scope="module", params=LOOPS.values(), ids=LOOPS)
+@pytest.fixture(scope="module", params=LOOPS.values(), ids=list(LOOPS))
 def loop(request: pytest.FixtureRequest) -> Loop:
     return request.param
 
@@ -163,7 +163,7 @@ def trained_and_watched(loop: Loop, tmp_path_factory: pytest.TempPathFactory) ->
     seen: list[Forward] = []
     hooks: list[Any] = []
 
-    def watch(model: nn.Module, *_: Any) -> None:
+    def watch(model: Any, *_: Any) -> None:
         seen.append(Forward(model.training, model.algm.tokens_per_layer, model.algm.token_map.sizes))
 
     def merging_and_watched(model: nn.Module) -> None:

@@ -1,5 +1,7 @@
 """model.algm.update and model.algm.using: settings change together, or not at all, or for a while."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_coupled_settings_change_together(model):
 
 @torch.no_grad()
 def test_updated_it_runs_as_newly_patched(model):
-    changes = {"clap_layer": 2, "gbm_layers": [3], "compare": "key", "window": (3, 2)}
+    changes: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3], "compare": "key", "window": (3, 2)}
     model.algm.update(**changes)
     expected = apply_algm(build("ViT"), tau=0.5, **changes)
     assert torch.equal(model(photo()), expected(photo()))

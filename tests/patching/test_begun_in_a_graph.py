@@ -1,5 +1,7 @@
 """Forward passes that begin in a compiled patch embedding and go on in Python."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from algm_patch import apply_algm
 from tests.support import cases_segmenter
 from tests.support.models import build, photo
 
-COUNTS = {"clap_layer": 1, "gbm_layers": [5], "merge_to": 0.6}
+COUNTS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [5], "merge_to": 0.6}
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_passes_in_turns(model):
 @torch.no_grad()
 def test_a_decoder_finds_the_pass():
     image = photo(batch=1)
-    settings = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6, "unmerge_at": "after_head"}
+    settings: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "merge_to": 0.6, "unmerge_at": "after_head"}
     expected = apply_algm(cases_segmenter.build("mask"), **settings)(image)
     model = apply_algm(cases_segmenter.build("mask"), **settings)
     model.encoder.patch_embed.compile(backend="eager")

@@ -44,7 +44,8 @@ def warned(run, times=2):
 
 
 def test_blocks_that_are_computed_by_their_parts():
-    model, image = ByParts(build("ViT")).eval(), photo()
+    model: Any = ByParts(build("ViT")).eval()
+    image = photo()
     with torch.no_grad():
         expected = model(image)
     apply_algm(model, **SETTINGS)

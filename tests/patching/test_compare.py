@@ -1,6 +1,7 @@
 """The setting ``compare`` (supplement, Tab. 4f): queries, keys and values in place of tokens."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from algm_patch import apply_algm, calibrate
 from algm_patch.core.matching import best_matches, window_similarity
-from algm_patch.patching.find_vit import find_vit
 from tests.support import cases_hub, models
 from tests.support.ablations import METRICS, SETTINGS, case_of, seeded_tokens
 from tests.support.cases import CASES
-from tests.support.models import build, photo
+from tests.support.models import blocks_of, build, photo
 
 
 class FusedAttention(TorchFunctionMode):
@@ -65,7 +65,8 @@ def test_what_is_compared_is_what_fused_attention_is_given(family, metric):
 def test_what_is_compared_is_the_projections_own_output_before_any_turn(family, metric):
     case = case_of(family)
     model, image = case.build(), case.image()
-    block, inputs = find_vit(model)[1].blocks[1], []
+    block = blocks_of(model)[1]
+    inputs: list[Any] = []
     hook = block.norm1.register_forward_hook(lambda _, args, output: inputs.append(output))
     seeded_tokens(case, model, image)
     hook.remove()
@@ -186,7 +187,8 @@ def test_a_calibrated_threshold_is_that_of_its_features_and_place():
         for compare, place in ways:
             with model.algm.using(compare=compare, place=place):
                 model.forward_features(image)
-                used = re.search(r"layer 1: CLAP 31 -> .*, tau (.*)", str(model.algm))[1]
-                assert (used == f"{taus[way]:.4f}") == ((compare, place) == way)
+                used = re.search(r"layer 1: CLAP 31 -> .*, tau (.*)", str(model.algm))
+                assert used is not None
+                assert (used[1] == f"{taus[way]:.4f}") == ((compare, place) == way)
         assert model.algm.calibrated_tau == taus[way]
     assert len(set(taus.values())) == 3  # the MLP does not move the keys

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from algm_patch import apply_algm
@@ -108,7 +109,7 @@ def trained_weights(wrapper, settings, batch):
 
 
 HOW = [("before", False), ("before", True), ("after", False)]
-CHECKS = {}
+CHECKS: dict[tuple[Any, ...], Callable[..., Any]] = {}
 for wrapper in WRAPPERS:
     for name, (settings, batch) in EQUAL.items():
         for patched, recompute in HOW:

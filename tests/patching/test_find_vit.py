@@ -118,7 +118,7 @@ def test_refused_by_name_and_left_as_it_was(what):
 
 def test_what_is_no_module():
     with pytest.raises(TypeError, match=r"expects a torch.nn.Module, got 'vit_tiny"):
-        apply_algm("vit_tiny_patch16_224")
+        apply_algm("vit_tiny_patch16_224")  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ class Segmentor(torch.nn.Module):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_head_trains_on_a_frozen_trunk(mode):
-    model, image = apply_algm(Segmentor(build("ViT").requires_grad_(False)).train(), **SETTINGS), photo(batch=3)
+    model: Any = apply_algm(Segmentor(build("ViT").requires_grad_(False)).train(), **SETTINGS)
+    image = photo(batch=3)
     getattr(model.trunk, mode)()
     for _ in range(3):
         found = gradients(model, model(image).square().mean())

@@ -97,7 +97,8 @@ def test_gradients_of_micro_batches_add_up(settings, recompute):
         return model.forward_features(images).square().sum()
 
     alone = [gradients(model, loss(model, part)) for model, part in ((built(), part) for part in images.split(2))]
-    model, expected = built(), {name: sum(each[name] for each in alone) for name in alone[0]}
+    model = built()
+    expected: dict[str, Any] = {name: sum(each[name] for each in alone) for name in alone[0]}
     for part in images.split(2):
         loss(model, part).backward()
     assert_same({name: model.get_parameter(name).grad for name in expected}, expected, atol=1e-3, rtol=1e-5)
@@ -107,7 +108,7 @@ def test_gradients_of_micro_batches_add_up(settings, recompute):
 
 @pytest.mark.parametrize("batch", ["min", "image"])
 def test_random_depth_and_dropout_draw_as_ever(batch):
-    drops = {f"{part}_drop_rate": 0.2 for part in ("pos", "proj", "attn")}
+    drops: dict[str, Any] = {f"{part}_drop_rate": 0.2 for part in ("pos", "proj", "attn")}
     model, image = build("ViT", drop_path_rate=0.4, **drops).train(), photo(batch=3)
 
     def drawn():

@@ -1,5 +1,6 @@
 """Hooks on every module see the full grid, but for those that look at no token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,19 +15,21 @@ SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.5}
 
 def everywhere(kind, hook):
     modules = torch.nn.modules.module
-    return {
+    register: dict[str, Callable[..., Any]] = {
         "forward": modules.register_module_forward_hook,
         "forward pre": modules.register_module_forward_pre_hook,
         "backward": modules.register_module_full_backward_hook,
         "backward pre": modules.register_module_full_backward_pre_hook,
-    }[kind](hook)
+    }
+    return register[kind](hook)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward pre", "backward", "backward pre"])
 @pytest.mark.parametrize("batch", ["image", "min"])
 def test_hooks_on_every_module_see_the_full_grid_at_every_block(kind, batch):
     model = apply_algm(build("ViT"), **SETTINGS, batch=batch)
-    expected, seen = model.forward_features(photo()), []
+    expected = model.forward_features(photo())
+    seen: list[torch.Size] = []
 
     def see(module, *tensors):
         if module in set(model.blocks):

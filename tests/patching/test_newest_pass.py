@@ -112,7 +112,7 @@ class Loop(nn.Module):
 )
 def test_an_export_leaves_nothing_behind(settings, known, strict):
     trunk = build("ViT", depth=2).requires_grad_(False)
-    model = apply_algm(trunk if known else Loop(trunk), **settings)
+    model: Any = apply_algm(trunk if known else Loop(trunk), **settings)
     torch.export.export(model, (photo(batch=1),), strict=strict)
     assert "no forward pass yet" in str(model.algm)
     assert len(model.algm.runtime.exports) == 0

@@ -24,8 +24,10 @@ def test_gradcheck_of_proportional_attention_to_images_of_different_lengths(mode
     )
     tokens = LayerTokens(token_map, token_map.key_bias, num_prefix_tokens=1)
     assert token_map.packing.lengths == (3, 2)
+    adapter = adapter_of(block)
+    assert adapter is not None
     x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: packed_attention_half(adapter_of(block), "token", block, x, tokens)[0], x)
+    assert torch.autograd.gradcheck(lambda x: packed_attention_half(adapter, "token", block, x, tokens)[0], x)
 
 
 @pytest.mark.parametrize("heads", [4, 2])
@@ -58,11 +60,11 @@ def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypa
         assert query.shape == key.shape == value.shape == (15, 2, 8)
         assert (starts.tolist(), same.dtype, longest, also) == ([0, 3, 10, 15], torch.int32, 7, 7)
         images = (x.double().transpose(0, 1)[None].split([3, 7, 5], 2) for x in (query, key, value))
-        outputs = [scaled_dot_product_attention(*image, scale=scale) for image in zip(*images, strict=True)]
+        outputs = [scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*images, strict=True)]
         return torch.cat(outputs, 2)[0].transpose(0, 1)
 
     monkeypatch.setattr(packed, "varlen_attn", kernel)
-    half = [x.to(dtype) for x in (query, key, value)]
-    expected = packed.of_each_image(*(x.double() for x in half), packing, sizes, None, False)
-    found = packed.in_one_call(*half, packing, sizes, None)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    expected = packed.of_each_image(query.double(), key.double(), value.double(), packing, sizes, None, False)
+    found = packed.in_one_call(query, key, value, packing, sizes, None)
     torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.bfloat16 else 1e-10, rtol=0)

@@ -41,7 +41,7 @@ def test_norms_projections_and_mlps_run_on_the_sum_of_the_tokens(name, proportio
     after_gbm = int((model.algm.token_map.sizes > 0).sum())
     assert after_gbm < after_clap < len(images) * length
     whole, clapped, matched = (len(images), length), (1, after_clap), (1, after_gbm)
-    seen = {}
+    seen: dict[tuple[int, str], list[tuple[int, ...]]] = {}
     for layer, block in enumerate(find_vit(model)[1].blocks):
         for part in (*before, *behind):
             block.get_submodule(part).register_forward_pre_hook(

@@ -69,7 +69,8 @@ def test_gradients_of_a_picked_token_reach_it_alone():
 
 @torch.no_grad()
 def test_each_picked_token_is_a_member_of_its_group():
-    model, images, parts = build("ViT"), unlike(photo()), {}
+    model, images = build("ViT"), unlike(photo())
+    parts: dict[str, torch.Tensor] = {}
     patched(model, model.forward_features, images, gbm_layers=[])
     model(images)
     labels, sizes = model.algm.token_map.labels, model.algm.token_map.sizes

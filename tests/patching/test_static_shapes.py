@@ -1,5 +1,7 @@
 """Fixed counts with other settings, without values, in training and in half precision."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -74,7 +76,8 @@ def test_gradients_are_the_sum_of_those_of_each_image():
         gradients(model, (model.forward_features(image[None]) * weight).sum())
         for image, weight in zip(images, weights, strict=True)
     ]
-    assert_same(together, {key: sum(one[key] for one in alone) for key in together}, **CLOSE)
+    total: dict[str, Any] = {key: sum(one[key] for one in alone) for key in together}
+    assert_same(together, total, **CLOSE)
 
 
 @pytest.mark.parametrize("how", ["blocks", "whole model"])

@@ -1,5 +1,7 @@
 """Training on batches whose images merge by themselves."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.layers import DropPath, set_reentrant_ckpt
@@ -24,7 +26,7 @@ def test_gradients_are_the_sum_of_those_of_each_image(name, mode):
 
     def gradient(part):
         """Return the gradients of every parameter and every image."""
-        found = gradients(model, (prepared.final_tokens(images[part]) * weights[part]).sum())
+        found: dict[str, Any] = gradients(model, (prepared.final_tokens(images[part]) * weights[part]).sum())
         found["images"], images.grad = images.grad, None
         return found
 

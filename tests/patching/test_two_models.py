@@ -104,7 +104,7 @@ def test_recomputation_across_two_models():
         for model in models:
             model.zero_grad()
         tokens = [embedded(model, photo(seed=i)) for i, model in enumerate(models)]
-        total = 0.0
+        total: Any = 0.0
         for blocks in zip(*(model.blocks for model in models), strict=True):
             tokens = [run(block, x) for block, x in zip(blocks, tokens, strict=True)]
             total = total + sum((x * torch.linspace(-1, 1, 64)).sum() for x in tokens)

@@ -96,7 +96,7 @@ def test_with_a_mask_for_each_image(name, kind):
     heads = 4
     masks = torch.randn(len(prepared.images), heads, 31, 31)
     if kind == "bool":
-        masks = (masks < 1) | torch.eye(31, dtype=bool)
+        masks = (masks < 1) | torch.eye(31, dtype=torch.bool)
         masks = ~masks if "clip" in name else masks  # there, True is what is left out
     given = {image.data_ptr(): mask for image, mask in zip(prepared.images, masks, strict=True)}
 

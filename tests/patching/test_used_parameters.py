@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from algm_patch import apply_algm
 from tests.support import models_huggingface
 from tests.support.models import ALL, ENCODERS, GRID, build, photo, read_every_block
+from tests.support.training import beginning_with
 from tests.support.wrapping import SETTINGS, sharded
 
 EVEN = (6, 4)  # Qwen3's own merger takes windows
@@ -100,4 +101,4 @@ def test_shards_of_other_families(case, patched):
     assert model.algm.token_map.sizes.amax() > 1
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         found = None if parameter.grad is None else parameter.grad.full_tensor()
-        torch.testing.assert_close(found, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, expected.grad, msg=beginning_with(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_a_model_without_a_decoder_refuses_to_unmerge_after_it():
 def test_a_compiled_model_is_measured_and_stays_compiled(wrapped):
     torch._dynamo.reset()
     model = compiled = patched("tau auto")
-    graph = {"backend": "eager", "fullgraph": True}
+    graph: dict[str, Any] = {"backend": "eager", "fullgraph": True}
     if wrapped:
         compiled = torch.compile(model, **graph)
     else:

@@ -1,7 +1,9 @@
 """Models inside what others wrap around them, patched before and after."""
 
 import warnings
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ def with_lora(model):
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=["qkv"], lora_alpha=8, r=8))
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "DDP": DistributedDataParallel,
     "FSDP2": sharded,
     "torch.compile": lambda model: torch.compile(model, backend="eager"),

@@ -81,9 +81,9 @@ class Own(nn.Module):
 
     def __init__(self, modules):
         super().__init__()
-        self.proj = nn.Linear(64, 64)
+        self.proj: nn.Module = nn.Linear(64, 64)
         self.enter = nn.Linear(64, 192) if modules else nn.Parameter(0.1 * torch.randn(192, 64))
-        self.mlp = Mlp(64)
+        self.mlp: nn.Module = Mlp(64)
         self.proj = self.proj if modules else nn.Identity()
 
     def mix(self, x):
@@ -141,14 +141,16 @@ class Bare(Own):
         self.mlp = nn.Identity()
 
 
+def first_tokens(model, images):
+    return model.forward_features(images)[None, None, 0]
+
+
 def test_blocks_without_layers_have_pictures_and_are_tuned(of_own_blocks):
     model = of_own_blocks(modules=False)
     remove_algm(model)
     model.blocks = nn.Sequential(Bare(), Bare())
     apply_algm(model, gbm_layers=[2], tau=0.5, proportional_attention=False)
-    assert "difference" in panels(
-        model, photo(batch=1), lambda model, images: model.forward_features(images)[None, None, 0]
-    )
+    assert "difference" in panels(model, photo(batch=1), first_tokens)
     assert "Bare costs is not known: it has no linear layers" in repr(model.algm)
     assert tune(model, photo(), keep=0.1, cost="time", budget="60s").record.judge == "cosine"
 
@@ -173,7 +175,7 @@ def test_a_block_that_cannot_be_copied_is_said(of_own_blocks):
 class Scaled(nn.Sequential):
     """A stem whose forward takes more than an image."""
 
-    def forward(self, x, scale):
+    def forward(self, x, scale):  # type: ignore[override]
         return super().forward(scale * x)
 
 

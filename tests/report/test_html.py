@@ -15,7 +15,8 @@ class Checked(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.text = [], []
+        self.open: list[str] = []
+        self.text: list[str] = []
         self.feed(html)
         assert self.open == []
 

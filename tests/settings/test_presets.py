@@ -43,5 +43,5 @@ def test_what_is_wrong_with_thresholds_for_each_layer():
         with pytest.raises(ValueError, match="give one threshold for each layer"):
             Settings(gbm_layers=layers, gbm_tau=taus)
     with pytest.raises(ValueError, match="or above 1 to merge nothing; got 'adaptive'"):
-        Settings(gbm_layers=[3], gbm_tau=["adaptive"])
+        Settings(gbm_layers=[3], gbm_tau=["adaptive"])  # type: ignore[list-item]
     json.loads(Settings(gbm_layers=[3], gbm_tau=[0.5]).metadata()["algm_patch"])

@@ -83,7 +83,7 @@ def test_an_old_name_is_refused_as_the_new_one_is():
 @pytest.mark.parametrize("taps", ["auto", "all"])
 def test_taps_are_accepted_without_effect(taps):
     with deprecated(f"taps={taps!r} has no effect", __file__):
-        settings = Settings(taps=taps)
+        settings = Settings(taps=taps)  # type: ignore[call-arg]
     assert settings == Settings()
     with deprecated("has no effect", __file__):
         model = apply_algm(build("ViT"), taps=taps)
@@ -104,7 +104,7 @@ def test_a_record_goes_by_its_old_name_too():
     settings = settings_on(build("ViT"))
     values = {name: settings[name] for name in settings.keys() if name != "record"}  # noqa: SIM118
     with pytest.warns(DeprecationWarning, match="'measured' is now 'record'"):
-        assert Settings(**values, measured=settings.record) == settings
+        assert Settings(**values, measured=settings.record) == settings  # type: ignore[call-arg]
 
 
 def test_new_names_do_not_warn(recwarn):

@@ -46,7 +46,7 @@ MAIN_ATTENTION_KINDS = (
     "open_clip",
 )
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def unlike(like: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ FAMILIES = {
 FAMILIES = {family: kind for family, kind in FAMILIES.items() if hasattr(transformers, kind.model)}
 
 
-def build(family: str, model: str | None = None, **options: Any) -> nn.Module:
+def build(family: str, model: str | None = None, **options: Any) -> Any:
     """Build a model of a family, in eval mode: narrow, of few layers, with random weights.
 
     Args:
@@ -135,7 +135,7 @@ def build(family: str, model: str | None = None, **options: Any) -> nn.Module:
     return enliven(built)
 
 
-def enliven(model: nn.Module) -> nn.Module:
+def enliven(model: Any) -> Any:
     """Give random values to what begins as zero or one: biases, scales, class tokens, tables of positions."""
     for name, parameter in model.named_parameters():
         vector = parameter.dim() == 1 or parameter.shape[:-1].numel() == 1

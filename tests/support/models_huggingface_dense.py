@@ -115,7 +115,7 @@ DENSE: dict[str, tuple[str, Any, tuple[int, int]]] = {
 DENSE = {name: kind for name, kind in DENSE.items() if hasattr(transformers, kind[0])}
 
 
-def make_dense(name: str) -> nn.Module:
+def make_dense(name: str) -> Any:
     """Build one of DENSE in eval mode, with random weights."""
     cls, make, _ = DENSE[name]
     torch.manual_seed(0)

@@ -18,15 +18,16 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def beginning_with(name: str) -> Callable[[str], str]:
+    """Return what makes the message of ``torch.testing.assert_close`` begin with a name."""
+    return lambda text: f"{name}: {text}"
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
     """Assert that two sets of named tensors are the same, and name the tensor that is not."""
-
-    def message(name: str) -> Callable[[str], str]:
-        return lambda text: f"{name}: {text}"
-
     assert found.keys() == expected.keys()
     for name in found:
-        torch.testing.assert_close(found[name], expected[name], msg=message(name), **tolerance)
+        torch.testing.assert_close(found[name], expected[name], msg=beginning_with(name), **tolerance)
 
 
 def checkpointed(model: Any, how: str) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -101,7 +102,8 @@ def panelled(model, folder):
 
 def animated(model, folder):
     path = animate(model, list(IMAGES), folder / "film.gif")
-    assert Image.open(path).n_frames in (1, 2)  # equal frames are one
+    film: Any = Image.open(path)
+    assert film.n_frames in (1, 2)  # equal frames are one
 
 
 def sheet(model, folder):

@@ -1,5 +1,7 @@
 """What the search tries, and when it gives up."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,7 +47,7 @@ class Made:
 
 @given(st.floats(0.5, 0.999), st.floats(0, 0.01), st.floats(0, 0.01))
 def test_whatever_keeps_enough_is_found(keep, clap, gbm):
-    bench = Made(keep, clap, gbm)
+    bench: Any = Made(keep, clap, gbm)
     search(bench)
     if 1 - gbm >= keep:  # GBM in one layer, of the least share
         assert bench.trials

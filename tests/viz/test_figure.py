@@ -1,5 +1,7 @@
 """Figures and contact sheets."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,8 @@ def test_the_figure(model):
     assert [axis.get_title() for axis in drawn] == [*shown, "tokens after each layer"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["sky", "road", "tree", "car"]
-    heights = [bar.get_height() for bar in drawn[-1].patches]
+    bars: list[Any] = list(drawn[-1].patches)
+    heights = [bar.get_height() for bar in bars]
     assert heights == [31] * 5 + model.algm.tokens_per_layer
 
 
@@ -62,7 +65,8 @@ def test_a_contact_sheet_draws_every_image(model, folder):
     model.algm.clap_layer, model.algm.gbm_layers = None, []
     figure = contact_sheet(model, [folder / "a.jpg", folder / "other" / "a.jpg", folder / "a.jpg"])
     assert titles(figure) == 3 * ["a.jpg\nnothing merged"]
-    first, second, third = (axis.images[0].get_array() for axis in figure.axes[:3])
+    arrays: list[Any] = [axis.images[0].get_array() for axis in figure.axes[:3]]
+    first, second, third = arrays
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, third)
 

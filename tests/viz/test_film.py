@@ -1,6 +1,7 @@
 """Films: written whole or not at all."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from algm_patch.viz import animate, contact_sheet
 
 
 def frames_of(path):
+    film: Any
     with Image.open(path) as film:
         for frame in range(film.n_frames):
             film.seek(frame)
@@ -49,6 +51,7 @@ def test_frames_of_other_sizes_keep_their_proportions(model, tmp_path, narrow):
 
 def test_a_film_of_a_folder(model, folder):
     path = animate(model, folder, folder / "film.gif", fps=5)
+    film: Any
     with Image.open(path) as film:
         assert film.n_frames == 2
         assert film.size[0] == 960

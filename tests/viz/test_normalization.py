@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -150,7 +151,7 @@ def test_a_model_of_transformers_with_one_of_timm_inside():
     trunk = models.build("SigLIP, average pooling")
     model = transformers.AutoModel.from_config(
         transformers.TimmWrapperConfig(architecture="vit_tiny_patch16_siglip_224", num_labels=0)
-    ) if models.timm.is_model("vit_tiny_patch16_siglip_224") else nn.Sequential(trunk)  # fmt: skip
+    ) if timm.is_model("vit_tiny_patch16_siglip_224") else nn.Sequential(trunk)  # fmt: skip
     inner = next(part for part in model.modules() if hasattr(part, "patch_embed"))
     assert_normalised(normalization(model, inner), HALF)
 
@@ -165,7 +166,7 @@ def test_timm(family, expected):
 
 def test_open_clip():
     """open_clip's models have these attributes, as tuples or lists."""
-    trunk = nn.Linear(1, 1)
+    trunk: Any = nn.Linear(1, 1)
     model = nn.Sequential(trunk)
     assert_normalised(normalization(model, trunk), IMAGENET)
     trunk.image_mean, trunk.image_std = OWN[0], list(OWN[1])

@@ -1,6 +1,7 @@
 """The Pareto front, drawn."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def test_a_trial_without_gbm_is_printed_and_drawn(model, gbm_tau):
 def test_the_front_is_drawn(model):
     axes = Figure().add_subplot()
     assert pareto(settings_on(model), axes) is axes.figure
-    chosen = next(line for line in axes.lines if line.get_label() == "chosen")
+    chosen: Any = next(line for line in axes.lines if line.get_label() == "chosen")
     assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (30.5, 0.97)
     assert axes.get_xlabel() == "GFLOPs an image"
     with pytest.raises(ValueError, match="were not measured"):

@@ -1,5 +1,7 @@
 """Predictions without merging and with it, as arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_predictions_of_values_and_of_classes(model):
 def test_settings_return_when_a_prediction_fails(model):
     settings = model.algm.settings
     with pytest.raises(ZeroDivisionError):
-        panels(model, photo(batch=1), lambda *_: 1 / 0)
+        panels(model, photo(batch=1), lambda *_: 1 / 0)  # type: ignore[arg-type]
     assert model.algm.settings == settings
 
 
@@ -84,7 +86,7 @@ def not_at_all(model, images):
 
 
 def at_first_only():
-    answers = []
+    answers: list[Any] = []
 
     def predict(model, images):
         answers[:] = answers or [logits(model, images)]
