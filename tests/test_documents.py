@@ -190,7 +190,7 @@ def anchors(text):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document):
-    """Those of a page of docs stay in docs, of which alone the site is built."""
+    """Links of a page of docs stay in docs: the site is built of that alone."""
     for target in re.findall(r"\]\((?!https?://)(.*?)\)", document.read_text()):
         path, _, anchor = target.partition("#")
         linked = (document.parent / path) if path else document

@@ -1,4 +1,4 @@
-"""What transformers' ViTs give out, patched: feature maps and hidden states on the full grid."""
+"""Patched ViTs of transformers give out feature maps and hidden states on the full grid."""
 
 import copy
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,31 +21,10 @@ from benchmarks.training.images import Crops, open_splits
 from benchmarks.training.loop import mean_loss
 from benchmarks.training.model import make_model
 from benchmarks.training.options import parse
-from tests.support.tiny_training import IGNORED, NAME, SIDE, arguments, make_data, save_weights
+from tests.support.tiny_training import IGNORED, NAME, SIDE
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture
-def command(data, weights, tmp_path):
-    return lambda *more, out="out", epochs=2: arguments(data, weights, tmp_path / out, *more, epochs=epochs)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 run = train.main

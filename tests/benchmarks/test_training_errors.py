@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,31 +14,10 @@ from benchmarks.evaluation import checkpoints
 from benchmarks.evaluation.dense import dense_model
 from benchmarks.evaluation.weights import ModelError
 from benchmarks.training import train
-from tests.support.tiny_training import NAME, SIDE, arguments, make_data, make_split, save_weights
+from tests.support.tiny_training import NAME, SIDE, make_split
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture
-def command(data, weights, tmp_path):
-    return lambda *more, out="out", epochs=2: arguments(data, weights, tmp_path / out, *more, epochs=epochs)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 run = train.main

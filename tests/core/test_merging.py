@@ -1,4 +1,4 @@
-"""What clap and gbm do to any input."""
+"""Properties of clap and gbm, on any input."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What model.algm tells of the last forward pass."""
+"""The facts of model.algm about the last forward pass."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What reads the tokens of unlike images between and behind the blocks sees each image's own."""
+"""Readers of the tokens of unlike images, between and behind the blocks, see each image's own."""
 
 import pytest
 import torch

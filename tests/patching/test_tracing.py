@@ -1,4 +1,4 @@
-"""What keeps the merges of one image is refused by name."""
+"""Tracers that would keep the merges of one image are refused by name."""
 
 from typing import Any
 

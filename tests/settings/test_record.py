@@ -1,4 +1,4 @@
-"""What tune measured stays with the settings that it found, and warns on another model."""
+"""The record of tune stays with the settings that it found, and warns on another model."""
 
 import json
 import re

@@ -1,1 +1,1 @@
-"""What tests share: small models, the contract of adapters, golden tensors, ways to count and to compare."""
+"""Shared by tests: small models, the contract of adapters, golden tensors, ways to count and to compare."""

@@ -1,4 +1,4 @@
-"""What users do with a patched model. Each verb does its work, checks it, and leaves the model to others."""
+"""The uses of a patched model. Each verb does its work, checks it, and leaves the model to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the search tries, and when it gives up."""
+"""The search: its candidates, and when it gives up."""
 
 from typing import Any
 

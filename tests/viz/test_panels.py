@@ -1,4 +1,4 @@
-"""What merged, as arrays."""
+"""Panels of the merges, as arrays."""
 
 import numpy as np
 import pytest
