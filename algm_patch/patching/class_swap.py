@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.registry import is_wrapped, unpatched
+from ..adapters.registry import is_wrapped, readers_of, unpatched
 from ..core.compiling import refuse_jit_script
 from .find_vit import class_name
 from .forwards import METHODS
@@ -20,7 +20,7 @@ def swap(module: nn.Module, role: str, part: Part) -> None:
     drop_repeated_forward(module)
     module.algm_part = part  # type: ignore[assignment]
     cls: Any = type(module)
-    module.__class__ = patched_class(cls, role)
+    module.__class__ = patched_class(cls, role, tuple(readers_of(cls).items()))
 
 
 def unswap(modules: Iterable[nn.Module]) -> None:
@@ -49,8 +49,12 @@ def drop_repeated_forward(module: nn.Module) -> None:
 
 
 @cache
-def patched_class(original: Any, role: str) -> Any:
-    """Return a subclass that looks like its parent and is cached, so that equal modules stay of one class."""
+def patched_class(original: Any, role: str, readers: tuple[tuple[str, Any], ...]) -> Any:
+    """Return a subclass that looks like its parent and is cached, so that equal modules stay of one class.
+
+    Args:
+        readers: the methods that are known to run the blocks, by name, of which more may be registered later.
+    """
     attributes = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -59,7 +63,7 @@ def patched_class(original: Any, role: str) -> Any:
         "__prepare_scriptable__": refuse_jit_script,
         "algm_original": original,
         "algm_role": role,
-        **METHODS[role](original),
+        **METHODS[role](original, dict(readers)),
     }
     return type(original.__name__, (original,), attributes)
 
@@ -73,5 +77,5 @@ def reduce_patched(self: Any, protocol: Any) -> Any:
 
 def new_patched(original: Any, role: str) -> Any:
     """Return a patched module without attributes yet, for copies and pickles."""
-    cls = patched_class(original, role)
+    cls = patched_class(original, role, tuple(readers_of(original).items()))
     return cls.__new__(cls)

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.registry import readers_of
 from ..core.compiling import by_frames, refuse_jit_trace
 from .bookkeeping import TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
 from .runtime import Runtime
+
+# Methods that run the blocks, by name, each with the function that tells which blocks a call of it reads.
+Readers = dict[str, Callable[..., Iterable[int]]]
 
 
 def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +71,7 @@ def bookkeeping_of(runtime: Runtime) -> Bookkeeping:
     return TRACED if torch.compiler.is_compiling() and runtime.in_graph() else UNTRACED
 
 
-def block_methods(original: Any) -> dict[str, Any]:
+def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched block."""
     first = next(name for name in inspect.signature(original.forward).parameters if name != "self")
 
@@ -88,7 +90,7 @@ def block_methods(original: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def projection_methods(original: Any) -> dict[str, Any]:
+def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched patch projection."""
 
     @wraps(original.forward)
@@ -101,7 +103,7 @@ def projection_methods(original: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def trunk_methods(original: Any) -> dict[str, Any]:
+def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the methods of a patched trunk."""
 
     def restore(self: Any, state: Any) -> None:
@@ -109,10 +111,10 @@ def trunk_methods(original: Any) -> dict[str, Any]:
         if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
             self.algm_part.runtime.belong_to(self)
 
-    return {"__setstate__": restore, **owner_methods(original), **driver_methods(original)}
+    return {"__setstate__": restore, **owner_methods(original, readers), **driver_methods(original, readers)}
 
 
-def owner_methods(original: Any) -> dict[str, Any]:
+def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a module around a trunk, after which a pass is over."""
 
     @wraps(original.forward)
@@ -124,10 +126,9 @@ def owner_methods(original: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def driver_methods(original: Any) -> dict[str, Any]:
+def driver_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the methods that run the blocks, and are known to read only some."""
-    readers = readers_of(original).items()
-    return {name: telling_what_it_reads(getattr(original, name), blocks_read) for name, blocks_read in readers}
+    return {name: telling_what_it_reads(getattr(original, name), blocks_read) for name, blocks_read in readers.items()}
 
 
 def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
@@ -156,7 +157,7 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
     return reading
 
 
-def decoder_methods(original: Any) -> dict[str, Any]:
+def decoder_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a decoder that runs on merged tokens."""
 
     @wraps(original.forward)
@@ -167,7 +168,7 @@ def decoder_methods(original: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def head_methods(original: Any) -> dict[str, Any]:
+def head_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of the module in a decoder whose results are unmerged."""
 
     @wraps(original.forward)

@@ -106,7 +106,7 @@ def paint_classes(classes: Array, palette: Array) -> Array:
             f"palette has {len(palette)} colours, the prediction holds class {largest}. Give a colour for each class "
             "(without palette=, there is one for each name in classes=)"
         )
-    return np.append(palette, [NO_CLASS], 0)[np.where(none, len(palette), classes)]
+    return np.append(palette, [NO_CLASS], 0).astype(np.uint8)[np.where(none, len(palette), classes)]
 
 
 def without_class(classes: Array, count: int) -> Array:

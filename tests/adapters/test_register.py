@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from algm_patch import Adapter, apply_algm, register, remove_algm
-from algm_patch.adapters import registry
+from algm_patch.adapters import reads_blocks, registry
 from tests.support import models
 
 
@@ -51,6 +51,7 @@ class Model(nn.Module):
 @pytest.fixture
 def registered(monkeypatch):
     monkeypatch.setattr(registry, "ADAPTERS", dict(registry.ADAPTERS))
+    monkeypatch.setattr(registry, "READERS", dict(registry.READERS))
 
     @register(f"{__name__}.Block.forward")
     class BlockHalves(Adapter):
@@ -91,3 +92,30 @@ def test_an_older_library_is_refused_with_the_version_to_install(monkeypatch):
     monkeypatch.setattr("algm_patch.adapters.libraries.version", lambda name: {"timm": "1.0.9"}[name])
     with pytest.raises(ValueError, match=r"comes from timm 1\.0\.9, .* Install timm>=1\.0\.17"):
         apply_algm(models.build("ViT"))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("registered")
+def test_a_method_that_is_registered_later_counts_when_the_model_is_patched_again():
+    """A class that was patched is remembered, and with it the methods that were known then."""
+    model, image = Model(), torch.rand(1, 3, 48, 48)
+    apply_algm(model, gbm_layers=[2])
+    model(image)
+    assert "a method that ALGM does not know ran them" in str(model.algm)
+    reads_blocks(f"{__name__}.Model.forward")(lambda model, *args, **kwargs: [len(model.layers) - 1])
+    apply_algm(model, gbm_layers=[2])
+    model(image)
+    assert "a method that ALGM does not know" not in str(model.algm)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"mlp_half": None, "attention_half": None}, "has no projection: set the path"),
+        ({"projection": "stem", "mlp_half": None}, "has no attention_half"),
+        ({"projection": "stem", "attention_half": None}, "has no mlp_half"),
+    ],
+)
+def test_an_adapter_that_lacks_a_part_is_refused_when_it_is_registered(parts, message):
+    with pytest.raises(TypeError, match=f"Halves {message}"):
+        register(f"{__name__}.Block.forward")(type("Halves", (Adapter,), parts))

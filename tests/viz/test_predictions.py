@@ -25,6 +25,7 @@ def test_predictions_without_merging_and_with_it(model):
         expected = logits(build("ViT", dynamic_img_size=True).eval(), image)
     expected = nn.functional.interpolate(expected, (96, 80), mode="bilinear").argmax(1)[0]
     np.testing.assert_array_equal(before, palette[expected])
+    assert before.dtype == np.uint8
     other = (before != after).any(-1)
     assert 0 < other.mean() < 1
     assert title == f"where they differ: {other.mean():.1%} of the pixels"
