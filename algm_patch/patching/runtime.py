@@ -18,6 +18,8 @@ from .fit import check_fit
 from .forward_pass import ForwardPass
 from .tracker import Passes, PerThread, TracedPasses
 
+GONE = "the model of this handle is gone: it was deleted, or a part of it was copied alone"
+
 
 class Runtime:
     """Hold what the patched modules of one model share. They hold it; it holds none of them alive.
@@ -78,7 +80,7 @@ class Runtime:
         """
         trunk: Any = None if self._trunk is None else self._trunk()
         if trunk is None:
-            raise RuntimeError("the model of this handle is gone: it was deleted, or a part of it was copied alone")
+            raise RuntimeError(GONE)
         return trunk
 
     @property
@@ -92,7 +94,7 @@ class Runtime:
         part = None if trunk is None else trunk.__dict__.get("algm_part")
         if part is None:
             raise RuntimeError(
-                f"the {self.model_name} of this handle is gone, or no longer patched: take model.algm anew"
+                GONE if trunk is None else f"this {self.model_name} is no longer patched. Call apply_algm"
             )
         return part.vit
 
