@@ -9,7 +9,7 @@ from benchmarks.cost.walk import walk
 
 @torch.no_grad()
 def test_a_forward_pass_takes_few_calls():
-    """Of library functions, through a ViT of three blocks: CLAP in the first, GBM in the second or the third."""
+    """Count calls of library functions through a ViT of three blocks: CLAP in the first, GBM in the second or third."""
     model, image = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=0).eval(), torch.rand(1, 3, 224, 224)
     for layer in (2, 3):
         apply_algm(model, clap_layer=1, gbm_layers=[layer])
