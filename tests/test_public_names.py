@@ -26,7 +26,7 @@ PUBLIC = {
 WINGS = {
     "functional": {"TokenMap", "clap", "gbm"},
     "viz": {"animate", "contact_sheet", "panels", "pareto", "visualize"},
-    "adapters": {"Adapter", "LayerTokens", "register"},
+    "adapters": {"Adapter", "LayerTokens", "reads_blocks", "register"},
 }
 # By the wing that has them now.
 MOVED = [

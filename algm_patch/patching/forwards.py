@@ -5,6 +5,9 @@
 3. Each block (`run_block`) finds its pass, takes one token per group, attends, merges what is to merge,
    runs its MLP, and gives back its tokens, or the full grid if something reads it.
 4. Everything after the last block runs as ever; a decoder that can run on merged tokens is unmerged behind its head.
+
+Something may keep such a forward of a module from which the patch was removed (accelerate's hooks, or a user's
+``model.forward = model.forward_features``). Without its part it runs what the module's own class does.
 """
 
 from __future__ import annotations
@@ -79,10 +82,14 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             refuse_jit_trace()
-        if not args and first not in kwargs:
-            return original.forward(self, **kwargs)  # which raises its own TypeError
+        part = getattr(self, "algm_part", None)
+        if part is None or (not args and first not in kwargs):
+            return original.forward(self, *args, **kwargs)  # which raises its own TypeError if nothing is given
         x, *others = args or (kwargs.pop(first),)
-        runtime = self.algm_part.runtime
+        if isinstance(x, list):
+            x, *others = alone(self, x, *others)
+            return [forward(self, x, *others, **{name: alone(self, value)[0] for name, value in kwargs.items()})]
+        runtime = part.runtime
         if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
             return run_block(TRACED, original.forward, self, x, *others, **kwargs)
         return run_block_by_halves(UNTRACED, original.forward, self, x, *others, **kwargs)
@@ -90,14 +97,31 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     return {"forward": forward}
 
 
+def alone(block: Any, *inputs: Any) -> list[Any]:
+    """Return inputs of a block without the lists around them.
+
+    Raises:
+        ValueError: if a list holds several: crops, which have no grid in common.
+    """
+    for given in inputs:
+        if isinstance(given, list) and len(given) != 1:
+            raise ValueError(
+                f"{type(block).__name__} was given a list of {len(given)} tensors, crops or frames, where ALGM expects "
+                "one batch of tokens with one grid. Run them one after the other, or call remove_algm first"
+            )
+    return [given[0] if isinstance(given, list) else given for given in inputs]
+
+
 def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched patch projection."""
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bookkeeping = bookkeeping_of(self.algm_part.runtime)
+        part = getattr(self, "algm_part", None)
         output = original.forward(self, *args, **kwargs)
-        bookkeeping.open_pass(self.algm_part.runtime, self.algm_part.adapter, self, output, *args, **kwargs)
+        if part is not None:
+            bookkeeping = bookkeeping_of(part.runtime)
+            bookkeeping.open_pass(part.runtime, part.adapter, self, output, *args, **kwargs)
         return output
 
     return {"forward": forward}
@@ -120,7 +144,9 @@ def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
-        check_over(self.algm_part.runtime)
+        part = getattr(self, "algm_part", None)
+        if part is not None:
+            check_over(part.runtime)
         return output
 
     return {"forward": forward}
@@ -150,7 +176,10 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
 
     @wraps(method)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and self.algm_part.runtime.in_graph():
+        part = getattr(self, "algm_part", None)
+        if part is None:
+            return method(self, *args, **kwargs)
+        if torch.compiler.is_compiling() and part.runtime.in_graph():
             return read(TRACED, self, *args, **kwargs)
         return read_by_frames(UNTRACED, self, *args, **kwargs)
 
@@ -162,8 +191,10 @@ def decoder_methods(original: Any, readers: Readers) -> dict[str, Any]:
 
     @wraps(original.forward)
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        runtime = self.algm_part.runtime
-        return bookkeeping_of(runtime).decode(runtime, partial(original.forward, self), x, *args, **kwargs)
+        part = getattr(self, "algm_part", None)
+        if part is None:
+            return original.forward(self, x, *args, **kwargs)
+        return bookkeeping_of(part.runtime).decode(part.runtime, partial(original.forward, self), x, *args, **kwargs)
 
     return {"forward": forward}
 
@@ -173,8 +204,9 @@ def head_methods(original: Any, readers: Readers) -> dict[str, Any]:
 
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        runtime = self.algm_part.runtime
-        return bookkeeping_of(runtime).unmerge_decoded(runtime, original.forward(self, *args, **kwargs))
+        part = getattr(self, "algm_part", None)
+        output = original.forward(self, *args, **kwargs)
+        return output if part is None else bookkeeping_of(part.runtime).unmerge_decoded(part.runtime, output)
 
     return {"forward": forward}
 

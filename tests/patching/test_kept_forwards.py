@@ -1,0 +1,54 @@
+"""Code that keeps a forward of a patched module, and removes the patch under it."""
+
+import pytest
+import torch
+
+from algm_patch import apply_algm, remove_algm
+from tests.support import models_huggingface
+from tests.support.contract import SETTINGS, trace
+from tests.support.models import build, photo
+
+
+def keep_on_the_instance(module):
+    """Set a forward on a module that calls the bound method of now, as accelerate's hooks do."""
+    inner = module.forward
+    module.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [[""], ["", "blocks"], ["", "blocks", "patch_embed.proj"]], ids=str)
+def test_a_removed_patch_leaves_a_model_that_runs(kept):
+    model, image = build("ViT"), photo(batch=1)
+    expected = model(image)
+    apply_algm(model, **SETTINGS)
+    merged = model(image)
+    for path in kept:
+        for module in model.blocks if path == "blocks" else [model.get_submodule(path)]:
+            keep_on_the_instance(module)
+    assert not torch.equal(merged, expected)
+    remove_algm(model)
+    assert torch.equal(model(image), expected)
+
+
+@torch.no_grad()
+def test_a_method_in_the_place_of_the_forward():
+    model, image = build("ViT"), photo(batch=1)
+    expected = model.forward_features(image)
+    apply_algm(model, **SETTINGS)
+    model.forward = model.forward_features
+    assert not torch.equal(model(image), expected)
+    remove_algm(model)
+    assert torch.equal(model(image), expected)
+    del model.forward
+    assert trace(model) == trace(build("ViT"))
+
+
+@torch.no_grad()
+def test_a_model_of_transformers():
+    model, image = models_huggingface.build("ViT"), photo(batch=1)
+    expected = model(image).last_hidden_state
+    apply_algm(model, **SETTINGS)
+    keep_on_the_instance(model)
+    assert not torch.equal(model(image).last_hidden_state, expected)
+    remove_algm(model)
+    assert torch.equal(model(image).last_hidden_state, expected)
