@@ -79,3 +79,12 @@ def test_load_settings_is_settings_load(tmp_path):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'patch_model'"):
         _ = algm_patch.patch_model
+
+
+@pytest.mark.parametrize(("name", "place"), [("DinoBlock", "dinov2"), ("ResidualAttentionBlock", "open_clip")])
+def test_adapters_of_the_hub_are_where_they_were(name, place):
+    hub = import_module("algm_patch.adapters.hub")
+    new = import_module(f"algm_patch.adapters.{place}")
+    with deprecated(f"algm_patch.adapters.hub.{name} is now algm_patch.adapters.{place}.{name}", __file__):
+        found = getattr(hub, name)
+    assert found is getattr(new, name)
