@@ -40,13 +40,12 @@ def tracing_context() -> object | None:
 
 
 def refuse_jit_trace() -> None:
-    """Raise RuntimeError within ``torch.jit.trace``, which keeps the merges of the one image that it is given."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise RuntimeError(
-            "torch.jit.trace (which torch.onnx.export(dynamo=False), coremltools and others call) would keep the "
-            "merges of the one image that it traces with. Use torch.export.export(model, (images,)) or "
-            "torch.onnx.export(model, (images,), dynamo=True); or call remove_algm(model) first"
-        )
+    """Raise RuntimeError: ``torch.jit.trace`` keeps the merges of the one image that it is given."""
+    raise RuntimeError(
+        "torch.jit.trace (which torch.onnx.export(dynamo=False), coremltools and others call) would keep the "
+        "merges of the one image that it traces with. Use torch.export.export(model, (images,)) or "
+        "torch.onnx.export(model, (images,), dynamo=True); or call remove_algm(model) first"
+    )
 
 
 def refuse_jit_script(module: object) -> None:

@@ -1,22 +1,33 @@
-"""A data set and weights that a tiny ViT learns on, for tests of training."""
+"""Data sets and weights of tiny models. Libraries that only the extra "test" brings are imported when they are used."""
 
 import pytest
 
-from tests.support.tiny_training import arguments, make_data, save_weights
+
+@pytest.fixture
+def folder(tmp_path):
+    from tests.support.tiny_segmentation import make_folder
+
+    return make_folder(tmp_path / "set")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    from tests.support.tiny_training import make_data
+
     return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
+    from tests.support.tiny_training import save_weights
+
     return save_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
 def command(data, weights, tmp_path):
+    from tests.support.tiny_training import arguments
+
     return lambda *more, out="out", epochs=2: arguments(data, weights, tmp_path / out, *more, epochs=epochs)
 
 

@@ -27,12 +27,6 @@ from tests.support.tiny_segmentation import (
     save,
 )
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_folder(tmp_path / "set")
-
-
 # Paths of files and meanings of values, from the data sets' own documentation.
 LAYOUTS = {
     "ade20k": (

@@ -18,16 +18,10 @@ from tests.support.tiny_segmentation import (
     count_predictions,
     labels,
     linear,
-    make_folder,
     noise,
     opened,
     save,
 )
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_folder(tmp_path / "set")
 
 
 def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):

@@ -24,11 +24,6 @@ from tests.support.tiny_segmentation import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return make_folder(tmp_path / "set")
-
-
 def test_the_score_is_that_of_torchmetrics(folder):
     """The score is over all pixels of all images; a class in neither labels nor predictions does not count."""
     (folder / "classes.txt").write_text("\n".join(f"name {i}" for i in range(CLASSES)))

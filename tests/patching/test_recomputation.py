@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import set_reentrant_ckpt
 
 from algm_patch import apply_algm
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
-from tests.support.training import assert_same, checkpointed, gradients
+from tests.support.training import assert_same, checkpointed, gradients, gradients_with_and_without_recomputation
 
 SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
 
@@ -32,15 +31,7 @@ def test_recomputation_replays_each_forwards_own_merges(how, mode):
             model.forward_features(photo(seed=3, batch=1))
         return total
 
-    plain = model.forward_features
-    if how == "all intermediates":
-        plain = lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))  # noqa: E731
-    expected = gradients(model, loss(plain))
-    set_reentrant_ckpt("reentrant" in how)
-    try:
-        found = gradients(model, loss(checkpointed(model, how)))
-    finally:
-        set_reentrant_ckpt(False)
+    found, expected = gradients_with_and_without_recomputation(model, how, loss)
     tolerance = {"atol": 1e-6, "rtol": 1e-5} if how == "halves of the model" else {"atol": 0, "rtol": 0}
     assert_same(found, expected, **tolerance)
 

@@ -4,13 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import DropPath, set_reentrant_ckpt
+from timm.layers import DropPath
 from torch import nn
 
 from tests.support import cases_hub
 from tests.support.batches import ATTENTION_KINDS, CLOSE, assert_as_alone, patched, prepare, unlike
 from tests.support.models import build, photo
-from tests.support.training import assert_same, checkpointed, gradients, without_chance
+from tests.support.training import (
+    assert_same,
+    gradients,
+    gradients_with_and_without_recomputation,
+    without_chance,
+)
 
 
 @pytest.mark.parametrize("mode", [without_chance, nn.Module.eval], ids=["train", "eval"])
@@ -96,14 +101,6 @@ def test_recomputation_of_unlike_images(how, mode):
             model.forward_features(photo(seed=3))
         return total
 
-    plain = model.forward_features
-    if how == "all intermediates":
-        plain = lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))  # noqa: E731
-    expected = gradients(model, loss(plain))
-    set_reentrant_ckpt("reentrant" in how)
-    try:
-        found = gradients(model, loss(checkpointed(model, how)))
-    finally:
-        set_reentrant_ckpt(False)
+    found, expected = gradients_with_and_without_recomputation(model, how, loss)
     in_another_order = how in ("halves of the model", "blocks, reentrant")  # are gradients summed
     assert_same(found, expected, **({"atol": 1e-6, "rtol": 1e-5} if in_another_order else {"atol": 0, "rtol": 0}))

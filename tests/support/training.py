@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import set_reentrant_ckpt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -60,3 +61,22 @@ def without_chance(model: Any) -> Any:
         if re.search("drop|rope", type(module).__name__, re.IGNORECASE):
             module.eval()
     return model
+
+
+def gradients_with_and_without_recomputation(
+    model: Any, how: str, loss: Callable[[Callable[[Tensor], Tensor]], Tensor]
+) -> tuple[Any, Any]:
+    """Return a model's gradients recomputed as ``checkpointed`` does, and plain.
+
+    Args:
+        loss: from a forward of the model to a number.
+    """
+    plain = model.forward_features
+    if how == "all intermediates":
+        plain = lambda image: sum(model.forward_intermediates(image, output_fmt="NLC", intermediates_only=True))  # noqa: E731
+    expected = gradients(model, loss(plain))
+    set_reentrant_ckpt("reentrant" in how)
+    try:
+        return gradients(model, loss(checkpointed(model, how))), expected
+    finally:
+        set_reentrant_ckpt(False)
