@@ -82,7 +82,8 @@ def modern(saved: dict[str, Any]) -> dict[str, Any]:
 
 def are_pairs(saved: Any) -> bool:
     """Return whether this is a list of names and values."""
-    return isinstance(saved, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in saved)
+    pairs = saved if isinstance(saved, list) else [None]
+    return all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs)
 
 
 def the_one_that_holds(calibrated: list[Any], values: dict[str, Any]) -> Any:

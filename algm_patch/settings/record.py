@@ -127,14 +127,15 @@ class Record:
     others: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.others, tuple) or not all(isinstance(o, tuple) and len(o) == 2 for o in self.others):
+        others = self.others if isinstance(self.others, tuple) else (None,)
+        if not all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in others):
             raise ValueError(f"others holds names and values of settings; got {self.others!r:.80}")
 
     def holds_for(self, settings: Any) -> bool:
         """Return whether ``settings`` are those that were chosen, also in what was not searched."""
         searched = {name: settings[name] for name in SEARCHED}
         chosen = (trial.settings for trial in self.trials if (trial.cost, trial.kept) == (self.cost, self.kept))
-        return searched in chosen and all(getattr(settings, str(name), None) == value for name, value in self.others)
+        return searched in chosen and all(getattr(settings, name, None) == value for name, value in self.others)
 
     def __str__(self) -> str:
         """Return a table of the trials of the Pareto front, the chosen one marked."""

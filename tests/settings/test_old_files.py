@@ -88,7 +88,7 @@ def test_a_checkpoint_with_old_metadata_is_read(name, tmp_path):
     assert Settings.load(tmp_path / "model.safetensors") == Settings.load(SAVED / f"{name}.json")
 
 
-@pytest.mark.parametrize("others", [5, None, [["window"]], [3], {"window": 2}])
+@pytest.mark.parametrize("others", [5, None, [["window"]], [3], {"window": 2}, [[["window"], 2]]])
 def test_a_damaged_record_is_named(tmp_path, others):
     saved = in_file("tuned")
     saved["measured"]["others"] = others
