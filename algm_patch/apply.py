@@ -11,9 +11,10 @@ from torch import nn
 
 from .handle import Algm
 from .patching.class_swap import swap, unswap
-from .patching.find_vit import class_name, find_decoders, find_vit, modules_around
+from .patching.find_vit import find_decoders, find_vit, modules_around
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
+from .patching.naming import class_name
 from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules
 from .patching.runtime import Runtime
 from .settings import Settings

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from .core.token_map import TokenMap
 from .deprecated import warn_of
 from .patching.bypassed import no_merge_in
-from .patching.find_vit import class_name
 from .patching.forward_pass import ForwardPass
 from .patching.identity import warn_of_other_model
+from .patching.naming import class_name
 from .patching.runtime import Runtime
 from .report import html, text
 from .report.cost import VitCost, vit_cost

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..adapters.registry import is_wrapped, readers_of, unpatched
 from ..core.compiling import refuse_jit_script
-from .find_vit import class_name
 from .forwards import METHODS
+from .naming import class_name
 from .parts import Part
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,9 +10,9 @@ from torch import nn
 
 from ..adapters.base import Adapter
 from ..adapters.libraries import why_too_old
-from ..adapters.registry import adapter_of, head_of, is_wrapped, path_of, readers_of, refusal_of, unpatched
-
-SEQUENCES = (nn.Sequential, nn.ModuleList)
+from ..adapters.registry import adapter_of, head_of, is_wrapped, readers_of, refusal_of, unpatched
+from .naming import as_code, class_name, names
+from .why_none import SEQUENCES, why_none, why_unknown
 
 
 @dataclass(frozen=True)
@@ -158,43 +157,6 @@ def check_forward(path: str, module: nn.Module) -> None:
         )
 
 
-def why_none(model: nn.Module, found: Iterable[str]) -> str:
-    refused = next(filter(refusal_of, model.modules()), None)
-    if refused is not None:
-        return why_unknown(refused)
-    if found:
-        return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
-    counts = Counter(full_name(module) for module in model.modules())
-    blocks = [
-        child
-        for sequence in model.modules()
-        if isinstance(sequence, SEQUENCES)
-        for child in sequence.children()
-        if not isinstance(child, SEQUENCES) and counts[full_name(child)] > 1 and has_attention(child)
-    ]
-    if not blocks:
-        return "there is no sequence of transformer blocks in it"
-    return why_unknown(max(blocks, key=lambda block: counts[full_name(block)]))
-
-
-def why_unknown(block: nn.Module) -> str:
-    reason = refusal_of(block)
-    if reason is not None:
-        return f"in {full_name(block)}, {reason}"
-    if any(map(adapter_of, block.modules())):
-        return f"{full_name(block)} wraps a block. Call apply_algm before the blocks are wrapped"
-    forward = path_of(unpatched(type(block)).forward)
-    return (
-        f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
-        "the MLP begins. If you do, write an Adapter and register it: see algm_patch.register"
-    )
-
-
-def has_attention(module: nn.Module) -> bool:
-    names = {f"{name} {class_name(part)}".lower() for name, part in module.named_modules()}
-    return any(word in name for name in names for word in ("attention", "attn", "qkv"))
-
-
 def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
     path = next(path for path, part in model.named_modules() if part is trunk)
@@ -202,20 +164,3 @@ def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
     for name in filter(None, path.split(".")):
         model = model.get_submodule(name)
         yield model
-
-
-def class_name(module: nn.Module) -> str:
-    return type(module).__name__
-
-
-def full_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def as_code(path: str) -> str:
-    """Return the path of a submodule as one writes it."""
-    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".") if part)
-
-
-def names(paths: Iterable[str]) -> str:
-    return ", ".join(map(as_code, paths))

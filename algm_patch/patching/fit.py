@@ -6,7 +6,8 @@ from torch import nn
 
 from ..adapters.registry import readers_of
 from ..settings.settings import Settings
-from .find_vit import Vit, class_name
+from .find_vit import Vit
+from .naming import class_name
 
 
 def check_fit(settings: Settings, vit: Vit, model: str) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 
 from ..core.compiling import in_one_graph, traces_python, tracing_context
 from ..settings.settings import Settings
-from .find_vit import Vit, class_name
+from .find_vit import Vit
 from .fit import check_fit
 from .forward_pass import ForwardPass
+from .naming import class_name
 from .tracker import Passes, PerThread, TracedPasses
 
 GONE = "the model of this handle is gone: it was deleted, or a part of it was copied alone"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..handle import handle_of
-from ..patching.find_vit import class_name
+from ..patching.naming import class_name
 
 Predict = Callable[[nn.Module, Tensor], Any]
 

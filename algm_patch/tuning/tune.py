@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..apply import apply_algm, remove_algm
 from ..core.eval_mode import eval_mode
 from ..handle import Algm, handle_of
-from ..patching.find_vit import class_name
+from ..patching.naming import class_name
 from ..settings.settings import Settings
 from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS

@@ -12,7 +12,8 @@ import timm
 import transformers
 
 from algm_patch.cli.census import PATCHED, Outcome, timm_models, transformers_models
-from algm_patch.patching.find_vit import find_vit, full_name
+from algm_patch.patching.find_vit import find_vit
+from algm_patch.patching.naming import full_name
 from benchmarks.evaluation import census
 from tests.support import cases_huggingface, cases_timm
 
