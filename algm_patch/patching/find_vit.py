@@ -11,6 +11,7 @@ from torch import nn
 from ..adapters.base import Adapter
 from ..adapters.libraries import why_too_old
 from ..adapters.registry import adapter_of, head_of, is_wrapped, readers_of, refusal_of, unpatched
+from .find_projection import Place, places_of
 from .naming import as_code, class_name, names
 from .why_none import SEQUENCES, why_none, why_unknown
 
@@ -42,31 +43,28 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
-    found = {path: owner_of(model, path, adapter) for path, adapter in known_sequences(model).items()}
-    owners = {path: owner for path, owner in found.items() if owner is not None}
+    found = known_sequences(model)
+    places = places_of(model, found)
     title = class_name(model)
-    if not owners:
+    if not places:
         raise ValueError(f"{title} cannot be patched: {why_none(model, found)}")
-    trunks = sorted(set(owners.values()))
+    trunks = sorted({place.owner for place in places.values()})
     if len(trunks) > 1:
         choices = ", ".join(f"{as_code(path)} ({class_name(model.get_submodule(path))})" for path in trunks)
         raise ValueError(f"{title} holds {len(trunks)} ViTs. Pass one of them to apply_algm: {choices}")
-    if len(owners) > 1:
+    if len(places) > 1:
         raise ValueError(
-            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(owners)}. "
-            "Build it with one (DINOv2: block_chunks=0)"
+            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(places)}. "
+            "If they are chunks of one, build it with one (DINOv2: block_chunks=0)"
         )
-    ((path, owner),) = owners.items()
+    ((path, place),) = places.items()
     named = {f"{path}.{name}": block for name, block in model.get_submodule(path)._modules.items() if block is not None}
     blocks, adapters = list(named.values()), [check_block(name, block) for name, block in named.items()]
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"{title} cannot be patched: {as_code(path)} runs one block more than once")
-    trunk = model.get_submodule(owner)
-    where = projection_in(trunk, adapters[0])
-    assert where is not None  # owner_of found it
-    projection = trunk.get_submodule(where)
-    check_projection(f"{owner}.{where}", projection)
-    path = path.removeprefix(owner).lstrip(".")
+    trunk = model.get_submodule(place.owner)
+    projection = the_projection(trunk, place, title)
+    path = path.removeprefix(place.owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
 
@@ -103,28 +101,6 @@ def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
     return found
 
 
-def owner_of(model: nn.Module, path: str, adapter: type[Adapter]) -> str | None:
-    """Return the path of the nearest module above a sequence of blocks that has a patch projection."""
-    while path:
-        path = path.rpartition(".")[0]
-        if projection_in(model.get_submodule(path), adapter) is not None:
-            return path
-    return None
-
-
-def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
-    """Return the path of the patch projection below a module, if it has one where the adapter says."""
-    paths = (adapter.projection,) if isinstance(adapter.projection, str) else adapter.projection
-    for path in paths:
-        try:
-            found = module.get_submodule(path)
-        except AttributeError:
-            continue
-        if adapter.is_projection(found):
-            return path
-    return None
-
-
 def check_block(path: str, block: nn.Module) -> type[Adapter]:
     adapter = adapter_of(block)
     if adapter is None or refusal_of(block) is not None:
@@ -138,6 +114,23 @@ def check_version(path: str, block: nn.Module) -> None:
     reason = why_too_old(unpatched(type(block)).__module__.partition(".")[0])
     if reason is not None:
         raise ValueError(f"{as_code(path)} cannot be patched: {reason}")
+
+
+def the_projection(trunk: nn.Module, place: Place, title: str) -> nn.Module:
+    """Return the patch projection of a trunk.
+
+    Raises:
+        ValueError: if it is not known which of several it is, or it cannot be patched.
+    """
+    paths = [f"{place.owner}.{projection}" for projection in place.projections]
+    if len(paths) > 1:
+        raise ValueError(
+            f"{title} cannot be patched: {names(paths)} all make tokens of an image, and ALGM does not know which one "
+            "leaves the grid of patches. Register an Adapter with its path as projection: see algm_patch.register"
+        )
+    projection = trunk.get_submodule(place.projections[0])
+    check_projection(paths[0], projection)
+    return projection
 
 
 def check_projection(path: str, projection: nn.Module) -> None:

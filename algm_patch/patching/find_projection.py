@@ -1,0 +1,119 @@
+"""Find the patch projection of each sequence of blocks: where its adapter says, or by what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..adapters.base import Adapter
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Hold where the patch projection of a sequence of blocks is.
+
+    Attributes:
+        owner: path of the nearest module above the blocks that has one.
+        projections: its paths from there: one; or several, of which it is not known which one tells the grid.
+    """
+
+    owner: str
+    projections: tuple[str, ...]
+
+
+def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[str, Place]:
+    """Return the place of the patch projection of each sequence of blocks, by path; some may have none.
+
+    One that is found by what it is, and not where an adapter says, belongs to no sequence around or beside a whole
+    ViT, such as a text tower or a decoder.
+
+    Args:
+        sequences: by path, each with the adapter of its blocks.
+    """
+    blocks = {model.get_submodule(path) for path in sequences}
+    listed, found = {}, {}
+    for path, adapter in sequences.items():
+        for owner in above(path):
+            if (projection := projection_in(model.get_submodule(owner), adapter)) is not None:
+                listed[path] = Place(owner, (projection,))
+                break
+    widths = {width_of(model.get_submodule(path)) for path in sequences.keys() - listed.keys()}
+    for path in sequences.keys() - listed.keys():
+        for owner in above(path):
+            if projections := patch_layers(model.get_submodule(owner), blocks, widths):
+                found[path] = Place(owner, projections)
+                break
+    owners = {place.owner for place in (*listed.values(), *found.values())}
+    alone = {path: place for path, place in found.items() if not any(is_below(other, place.owner) for other in owners)}
+    return {path: place for path in sequences if (place := listed.get(path, alone.get(path))) is not None}
+
+
+def above(path: str) -> Iterator[str]:
+    """Yield the paths of the modules above one, from the nearest to the whole model."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def is_below(path: str, other: str) -> bool:
+    """Return whether the module at a path is inside that at another."""
+    return path != other and (not other or path.startswith(f"{other}."))
+
+
+def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
+    """Return the path of the patch projection below a module, if it has one where the adapter says."""
+    listed = getattr(adapter, "projection", ())
+    for path in (listed,) if isinstance(listed, str) else listed:
+        try:
+            found = module.get_submodule(path)
+        except AttributeError:
+            continue
+        if adapter.is_projection(found):
+            return path
+    return None
+
+
+def width_of(sequence: nn.Module) -> int:
+    """Return the width of the tokens that blocks take: of their first norm."""
+    for module in sequence.modules():
+        weight = getattr(module, "weight", None)
+        if "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1:
+            return len(weight)
+    return 0
+
+
+def patch_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) -> tuple[str, ...]:
+    """Return the paths of the layers below a module that make tokens of these widths of an image.
+
+    These are convolutions of patches; if there are none, those with overlaps; else those that end a stem with a stride.
+    Of one stem the last counts, which leaves the grid.
+
+    Args:
+        blocks: sequences of blocks, in which none is looked for.
+    """
+    found: dict[str, dict[str, str]] = {"patches": {}, "overlaps": {}, "stem": {}}
+    strided: set[str] = set()
+    for path, layer in outside(module, blocks):
+        if not isinstance(layer, CONVOLUTIONS) or layer.groups > 1:
+            continue
+        stem = path.partition(".")[0]
+        if max(layer.stride) > 1:
+            strided.add(stem)
+            kind = "patches" if layer.kernel_size == layer.stride else "overlaps"
+            if layer.out_channels in widths and layer.in_channels < layer.out_channels:
+                found[kind][stem] = path
+        elif layer.out_channels in widths and stem in strided:
+            found["stem"][stem] = path
+    return next((tuple(layers.values()) for layers in found.values() if layers), ())
+
+
+def outside(module: nn.Module, blocks: set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module below one with its path, in order, without those in sequences of blocks."""
+    for name, child in module.named_children():
+        if child not in blocks:
+            yield f"{path}{name}", child
+            yield from outside(child, blocks, f"{path}{name}.")
