@@ -46,6 +46,7 @@ def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[
         for owner in above(path):
             if projections := patch_layers(model.get_submodule(owner), blocks, widths):
                 found[path] = Place(owner, projections)
+            if projections or embeds_words(model.get_submodule(owner), blocks):
                 break
     owners = {place.owner for place in (*listed.values(), *found.values())}
     alone = {path: place for path, place in found.items() if not any(is_below(other, place.owner) for other in owners)}
@@ -90,17 +91,19 @@ def patch_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) ->
     """Return the paths of the layers below a module that make tokens of these widths of an image.
 
     These are convolutions of patches; if there are none, those with overlaps; else those that end a stem with a stride.
-    Of one stem the last counts, which leaves the grid.
+    A stem, which is a child of the module, must leave these widths; of several layers in it the last tells the grid.
 
     Args:
         blocks: sequences of blocks, in which none is looked for.
     """
     found: dict[str, dict[str, str]] = {"patches": {}, "overlaps": {}, "stem": {}}
     strided: set[str] = set()
+    leaves: dict[str, int] = {}
     for path, layer in outside(module, blocks):
         if not isinstance(layer, CONVOLUTIONS) or layer.groups > 1:
             continue
         stem = path.partition(".")[0]
+        leaves[stem] = layer.out_channels
         if max(layer.stride) > 1:
             strided.add(stem)
             kind = "patches" if layer.kernel_size == layer.stride else "overlaps"
@@ -108,7 +111,13 @@ def patch_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) ->
                 found[kind][stem] = path
         elif layer.out_channels in widths and stem in strided:
             found["stem"][stem] = path
-    return next((tuple(layers.values()) for layers in found.values() if layers), ())
+    kinds = [[path for stem, path in paths.items() if leaves[stem] in widths] for paths in found.values()]
+    return tuple(next(filter(None, kinds), ()))
+
+
+def embeds_words(module: nn.Module, blocks: set[nn.Module]) -> bool:
+    """Return whether what a module makes tokens of is known not to be an image: a table of words or positions."""
+    return any(isinstance(layer, nn.Embedding) for _, layer in outside(module, blocks))
 
 
 def outside(module: nn.Module, blocks: set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -90,8 +90,12 @@ REFUSED = {
         with_an_instance_forward_of_the_projection,
         r"model\.patch_embed\.proj .* this Conv2d has a forward set on the instance",
     ),
-    "pooling stages": (lambda: timm.create_model("pit_ti_224"), "PoolingVisionTransformer .*no patch projection"),
-    "two branches": (lambda: timm.create_model("crossvit_9_240"), "CrossVit .*no patch projection"),
+    "pooling stages": (
+        lambda: timm.create_model("pit_ti_224"),
+        r"PoolingVisionTransformer .*feeds several sequences of blocks, model\.transformers\[0\]\.blocks, ",
+    ),
+    "two branches": (lambda: timm.create_model("crossvit_9_240"), "CrossVit .*feeds several sequences of blocks"),
+    "convolutional stages": (lambda: timm.create_model("mobilevit_xxs"), "ByobNet .*no patch projection"),
     "unknown blocks": (
         lambda: timm.create_model("cait_xxs24_224"),
         r"LayerScaleBlock computes its output in .*Block\.forward",
