@@ -40,6 +40,7 @@ from . import (  # noqa: F401, which register
     huggingface_siglip2,
     mmseg,
     open_clip,
+    pre_norm,
     segmenter,
     timm_beit,
     timm_encoders,

@@ -5,18 +5,39 @@ A subclass with a method of its own is another function, and is not mistaken for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from .base import Adapter
+from .proof import prove
+from .proof_key import proof_key
 from .refused import REASONS
+from .structure import Structure
+
+
+class Proof(NamedTuple):
+    """Hold the structure that a block is proved to have, or why it has none.
+
+    Attributes:
+        adapter: None: no structure.
+        reason: why it cannot be patched; None if it can, or seems to have no structure.
+    """
+
+    adapter: type[Adapter] | None
+    reason: str | None
+
 
 # All by the path of a function: see `path_of`.
 ADAPTERS: dict[str, type[Adapter]] = {}
 READERS: dict[str, Callable[..., Iterable[int]]] = {}
 HEADS: dict[str, str] = {}
+# Tried in this order on blocks that no adapter is registered for.
+STRUCTURES: list[type[Structure]] = []
+# By class of a block: what was proved of a block of this class and configuration, or what differed.
+PROOFS: WeakKeyDictionary[type[nn.Module], dict[Hashable, Proof]] = WeakKeyDictionary()
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
@@ -37,6 +58,12 @@ def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
         return adapter
 
     return add
+
+
+def structure(adapter: type[Structure]) -> type[Structure]:
+    """Add the decorated `Structure` to those that are tried on blocks that no adapter is registered for."""
+    STRUCTURES.append(adapter)
+    return adapter
 
 
 def check_complete(adapter: type[Adapter]) -> None:
@@ -86,16 +113,58 @@ def path_of(function: Any) -> str:
 
 
 def adapter_of(block: nn.Module) -> type[Adapter] | None:
-    """Return the adapter of a block; None if its forward is not known."""
+    """Return the adapter of a block, registered or proved; None if there is none."""
+    registered = registered_adapter(block)
+    if registered is not None or refusal_of(block) is not None:
+        return registered
+    return proof_of(block).adapter
+
+
+def registered_adapter(block: nn.Module) -> type[Adapter] | None:
+    """Return the adapter that is registered for the forward of a block; None if there is none."""
     return ADAPTERS.get(path_of(unpatched(type(block)).forward))
+
+
+def likely_adapter(block: nn.Module) -> type[Adapter] | None:
+    """Return the adapter that is registered for a block, or the first structure that it may have; prove nothing."""
+    registered = registered_adapter(block)
+    if registered is not None or refusal_of(block) is not None:
+        return registered
+    return next((each for each in STRUCTURES if each.fits(block)), None)
 
 
 def refusal_of(block: nn.Module) -> str | None:
     """Return why a block whose forward is known cannot be patched; None if it can, or is not known."""
-    adapter = adapter_of(block)
+    adapter = registered_adapter(block)
     if adapter is not None:
         return adapter.refusal(block)
     return REASONS.get(path_of(unpatched(type(block)).forward))
+
+
+def proof_of(block: nn.Module) -> Proof:
+    """Return the first structure that a block is proved to have, or what differed from the last that it seemed to have.
+
+    Nothing is proved twice of blocks of one class and configuration.
+    """
+    proofs = PROOFS.setdefault(unpatched(type(block)), {})
+    key = proof_key(block)
+    if key not in proofs:
+        proofs[key] = try_structures(block)
+    return proofs[key]
+
+
+def try_structures(block: nn.Module) -> Proof:
+    """Try to prove each structure of a block that it seems to have."""
+    reason = None
+    for each in STRUCTURES:
+        if each.fits(block):
+            wrapped = [name for name, part in block.named_modules() if name and is_wrapped(part)]
+            if wrapped:
+                return Proof(None, f"its {wrapped[0]} has a forward set on the instance. Undo what set it first")
+            reason = prove(each, block)
+            if reason is None:
+                return Proof(each, each.refusal(block))
+    return Proof(None, reason)
 
 
 def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:

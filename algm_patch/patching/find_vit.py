@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,7 +10,16 @@ from torch import nn
 
 from ..adapters.base import Adapter
 from ..adapters.libraries import why_too_old
-from ..adapters.registry import adapter_of, head_of, is_wrapped, readers_of, refusal_of, unpatched
+from ..adapters.registry import (
+    adapter_of,
+    head_of,
+    is_wrapped,
+    likely_adapter,
+    readers_of,
+    refusal_of,
+    registered_adapter,
+    unpatched,
+)
 from .find_projection import Place, places_of
 from .naming import as_code, class_name, names
 from .why_none import SEQUENCES, why_none, why_unknown
@@ -43,8 +52,12 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
-    found = known_sequences(model)
+    found = sequences_with(registered_adapter, model)
     places = places_of(model, found)
+    if not places:
+        found = sequences_with(likely_adapter, model)
+        places = places_of(model, found)
+        places = {path: place for path, place in places.items() if are_proved(model, path)} or places
     title = class_name(model)
     if not places:
         raise ValueError(f"{title} cannot be patched: {why_none(model, found)}")
@@ -90,15 +103,20 @@ def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
     return found
 
 
-def known_sequences(model: nn.Module) -> dict[str, type[Adapter]]:
+def sequences_with(lookup: Callable[[nn.Module], type[Adapter] | None], model: nn.Module) -> dict[str, type[Adapter]]:
     """Return by path every sequence in which at least one block has an adapter, and that adapter."""
     found = {}
     for path, module in model.named_modules():
-        adapters = [adapter_of(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
+        adapters = [lookup(child) for child in module.children()] if isinstance(module, SEQUENCES) else []
         adapter = next(filter(None, adapters), None)
         if adapter is not None:
             found[path] = adapter
     return found
+
+
+def are_proved(model: nn.Module, path: str) -> bool:
+    """Return whether all blocks of the sequence at this path have an adapter, registered or proved."""
+    return all(map(adapter_of, model.get_submodule(path).children()))
 
 
 def check_block(path: str, block: nn.Module) -> type[Adapter]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ..adapters.registry import adapter_of, path_of, refusal_of, unpatched
+from ..adapters.registry import path_of, proof_of, refusal_of, registered_adapter, unpatched
 from .naming import class_name, full_name, names
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
@@ -36,9 +36,14 @@ def why_unknown(block: nn.Module) -> str:
     reason = refusal_of(block)
     if reason is not None:
         return f"in {full_name(block)}, {reason}"
-    if any(map(adapter_of, block.modules())):
+    if any(map(registered_adapter, block.modules())):
         return f"{full_name(block)} wraps a block. Call apply_algm before the blocks are wrapped"
     forward = path_of(unpatched(type(block)).forward)
+    if (differed := proof_of(block).reason) is not None:
+        return (
+            f"{full_name(block)} has the parts of a block that ALGM knows, but {differed}. If you know where its "
+            "attention ends and its MLP begins, write an Adapter and register it: see algm_patch.register"
+        )
     return (
         f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
         "the MLP begins. If you do, write an Adapter and register it: see algm_patch.register"

@@ -17,7 +17,7 @@ def vit(**options):
 
 class OwnForward(Block):
     def forward(self, x):
-        return super().forward(x)
+        return super().forward(x) + self.norm1(x)
 
 
 def with_instance_forward():
@@ -74,7 +74,7 @@ REFUSED = {
     ),
     "forward of its own": (
         lambda: vit(block_fn=OwnForward),
-        r"OwnForward computes its output in .*OwnForward\.forward",
+        r"OwnForward has the parts of .* but the halves differ from its forward by",
     ),
     "one such block": (with_one_unknown_block, r"model\.blocks\[3\] cannot be patched: .*OwnForward"),
     "forward on the instance": (with_instance_forward, r"model\.blocks\[2\] .* forward set on the instance"),
@@ -98,7 +98,7 @@ REFUSED = {
     "convolutional stages": (lambda: timm.create_model("mobilevit_xxs"), "ByobNet .*no patch projection"),
     "unknown blocks": (
         lambda: timm.create_model("cait_xxs24_224"),
-        r"LayerScaleBlock computes its output in .*Block\.forward",
+        r"LayerScaleBlock has the parts of a block that ALGM knows, but merged tokens differ from the copies",
     ),
     "no transformer": (lambda: timm.create_model("resnet18"), "ResNet .*no sequence of transformer blocks"),
     "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
