@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
 from .handle import Algm
-from .patching.class_swap import swap, unswap
-from .patching.find_vit import find_decoders, find_vit, modules_around
+from .patching.class_swap import swap, unswap, watch
+from .patching.find_vit import Vit, find_decoders, find_vits, modules_around
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
 from .patching.naming import class_name
-from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules
+from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules, runtimes_in
 from .patching.runtime import Runtime
 from .settings import Settings
 from .settings.checks import check_settings
+from .trunks import Trunks, hand_over, handles_in, show
 
 Model = TypeVar("Model", bound=nn.Module)
 P = ParamSpec("P")
@@ -48,6 +49,7 @@ def apply_algm(
     gbm_layers: Iterable[int] = (5,),
     tau: float | str = "auto",
     *,
+    trunks: str | Iterable[str] | None = None,
     settings: Settings | None = None,
     **changes: Any,
 ) -> Model:
@@ -58,8 +60,10 @@ def apply_algm(
     hold. `remove_algm` undoes it.
 
     Args:
-        model: a ViT, or a model with one ViT in it.
+        model: a ViT, or a model with ViTs in it.
         clap_layer, gbm_layers, tau: see `Settings`.
+        trunks: of a model with several ViTs, those to patch: paths of modules, such as ``["teacher.encoder"]``, or
+            "all". Others stay as they are. Default: the one there is, or those that are patched already.
         settings: what `tune`, ``Settings.load(path)`` or ``model.algm.settings`` gave. Default: the defaults.
         changes: any other field of `Settings`. What is given here, and above by hand, takes the place of that
             of ``settings``.
@@ -81,15 +85,84 @@ def apply_algm(
     by_hand = {"clap_layer": clap_layer, "gbm_layers": gbm_layers, "tau": tau}
     given = {name: value for name, value in by_hand.items() if value is not LEFT_OUT}
     settings = (Settings() if settings is None else check_settings(settings)).replace(**given, **changes)
-    trunk, vit = find_vit(model)
-    check_fit(settings, vit, class_name(trunk))
-    decoders = find_decoders(model) if settings.unmerge_at == "after_head" else {}
-    before = part_of(trunk)
-    check_free(model, trunk, (*vit.blocks, *vit.drivers, vit.projection, *decoders, *decoders.values()), before)
-    runtime = Runtime(trunk, len(vit.blocks), settings)
-    runtime.owners.update([model, trunk, *(before.runtime.owners if before else [])])
-    if before:
-        unswap(patched_modules(before.runtime, model))
+    found = find_vits(model, trunks)
+    check_apart(found)
+    for name, (trunk, vit) in found.items():
+        check_fit(settings, vit, class_name(trunk) if len(found) == 1 else f"{name} ({class_name(trunk)})")
+    decoders = decoders_of(model, settings, found)
+    for trunk, vit in found.values():
+        check_free(model, trunk, vit, decoders)
+    parts = {trunk: part for trunk, _ in found.values() if (part := trunk_part(trunk))}
+    replaced = {part.runtime for part in parts.values()}
+    unswap({module for runtime in replaced for module in patched_modules(runtime, model)}, replaced)
+    for trunk, vit in found.values():
+        runtime = Runtime(trunk, len(vit.blocks), settings)
+        patch(model, trunk, vit, runtime, decoders)
+        hand_over(runtime, {model, trunk}, parts[trunk].runtime if trunk in parts else None)
+        warn_of_other_model(runtime)
+    return model
+
+
+# By name, the trunks that are to be patched, with their parts.
+Found = Mapping[str, tuple[nn.Module, Vit]]
+
+
+def decoders_of(model: nn.Module, settings: Settings, found: Found) -> dict[nn.Module, nn.Module]:
+    """Return the decoders that are to run on merged tokens, each with the module in it whose output is unmerged."""
+    if settings.unmerge_at != "after_head":
+        return {}
+    if len(found) > 1:
+        raise ValueError(
+            f"unmerge_at='after_head' takes one ViT, whose tokens the decoder runs on; {', '.join(found)} are "
+            f"{len(found)}. Name it, as in trunks={next(iter(found))!r}"
+        )
+    return find_decoders(model)
+
+
+def check_apart(found: Found) -> None:
+    """Raise ValueError if two of the trunks have a module in common."""
+    taken: dict[nn.Module, str] = {}
+    for name, (_, vit) in found.items():
+        for module in {*vit.blocks, *vit.drivers, vit.projection}:
+            if module in taken:
+                part = "patch embedding" if module is vit.projection else "block"
+                raise ValueError(f"{taken[module]} and {name} have one {part}. Name one of them in trunks")
+            taken[module] = name
+
+
+def check_free(model: nn.Module, trunk: nn.Module, vit: Vit, decoders: Mapping[nn.Module, nn.Module]) -> None:
+    """Raise ValueError if a module is patched already, for another trunk, or has another ``algm``."""
+    before = trunk_part(trunk)
+    if before and before.vit.path != vit.path:
+        raise ValueError(
+            f"{class_name(trunk)} is patched already for the blocks in {before.vit.path}, which the patch embedding of "
+            f"{vit.path} feeds too. Call remove_algm first"
+        )
+    for module in (*vit.blocks, *vit.drivers, vit.projection, *decoders, *decoders.values()):
+        part = part_of(module)
+        if part and (before is None or part.runtimes != before.runtimes):
+            raise ValueError(
+                f"a {class_name(module)} of {class_name(trunk)} is patched already, as part of another model. "
+                "Call remove_algm on that model first"
+            )
+    for module in (model, trunk):
+        if not isinstance(getattr(module, "algm", None), Algm | Trunks | None):
+            raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
+
+
+def trunk_part(trunk: nn.Module) -> TrunkPart | None:
+    """Return the part of a trunk; None if it is not patched, or only because it holds another."""
+    part = part_of(trunk)
+    return part if isinstance(part, TrunkPart) else None
+
+
+def patch(
+    model: nn.Module, trunk: nn.Module, vit: Vit, runtime: Runtime, decoders: Mapping[nn.Module, nn.Module]
+) -> None:
+    """Patch the modules of one trunk, and those around it up to the whole model."""
+    around = part_of(trunk)
+    if around:  # of another trunk, which is inside this one and tells itself when a pass is over
+        unswap([trunk], set(around.runtimes))
     swap(trunk, "trunk", TrunkPart(runtime, vit))
     swap(vit.projection, "projection", ProjectionPart(runtime, vit.adapters[0]))
     for driver in vit.drivers:
@@ -100,53 +173,24 @@ def apply_algm(
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
         swap(block, "block", BlockPart(runtime, layer, adapter))
     for owner in modules_around(model, trunk):
-        if part_of(owner) is None and has_own_forward(owner):
-            swap(owner, "owner", Part(runtime))
-    show(runtime)
-    warn_of_other_model(runtime)
-    return model
-
-
-def check_free(model: nn.Module, trunk: nn.Module, parts: Iterable[nn.Module], before: Part | None) -> None:
-    """Raise ValueError if a module is patched already, for another model than ``before``, or has another ``algm``."""
-    for module in parts:
-        part = part_of(module)
-        if part and (before is None or part.runtime is not before.runtime):
-            raise ValueError(
-                f"a {class_name(module)} of {class_name(trunk)} is patched already, as part of another model. "
-                "Call remove_algm on that model first"
-            )
-    for module in (model, trunk):
-        if not isinstance(getattr(module, "algm", None), Algm | None):
-            raise ValueError(f"{class_name(module)} has an attribute 'algm' of its own, where the handle would go")
-
-
-def show(runtime: Runtime) -> None:
-    """Give the owners of a runtime one handle: that which they have, if they are patched anew."""
-    handles = [handle for owner in runtime.owners if isinstance(handle := owner.__dict__.get("algm"), Algm)]
-    handle = handles[0] if handles else Algm(runtime)
-    handle.runtime = runtime
-    for owner in runtime.owners:
-        owner.algm = handle  # type: ignore[assignment]
+        watch(owner, runtime)
 
 
 def remove_algm(model: Model) -> Model:
     """Undo `apply_algm`: classes, attributes and outputs are again what they were.
 
+    Args:
+        model: as it was patched, or one of its ViTs: then the others stay patched.
+
     Raises:
         ValueError: if the model is not patched, or was changed since in a way that must be undone first.
     """
-    runtimes = {part.runtime for part in map(part_of, model.modules()) if part}
+    runtimes = runtimes_in(model.modules())
     if not runtimes:
         raise ValueError(f"remove_algm: {class_name(model)} is not patched")
-    unswap({module for runtime in runtimes for module in patched_modules(runtime, model)})
-    for owner in {*model.modules(), *(owner for runtime in runtimes for owner in runtime.owners)}:
-        handle = owner.__dict__.get("algm")
-        if isinstance(handle, Algm) and handle.runtime in runtimes:
-            del owner.__dict__["algm"]
+    owners = {*model.modules(), *(owner for runtime in runtimes for owner in runtime.owners)}
+    shown = [owner for owner in owners if isinstance(owner.__dict__.get("algm"), Algm | Trunks)]
+    handles = handles_in(shown)
+    unswap({module for runtime in runtimes for module in patched_modules(runtime, model)}, runtimes)
+    show(shown, handles)
     return model
-
-
-def has_own_forward(owner: nn.Module) -> bool:
-    """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
-    return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")

@@ -9,14 +9,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .core.token_map import TokenMap
 from .deprecated import warn_of
 from .patching.bypassed import no_merge_in
 from .patching.forward_pass import ForwardPass
 from .patching.identity import warn_of_other_model
-from .patching.naming import class_name
 from .patching.runtime import Runtime
 from .report import html, text
 from .report.cost import VitCost, vit_cost
@@ -222,17 +221,3 @@ class Algm:
             return text.saving(self.gflops, self.unpatched_gflops)
         except (RuntimeError, ValueError) as unknown:  # the model is gone, or its attention is not recognized
             return str(unknown)
-
-
-def handle_of(model: nn.Module) -> Algm:
-    """Return the handle of a patched model, or of the one patched model in it.
-
-    Raises:
-        ValueError: if there is none, or more than one.
-    """
-    handles = {handle for part in model.modules() if isinstance(handle := part.__dict__.get("algm"), Algm)}
-    if not handles:
-        raise ValueError(f"{class_name(model)} is not patched. Call apply_algm on it first")
-    if len(handles) > 1:
-        raise ValueError(f"{class_name(model)} holds {len(handles)} patched models. Pass one of them")
-    return handles.pop()

@@ -22,6 +22,7 @@ settings adapters functional
 patching
 report
 handle
+trunks
 apply
 tuning
 viz

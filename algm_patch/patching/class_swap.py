@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import cache
 from typing import Any
 
@@ -12,10 +12,11 @@ from ..adapters.registry import is_wrapped, readers_of, unpatched
 from ..core.compiling import refuse_jit_script
 from .forwards import METHODS
 from .naming import class_name
-from .parts import Part
+from .parts import OwnerPart, Part, part_of, runtimes_in
+from .runtime import Runtime
 
 
-def swap(module: nn.Module, role: str, part: Part) -> None:
+def swap(module: nn.Module, role: str, part: Part | OwnerPart) -> None:
     """Patch a module: give it its part, and a class whose methods do it."""
     drop_repeated_forward(module)
     module.algm_part = part  # type: ignore[assignment]
@@ -23,20 +24,37 @@ def swap(module: nn.Module, role: str, part: Part) -> None:
     module.__class__ = patched_class(cls, role, tuple(readers_of(cls).items()))
 
 
-def unswap(modules: Iterable[nn.Module]) -> None:
-    """Undo `swap`.
+def watch(owner: nn.Module, runtime: Runtime) -> None:
+    """Patch a module around a trunk, which may be around another, if its class says how it runs its parts."""
+    part = part_of(owner)
+    if isinstance(part, OwnerPart):
+        owner.algm_part = OwnerPart((*part.runtimes, runtime))  # type: ignore[assignment]
+    elif part is None and has_own_forward(owner):
+        swap(owner, "owner", OwnerPart((runtime,)))
+
+
+def has_own_forward(owner: nn.Module) -> bool:
+    """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
+    return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")
+
+
+def unswap(modules: Iterable[nn.Module], runtimes: Set[Runtime]) -> None:
+    """Undo what `swap` and `watch` did to modules for these runtimes.
 
     Raises:
         ValueError: if the class of one was changed since; then nothing is undone.
     """
-    modules = list(modules)
-    for module in modules:
+    left = {module: runtimes_in([module]) - runtimes for module in modules}
+    for module in left:
         if "algm_original" not in vars(type(module)):
             raise ValueError(
                 f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first. "
                 "What cannot be undone, such as fully_shard, goes before apply_algm"
             )
-    for module in modules:
+    for module, others in left.items():
+        if others:
+            module.algm_part = OwnerPart(tuple(others))  # type: ignore[assignment]
+            continue
         drop_repeated_forward(module)
         module.__class__ = unpatched(type(module))
         del module.__dict__["algm_part"]

@@ -1,8 +1,9 @@
-"""Find the one plain ViT in a model, or say why there is none."""
+"""Find the plain ViTs in a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -22,6 +23,7 @@ from ..adapters.registry import (
 )
 from .find_projection import Place, places_of
 from .naming import as_code, class_name, names
+from .trunk_names import ALL, choose, how_to_choose, names_of, what_there_is
 from .why_none import SEQUENCES, why_none, why_unknown
 
 
@@ -34,6 +36,7 @@ class Vit:
         projection: which tells the grid of patches.
         drivers: modules between the trunk and the sequence with a method that runs the blocks.
         blocks, adapters: in order, each block with its adapter.
+        alone: whether the trunk owns no other sequence of blocks.
     """
 
     path: str
@@ -41,36 +44,80 @@ class Vit:
     drivers: list[nn.Module]
     blocks: list[nn.Module]
     adapters: list[type[Adapter]]
+    alone: bool
 
 
 def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
-    """Return the one trunk in ``model`` and its parts.
+    """Return the one trunk in ``model`` and its parts; raise as `find_vits` does."""
+    (found,) = find_vits(model).values()
+    return found
+
+
+def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> dict[str, tuple[nn.Module, Vit]]:
+    """Return by name the trunks in ``model`` that are to be patched, with their parts.
+
+    Args:
+        trunks: of a model with several: their paths, or "all". Default: the one there is, or those that are patched.
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: if there is no ViT, more than one, or one that cannot be patched; naming what was found.
+        ValueError: if there is no ViT, more than one and none named, or one that cannot be patched; naming what was
+            found.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
+    places = places_in(model, trunks)
+    owners = {path: place.owner for path, place in places.items()}
+    sequences = names_of(owners)
+    patched = {
+        name: path for name, path in sequences.items() if any(map(is_patched, model.get_submodule(path).children()))
+    }
+    if trunks is not None:
+        sequences = choose(model, sequences, trunks)
+    elif patched:
+        sequences = patched
+    elif len(sequences) > 1:
+        raise ValueError(f"{what_there_is(model, sequences)}. {how_to_choose(sequences, owners)}")
+    counts = Counter(owners.values())
+    return {name: vit_at(model, path, places[path], counts[owners[path]] == 1) for name, path in sequences.items()}
+
+
+def places_in(model: nn.Module, trunks: str | Iterable[str] | None) -> dict[str, Place]:
+    """Return the place of the patch projection of each sequence of blocks, by path.
+
+    Those whose blocks are registered come before all others, unless the caller names some, or some are patched.
+
+    Raises:
+        ValueError: if there is none.
+    """
     found = sequences_with(registered_adapter, model)
     places = places_of(model, found)
-    if not places:
+    if not places or trunks is not None or any(map(is_patched, model.modules())):
         found = sequences_with(likely_adapter, model)
         places = places_of(model, found)
-        places = {path: place for path, place in places.items() if are_proved(model, path)} or places
-    title = class_name(model)
+        if trunks is None or trunks == ALL:
+            places = {path: place for path, place in places.items() if are_proved(model, path)} or places
     if not places:
-        raise ValueError(f"{title} cannot be patched: {why_none(model, found)}")
-    trunks = sorted({place.owner for place in places.values()})
-    if len(trunks) > 1:
-        choices = ", ".join(f"{as_code(path)} ({class_name(model.get_submodule(path))})" for path in trunks)
-        raise ValueError(f"{title} holds {len(trunks)} ViTs. Pass one of them to apply_algm: {choices}")
-    if len(places) > 1:
-        raise ValueError(
-            f"{title} cannot be patched: one patch embedding feeds several sequences of blocks, {names(places)}. "
-            "If they are chunks of one, build it with one (DINOv2: block_chunks=0)"
-        )
-    ((path, place),) = places.items()
+        raise ValueError(f"{class_name(model)} cannot be patched: {why_none(model, found)}")
+    return places
+
+
+def is_patched(module: nn.Module) -> bool:
+    return unpatched(type(module)) is not type(module)
+
+
+def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.Module, Vit]:
+    """Return the trunk that owns a sequence of blocks, and its parts.
+
+    Args:
+        path: of the sequence.
+        place: of its patch projection.
+        alone: whether the trunk owns no other.
+
+    Raises:
+        ValueError: if it cannot be patched.
+    """
+    title = class_name(model)
     named = {f"{path}.{name}": block for name, block in model.get_submodule(path)._modules.items() if block is not None}
     blocks, adapters = list(named.values()), [check_block(name, block) for name, block in named.items()]
     if len(set(blocks)) < len(blocks):
@@ -79,7 +126,8 @@ def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
     projection = the_projection(trunk, place, title)
     path = path.removeprefix(place.owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
-    return trunk, Vit(path, projection, [module for module in above if readers_of(type(module))], blocks, adapters)
+    drivers = [module for module in above if readers_of(type(module))]
+    return trunk, Vit(path, projection, drivers, blocks, adapters, alone)
 
 
 def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:

@@ -135,18 +135,27 @@ def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
             self.algm_part.runtime.belong_to(self)
 
-    return {"__setstate__": restore, **owner_methods(original, readers), **driver_methods(original, readers)}
-
-
-def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
-    """Return the forward of a module around a trunk, after which a pass is over."""
-
     @wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
         part = getattr(self, "algm_part", None)
         if part is not None:
             check_over(part.runtime)
+        return output
+
+    return {"__setstate__": restore, "forward": forward, **driver_methods(original, readers)}
+
+
+def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
+    """Return the forward of a module around trunks, after which their passes are over."""
+
+    @wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        part = getattr(self, "algm_part", None)
+        if part is not None:
+            for runtime in part.runtimes:
+                check_over(runtime)
         return output
 
     return {"forward": forward}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,6 +17,18 @@ class Part:
     """Hold what every patched module knows."""
 
     runtime: Runtime
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """All that the module is patched for."""
+        return (self.runtime,)
+
+
+@dataclass(frozen=True)
+class OwnerPart:
+    """Hold what a patched module around one trunk or several knows."""
+
+    runtimes: tuple[Runtime, ...]
 
 
 @dataclass(frozen=True)
@@ -40,15 +53,31 @@ class BlockPart(Part):
     adapter: type[Adapter]
 
 
-def part_of(module: nn.Module) -> Part | None:
+def part_of(module: nn.Module) -> Part | OwnerPart | None:
     """Return a module's part; None if it is not patched."""
     return module.__dict__.get("algm_part")
+
+
+def runtimes_in(modules: Iterable[nn.Module]) -> set[Runtime]:
+    """Return all runtimes that modules are patched for."""
+    return {runtime for module in modules if (part := part_of(module)) for runtime in part.runtimes}
+
+
+def patched_trunks(model: nn.Module) -> dict[str, Runtime]:
+    """Return the runtimes of the trunks in a model by name, as `trunk_names.names_of` names them."""
+    found = {}
+    for path, module in model.named_modules():
+        part = part_of(module)
+        if isinstance(part, TrunkPart):
+            blocks = f"{path}.{part.vit.path}".lstrip(".")
+            found[path if path and part.vit.alone else blocks] = part.runtime
+    return found
 
 
 def patched_modules(runtime: Runtime, model: nn.Module) -> set[nn.Module]:
     """Return the modules that were patched for a runtime, in ``model`` and wherever else they are."""
     held = {module for owner in {model, *runtime.owners} for module in owner.modules()}
-    found = {module for module in held if (part := part_of(module)) and part.runtime is runtime}
+    found = {module for module in held if (part := part_of(module)) and runtime in part.runtimes}
     if runtime.linked:
         vit = runtime.vit
         found |= {runtime.trunk, vit.projection, *vit.drivers, *vit.blocks}

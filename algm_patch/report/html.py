@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from ..patching.forward_pass import ForwardPass
@@ -26,6 +26,11 @@ def report(title: str, settings: Settings, past: ForwardPass | None, saved: Call
     height, width = past.grid
     facts = [f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix", saved()]
     return card(title, summary(settings), facts, tokens_per_layer(past), past.num_prefix_tokens + height * width)
+
+
+def reports(each: Mapping[str, str]) -> str:
+    """Return the cards of several ViTs below each other, from those of each by its path."""
+    return "".join(f"<div>{escape(path)}</div><div>{its}</div>" for path, its in each.items())
 
 
 def card(title: str, settings: Sequence[tuple[str, str]], facts: Sequence[str], bars: Sequence[int], whole: int) -> str:

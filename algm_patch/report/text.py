@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -20,6 +20,15 @@ def report(title: str, settings: Settings, past: ForwardPass | None, saved: Call
     *stages, (_, others) = summary(settings)
     lines = [title, *(f"{stage:4}  {told}" for stage, told in stages), others]
     lines += last_forward(past, saved()) if past and past.blocks else [no_pass(past)]
+    return "\n  ".join(lines)
+
+
+def reports(model: str, each: Mapping[str, str]) -> str:
+    """Return the lines that ``print(model.algm)`` shows of several ViTs, from those of each by its path."""
+    lines = [f"ALGM on {len(each)} ViTs of {model}"]
+    for path, told in each.items():
+        title, *others = told.removeprefix("ALGM on ").splitlines()
+        lines += [f"{path}: {title}", *others]
     return "\n  ".join(lines)
 
 

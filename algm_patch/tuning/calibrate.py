@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.thresholds import clap_tau
-from ..handle import handle_of
 from ..settings.record import Calibrated
+from ..trunks import handle_of
 from .images import image_batches
 from .probe import similarities
 

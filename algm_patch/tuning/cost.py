@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..handle import handle_of
 from ..patching.naming import class_name
+from ..trunks import handle_of
 
 Predict = Callable[[nn.Module, Tensor], Any]
 

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..apply import apply_algm
-from ..handle import Algm, handle_of
+from ..handle import Algm
 from ..patching.identity import identity
 from ..settings.record import RECORDS, SEARCHED, Record, Trial
 from ..settings.settings import Compare, Settings
+from ..trunks import handle_of
 from .budget import Budget
 from .candidates import Candidate
 from .cost import Predict, answer_and_cost

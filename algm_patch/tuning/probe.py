@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.eval_mode import eval_mode
-from ..handle import handle_of
+from ..trunks import handle_of
 
 
 class StopForward(Exception):  # noqa: N818, not an error

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..handle import handle_of
+from ..trunks import handle_of
 from .judges import Judge, judge_of, token_shapes
 
 Metric = Callable[[nn.Module], float]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.thresholds import Share, reached_by
-from ..handle import handle_of
 from ..settings.settings import Settings
+from ..trunks import handle_of
 from .candidates import TWENTIETHS, Candidate
 from .probe import similarities
 

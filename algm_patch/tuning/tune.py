@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..apply import apply_algm, remove_algm
 from ..core.eval_mode import eval_mode
-from ..handle import Algm, handle_of
+from ..handle import Algm
 from ..patching.naming import class_name
 from ..settings.settings import Settings
+from ..trunks import handle_of
 from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS
 from .images import shuffled, single_images

@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from ..deprecated import model_first
-from ..handle import Algm, handle_of
+from ..handle import Algm
+from ..trunks import handle_of
 from .images import named_images
 from .paint import NO_CLASS, Array, distinct_colours
 from .panels import panels

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..core.eval_mode import eval_mode
 from ..core.token_map import TokenMap
-from ..handle import Algm, handle_of
+from ..handle import Algm
 from ..patching.forward_pass import ForwardPass
 from ..patching.naming import class_name
+from ..trunks import handle_of
 from ..tuning.judges import COSINE, judge_of, token_shapes
 from ..tuning.measure import MERGE_NOTHING
 from .paint import Array, Canvas, paint_groups

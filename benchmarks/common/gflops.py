@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from algm_patch import Algm
-from algm_patch.handle import handle_of
 from algm_patch.report.cost import VitCost, matching_cost
+from algm_patch.trunks import handle_of
 
 from .patching import patched
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from algm_patch import Algm, Settings, apply_algm, remove_algm
-from algm_patch.handle import handle_of
+from algm_patch.trunks import handle_of
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -13,7 +13,7 @@ import torch
 
 import algm_patch
 from algm_patch.files import written_whole
-from algm_patch.handle import handle_of
+from algm_patch.trunks import handle_of
 
 from .dataset import Dataset
 from .models import SegmentationModel

@@ -79,7 +79,10 @@ REFUSED = {
     "one such block": (with_one_unknown_block, r"model\.blocks\[3\] cannot be patched: .*OwnForward"),
     "forward on the instance": (with_instance_forward, r"model\.blocks\[2\] .* forward set on the instance"),
     "block used twice": (with_a_repeated_block, r"model\.blocks runs one block more than once"),
-    "encoder and decoder": (with_two_sequences, r"several sequences of blocks, model\.blocks, model\.decoder"),
+    "encoder and decoder": (
+        with_two_sequences,
+        r"several sequences of blocks, model\.blocks, model\.decoder, of which one",
+    ),
     "no patch embedding": (of_blocks_alone, "no patch projection with a regular grid leads to the blocks in model"),
     "no grid": (lambda: with_a_projection(nn.Linear(3, 64)), "patch projection is a Linear, which leaves no grid"),
     "video": (
@@ -104,8 +107,7 @@ REFUSED = {
     "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
     "two ViTs": (
         lambda: nn.ModuleDict({"left": vit(), "right": vit()}),
-        r"ModuleDict holds 2 ViTs\. Pass one of them to apply_algm: "
-        r"model\.left \(VisionTransformer\), model\.right \(VisionTransformer\)",
+        r"ModuleDict holds 2 ViTs: 'left' \(VisionTransformer, 5 blocks of width 64\), 'right' .* trunks='all'",
     ),
 }
 

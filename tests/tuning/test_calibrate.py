@@ -111,7 +111,7 @@ def test_through_a_wrapper_of_a_patched_model_in_other_precisions():
 
 def test_two_patched_models_are_not_one():
     pair = nn.Sequential(apply_algm(build("ViT")), apply_algm(build("ViT")))
-    with pytest.raises(ValueError, match="Sequential holds 2 patched models"):
+    with pytest.raises(ValueError, match=r"Sequential holds 2 patched ViTs \('0', '1'\)"):
         calibrate(pair, IMAGES)
 
 

@@ -1,0 +1,111 @@
+"""Trunks that share modules, are inside each other, or are patched before what is around them."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from algm_patch import apply_algm, remove_algm
+from tests.support.contract import trace
+from tests.support.models import build, photo
+from tests.support.several import Alternating, EncoderAndDecoder, Pair, Siamese
+
+SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.5}
+
+
+@torch.no_grad()
+def test_one_trunk_used_twice_is_one_vit():
+    torch.manual_seed(0)
+    model: Any = Siamese()
+    image = photo()
+    expected = model(image)
+    assert apply_algm(model, tau=2.0, gbm_layers=[]).algm is model.encoder.algm
+    assert torch.equal(model(image), expected)
+    apply_algm(model, trunks="same", **SETTINGS)
+    with model.algm.runtime.collecting() as passes:
+        model(image)
+    assert len(passes) == 2
+    assert passes[0].token_map.labels.shape == passes[1].token_map.labels.shape
+    assert not torch.equal(passes[0].token_map.labels, passes[1].token_map.labels)
+    remove_algm(model)
+    assert torch.equal(model(image), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("build_model", "blocks"), [(Alternating, "frame_blocks"), (EncoderAndDecoder, "blocks")])
+def test_of_sequences_behind_one_patch_embedding_one_is_named(build_model, blocks):
+    torch.manual_seed(0)
+    model, image = build_model(), photo()
+    before, expected = trace(model), model(image)
+    for trunks in (None, "all"):
+        with pytest.raises(ValueError, match=r"holds 2 ViTs: .*|have one patch embedding"):
+            apply_algm(model, trunks=trunks)
+    assert trace(model) == before
+    apply_algm(model, trunks=blocks, tau=2.0, gbm_layers=[])
+    assert torch.equal(model(image), expected)
+    apply_algm(model, **SETTINGS)
+    assert not torch.equal(model(image), expected)
+    assert model.algm.tokens_per_layer[1] < 30
+    other = next(name for name in ("global_blocks", "decoder") if hasattr(model, name))
+    with pytest.raises(ValueError, match=rf"is patched already for the blocks in {blocks}, which .* {other} feeds"):
+        apply_algm(model, trunks=other, **{**SETTINGS, "clap_layer": 2})
+    remove_algm(model)
+    assert trace(model) == before
+
+
+@torch.no_grad()
+def test_a_trunk_inside_a_trunk():
+    """Whichever is patched first, and removed first."""
+    image = photo()
+    for order in (["teacher", "blocks"], ["blocks", "teacher"], ["all"]):
+        for removed in (["teacher"], []):
+            model = build("ViT", depth=3)
+            model.teacher = build("ViT", depth=2)
+            before, expected = trace(model), model(image)
+            for trunk in order:
+                apply_algm(model, trunks=trunk, **SETTINGS)
+            assert set(model.algm) == {"blocks", "teacher"}
+            assert not torch.equal(model(image), expected)
+            for path in removed:
+                remove_algm(model.get_submodule(path))
+                assert model.algm.tokens_per_layer[0] < 31
+            remove_algm(model)
+            assert trace(model) == before
+            assert torch.equal(model(image), expected)
+
+
+@torch.no_grad()
+def test_a_patched_backbone_in_a_later_model():
+    backbone = apply_algm(build("ViT", depth=3), **SETTINGS)
+    whole = nn.Sequential(backbone, nn.Linear(3, 2))
+    assert not hasattr(whole, "algm")
+    apply_algm(whole, gbm_layers=[], tau=0.9)
+    assert whole.algm is backbone.algm
+    assert whole.algm.tau == 0.9
+    both: Any = nn.ModuleDict({"new": build("ViT", depth=2), "old": whole})
+    apply_algm(both, trunks="all", **SETTINGS)
+    assert dict(both.algm) == {"new": both["new"].algm, "old.0": backbone.algm}
+    remove_algm(both["old"])
+    assert both.algm is both["new"].algm
+    assert not hasattr(backbone, "algm")
+
+
+class Bypassing(Pair):
+    """Run the parts of the blocks of one of its trunks itself."""
+
+    def forward(self, image):
+        x = self.coarse.patch_embed(image)
+        for block in self.coarse.blocks:
+            x = x + block.mlp(block.norm2(x))
+        return self.fine(image).sum() + x.sum()
+
+
+def test_each_is_watched():
+    model = apply_algm(Bypassing(), trunks="all", **SETTINGS)
+    with pytest.warns(UserWarning, match="the patch embedding of VisionTransformer ran, but none of its blocks did"):
+        model(photo())
+    remove_algm(model.coarse)
+    with warnings.catch_warnings(action="error"):
+        model(photo())
