@@ -31,6 +31,7 @@ a family, add its file, and its name to the import below.
 
 from ..core.layer_tokens import LayerTokens
 from . import (  # noqa: F401, which register
+    adding_mlp,
     dinov2,
     eva01,
     huggingface,
@@ -40,6 +41,7 @@ from . import (  # noqa: F401, which register
     huggingface_siglip2,
     mmseg,
     open_clip,
+    placed,
     pre_norm,
     segmenter,
     timm_beit,

@@ -55,14 +55,16 @@ class DinoBlock(Adapter):
 def add_branch(block: Any, x: Tensor, branch: Callable[[Tensor, Any], Tensor]) -> Tensor:
     """Return ``x`` plus what a branch makes of it, with the stochastic depth of the block.
 
-    Above a rate of 0.1 some images skip the branch: it is not computed for them.
+    Above a rate of 0.1 (of 0, if it has no drop path) some images skip the branch: it is not computed for them.
 
     Args:
         x: [B, L, D].
         branch: takes tokens of some images, and which images of the batch these are.
     """
-    if not block.training or block.sample_drop_ratio <= 0.1:
-        return x + block.drop_path1(branch(x, slice(None)))  # the first for both branches, as upstream
+    drop_path = getattr(block, "drop_path1", None)  # the first for both branches, as upstream; DINOv3 has none
+    if not block.training or block.sample_drop_ratio <= (0 if drop_path is None else 0.1):
+        y = branch(x, slice(None))
+        return x + (y if drop_path is None else drop_path(y))
     images = torch.randperm(len(x), device=x.device)[: max(int(len(x) * (1 - block.sample_drop_ratio)), 1)]
     return x.index_add(0, images, branch(x[images], images).to(x.dtype), alpha=len(x) / len(images))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
 from .attention_parts import attend_by_parts, compared_projection, has_parts, part_of
+from .block_arguments import known_arguments
 from .key_bias import with_key_bias
 from .registry import structure
 from .structure import Structure
@@ -44,9 +45,9 @@ class PreNorm(Structure):
 
     @staticmethod
     def fits(block: Any) -> bool:
-        """Return whether the block has norms, attention and MLP, and needs only ``x``: see `Structure.fits`."""
+        """Return whether the block has norms, attention and MLP, and takes only ``x``: see `Structure.fits`."""
         parts = all(isinstance(part_of(block, names), nn.Module) for names in (NORM_1, ATTENTION, NORM_2, MLP))
-        return parts and takes_one(block)
+        return parts and takes_one(block) and not known_arguments(block)
 
 
 @structure
@@ -124,7 +125,8 @@ def takes_one(block: nn.Module) -> bool:
 def check_nothing_given(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise ValueError if a block is given more than its tokens, which it was not proved with."""
     given = [*map(str, range(1, len(args) + 1)), *kwargs]
-    used = [name for name, value in zip(given, (*args, *kwargs.values()), strict=True) if value not in (None, False)]
+    values = (*args, *kwargs.values())
+    used = [name for name, value in zip(given, values, strict=True) if value is not None and value is not False]
     if used:
         raise ValueError(
             f"{type(block).__name__} was given {', '.join(used)} beside its tokens, which ALGM does not know. "

@@ -54,6 +54,30 @@ class LayerTokens:
         bias = None if self.key_bias is None else self.key_bias[image : image + 1, ..., : token_map.sizes.shape[1]]
         return LayerTokens(token_map, bias, self.num_prefix_tokens, image)
 
+    def of_some_images(self, images: Tensor) -> LayerTokens:
+        """Return the tokens of these images of a batch that is not packed."""
+        token_map = self.token_map
+        if token_map is not None:
+            token_map = TokenMap(token_map.labels[images], token_map.sizes[images])
+        bias = None if self.key_bias is None else self.key_bias[images]
+        return replace(self, token_map=token_map, key_bias=bias)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return what belongs to the first member of each group, of what belongs to every token and has no mean.
+
+        Args:
+            x: [B, P+N, ...], or [1, P+N, ...] if the batch shares it, of all tokens.
+
+        Returns:
+            [B, P+M, ...], or [1, T, ...] if images are packed; ``x`` as it is while nothing is merged.
+        """
+        x = self.own(x)
+        return x if self.token_map is None else self.token_map.pack(self.token_map.take(x))
+
+    def own(self, x: Tensor) -> Tensor:
+        """Return the part of ``x`` [B or 1, ...] that is of these tokens: one image's, if they are one image's."""
+        return x[self.image : self.image + 1] if self.image is not None and x.shape[0] > 1 else x
+
     def average_patches(self, x: Tensor, batched: bool = False, neutral: Tensor | None = None) -> Tensor:
         """Average over each group what belongs to each patch, such as the sines and cosines of rotary angles.
 
@@ -71,9 +95,7 @@ class LayerTokens:
         """
         if self._patches is None:
             return x
-        if batched and self.image is not None and x.shape[0] > 1:
-            x = x[self.image : self.image + 1]
-        x = x if batched else x.expand(self._patches.labels.shape[0], *x.shape)
+        x = self.own(x) if batched else x.expand(self._patches.labels.shape[0], *x.shape)
         averages = self._patches.merge(x.movedim(-2, 1))
         if self.packing is not None:
             assert neutral is not None
@@ -98,8 +120,7 @@ class LayerTokens:
 
     def pair(self, mask: Tensor) -> Tensor:
         """Return the part of a mask [..., P+N, P+N] of all tokens that is of the tokens that are left."""
-        if self.image is not None and mask.dim() == 4 and mask.shape[0] > 1:
-            mask = mask[self.image : self.image + 1]
+        mask = self.own(mask) if mask.dim() == 4 else mask
         return mask if self.token_map is None else self.token_map.pair(mask)
 
     def plus(self, bias: Tensor) -> LayerTokens:

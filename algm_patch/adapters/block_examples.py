@@ -1,0 +1,91 @@
+"""Make up what the forward of a block is told of places, for a proof."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention_parts import HEADS, part_of
+from .block_arguments import BIASES, POSITIONS, ROTATIONS, kind_of, known_arguments
+from .cost import layers_in
+from .held_rope import held_rope
+from .pre_norm import ATTENTION
+from .structure import Call
+
+
+def arguments_that_run(block: nn.Module, tokens: int, prefix: int) -> Call:
+    """Return arguments by name that the forward of a block takes: of each, the first form that it can be given.
+
+    Args:
+        block: the proof's own copy.
+        tokens, prefix: of the sequence, and of these before the patches.
+
+    Raises:
+        Exception: what the forward raises for the last of them, if it takes none.
+    """
+    names = known_arguments(block)
+    x = torch.zeros(2, tokens, layers_in(block)[0].inputs, device="cpu")
+    calls = list(product(*(forms_of(block, name, tokens, prefix) for name in names)))
+    for number, values in enumerate(calls, 1):
+        given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        try:
+            with torch.no_grad():
+                block(x, **given)
+        except Exception:
+            if number == len(calls):
+                raise
+        else:
+            return (), given
+    raise AssertionError("there is one call at least")
+
+
+def forms_of(block: nn.Module, name: str, tokens: int, prefix: int) -> Iterable[Any]:
+    """Return what a forward may be given as the argument of this name, most telling first; None: nothing."""
+    attention, generator = part_of(block, ATTENTION), torch.Generator("cpu").manual_seed(3)
+    heads, patches = part_of(attention, HEADS), tokens - prefix
+    kind = kind_of(name)
+    if kind is POSITIONS:
+        places = torch.randint(1, 5, (2, tokens, 2), generator=generator, device="cpu")
+        places[:, :prefix] = 0
+        return [at_one_place(places, 1), None]
+    if kind is ROTATIONS:
+        width = layers_in(attention)[0].inputs // heads
+        angles = at_one_place(6 * torch.rand(patches, width, generator=generator, device="cpu"), 0)
+        return [(angles.sin(), angles.cos()), torch.cat([angles.sin(), angles.cos()], -1), None]
+    if kind is BIASES:
+        bias = torch.randn(heads, tokens, tokens, generator=generator, device="cpu")
+        return [at_one_place(at_one_place(bias, 1), 2), None]
+    return [dict(zip("HW", grid_of(patches), strict=True)).get(name, grid_of(patches))]
+
+
+def grid_of(patches: int) -> tuple[int, int]:
+    """Return a grid (H, W) of so many patches."""
+    height = next(side for side in range(math.isqrt(patches), 0, -1) if patches % side == 0)
+    return height, patches // height
+
+
+def at_one_place(x: Tensor, dim: int) -> Tensor:
+    """Return ``x`` in which the last three along a dimension are equal."""
+    length = x.shape[dim]
+    return x.index_select(dim, torch.arange(length, device="cpu").clamp(max=length - 3))
+
+
+def with_small_tables(attention: nn.Module, tokens: int, prefix: int) -> None:
+    """Cut what a proof's copy of attention holds of places to so many tokens, the last three at one place."""
+    for part in attention.modules():
+        index = getattr(part, "relative_position_index", None)
+        if isinstance(index, Tensor) and len(index) >= tokens:
+            part.relative_position_index = at_one_place(at_one_place(index[:tokens, :tokens], 0), 1)
+            part.window_size = grid_of(tokens - prefix)
+    name = held_rope(attention)
+    rope = None if name is None else getattr(attention, name)
+    for table, values in [] if rope is None else list(rope.named_buffers()):
+        if values.dim() > 1 and values.shape[-2] >= tokens - prefix:
+            setattr(rope, table, at_one_place(values[..., : tokens - prefix, :], values.dim() - 2))
+    if hasattr(rope, "patch_resolution"):
+        rope.patch_resolution = grid_of(tokens - prefix)
