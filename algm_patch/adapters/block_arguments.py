@@ -57,8 +57,8 @@ def given_arguments(block: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     for name in given:
         if not kind_of(name):
             raise ValueError(
-                f"{type(block).__name__} was given {name}, and ALGM does not know how it depends on the tokens' places. "
-                "Leave it out, or call remove_algm first"
+                f"{type(block).__name__} was given {name} beside its tokens, and ALGM does not know how it depends on "
+                "their places. Leave it out, or call remove_algm first"
             )
     return given
 

@@ -75,17 +75,19 @@ def at_one_place(x: Tensor, dim: int) -> Tensor:
     return x.index_select(dim, torch.arange(length, device="cpu").clamp(max=length - 3))
 
 
-def with_small_tables(attention: nn.Module, tokens: int, prefix: int) -> None:
+def with_small_tables(attention: Any, tokens: int, prefix: int) -> None:
     """Cut what a proof's copy of attention holds of places to so many tokens, the last three at one place."""
+    grid = grid_of(tokens - prefix)
     for part in attention.modules():
         index = getattr(part, "relative_position_index", None)
         if isinstance(index, Tensor) and len(index) >= tokens:
-            part.relative_position_index = at_one_place(at_one_place(index[:tokens, :tokens], 0), 1)
-            part.window_size = grid_of(tokens - prefix)
+            cut = at_one_place(at_one_place(index[:tokens, :tokens], 0), 1)
+            part.relative_position_index, part.window_size = cut, grid
     name = held_rope(attention)
-    rope = None if name is None else getattr(attention, name)
-    for table, values in [] if rope is None else list(rope.named_buffers()):
-        if values.dim() > 1 and values.shape[-2] >= tokens - prefix:
-            setattr(rope, table, at_one_place(values[..., : tokens - prefix, :], values.dim() - 2))
-    if hasattr(rope, "patch_resolution"):
-        rope.patch_resolution = grid_of(tokens - prefix)
+    if name is not None:
+        rope = attention.get_submodule(name)
+        for table, values in list(rope.named_buffers()):
+            if values.dim() > 1 and values.shape[-2] >= tokens - prefix:
+                setattr(rope, table, at_one_place(values[..., : tokens - prefix, :], values.dim() - 2))
+        if hasattr(rope, "patch_resolution"):
+            rope.patch_resolution = grid

@@ -107,4 +107,3 @@ def add(block: Any, x: Tensor, branch: Callable[[Tensor, Any], Tensor], drop_pat
 def has_table(attention: nn.Module) -> bool:
     """Return whether attention holds a table of biases, which it adds by itself."""
     return getattr(attention, "relative_position_bias_table", None) is not None
-

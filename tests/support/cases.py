@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.support import cases_eva01, cases_hub, cases_huggingface, cases_mmseg, cases_segmenter, cases_timm
+from tests.support import (
+    cases_eva01,
+    cases_hub,
+    cases_huggingface,
+    cases_mmseg,
+    cases_positions,
+    cases_segmenter,
+    cases_timm,
+)
 from tests.support.contract import Case
 
 CASES: dict[str, Case] = {
@@ -12,4 +20,5 @@ CASES: dict[str, Case] = {
     **cases_mmseg.CASES,
     **cases_eva01.CASES,
     **cases_hub.CASES,
+    **cases_positions.CASES,
 }
