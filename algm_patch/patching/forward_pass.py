@@ -24,6 +24,7 @@ class ForwardPass:
     Args:
         settings: as they are when the pass begins.
         grid: (H, W) in tokens.
+        images: how many of these grids the patch projection left.
         num_prefix_tokens: at least so many stand before the patches.
         depth: the number of blocks.
         training: whether the model is.
@@ -31,6 +32,7 @@ class ForwardPass:
 
     Attributes:
         batch, width, device: of the tokens before anything merged.
+        embedded: how many grids the patch projection left, in this call and others since blocks last ran.
         blocks: the blocks that have run, by number from 0.
         merges: those to carry out, by block from 0.
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
@@ -45,12 +47,14 @@ class ForwardPass:
         self,
         settings: Settings,
         grid: tuple[int, int],
+        images: int,
         num_prefix_tokens: int,
         depth: int,
         training: bool,
         in_order: bool,
     ) -> None:
         self.settings, self.depth, self.in_order = settings, depth, in_order
+        self.images = self.embedded = images
         self.num_prefix_tokens = num_prefix_tokens
         by_default: Literal["image", "min"] = "min" if training else "image"
         self.batching: Literal["image", "min"] = by_default if settings.batch == "auto" else settings.batch
@@ -69,6 +73,12 @@ class ForwardPass:
                 raise ValueError("reduce='pick' draws anew at every forward pass, which no compiled graph does")
             # Of its own: recomputation in the backward pass, which plans nothing, draws dropout's numbers again.
             self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+
+    def follow(self, before: ForwardPass) -> None:
+        """Note that the patch projection ran before, maybe for other images of the same sequences."""
+        if not before.blocks:
+            self.doubtful = before.grid != self.grid
+            self.embedded += before.embedded
 
     def again_from(self, layer: int) -> ForwardPass:
         """Return a pass that has gone the same way so far, and takes a block (counted from 0) anew."""
@@ -125,19 +135,29 @@ class ForwardPass:
         """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.
 
         Raises:
-            ValueError: if the tokens are fewer, or merged, or of a pass that is in doubt.
+            ValueError: if the tokens are fewer, or merged, or patches of other images, or of a pass that is in doubt.
         """
-        length = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        height, width = self.grid
+        length = self.num_prefix_tokens + height * width
         merged = None if full else before
         expected = length if merged is None else merged.shape[1]
         joined = x.shape[1] - expected if x.dim() == 3 and merged is None and not self.doubtful else 0
         if joined <= 0:
             raise ValueError(
                 f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
-                f"{self.num_prefix_tokens} prefix tokens, then {self.grid[0]}x{self.grid[1]} patches"
+                f"{self.num_prefix_tokens} prefix tokens, then {height}x{width} patches"
                 f"{'' if expected == length else ', merged'}. "
-                "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking)"
+                "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking) "
+                "and no image cut up (windows)"
                 f"{'' if x.dim() == 3 else '. If blocks return a tuple, their Adapter must say so in pack'}"
+            )
+        images = self.batch if self.blocks else self.embedded
+        if images > x.shape[0] and (self.blocks or self.images > x.shape[0] or joined >= height * width):
+            raise ValueError(
+                f"block {layer + 1} was given {list(x.shape)}: {x.shape[0]} sequences of {x.shape[1]} tokens, made of "
+                f"{images} grids of {height}x{width} patches and {self.num_prefix_tokens} prefix tokens. ALGM merges "
+                "in sequences of one grid each, and does not know several views, frames or crops in one from a prefix. "
+                "Run each as an image of its own, or call remove_algm first"
             )
         self.num_prefix_tokens += joined
         return None if before is None else before.with_prefix(joined)

@@ -99,7 +99,8 @@ class ThreadPasses:
         """Note that a pass is under way."""
         before, now = self.current, backward_pass()
         untouched = before is not None and not before.blocks
-        forward_pass.doubtful = untouched and before is not None and before.grid != forward_pass.grid
+        if before is not None:
+            forward_pass.follow(before)
         self._under_way = forward_pass, now
         forward_pass.key = self.key
         if now == NOT_IN_BACKWARD:
