@@ -30,8 +30,8 @@ def open_pass(
     sequence = trunk.get_submodule(vit.path)
     check_unchanged(sequence, vit.blocks, runtime.model_name)
     prefix = getattr(trunk, "num_prefix_tokens", 0)
-    images = (output if isinstance(output, Tensor) else output[0]).shape[0]
-    opened = ForwardPass(runtime.settings, grid, images, prefix, runtime.depth, trunk.training, runs_in_order(sequence))
+    grids = (output if isinstance(output, Tensor) else output[0]).shape[0]
+    opened = ForwardPass(runtime.settings, grid, grids, prefix, runtime.depth, trunk.training, runs_in_order(sequence))
     runtime.traced.current = None
     passes.begin(opened)
     if passes.last is opened and not (torch.compiler.is_compiling() and traces_python()):

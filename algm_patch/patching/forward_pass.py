@@ -16,6 +16,7 @@ from ..core.token_map import TokenMap
 from ..settings.settings import Settings
 from .block_pass import BlockPass, Regroup
 from .merges import Merge, merges_of
+from .not_the_grid import not_whole, several_grids
 
 
 class ForwardPass:
@@ -24,7 +25,7 @@ class ForwardPass:
     Args:
         settings: as they are when the pass begins.
         grid: (H, W) in tokens.
-        images: how many of these grids the patch projection left.
+        grids: how many of these the patch projection left.
         num_prefix_tokens: at least so many stand before the patches.
         depth: the number of blocks.
         training: whether the model is.
@@ -47,14 +48,14 @@ class ForwardPass:
         self,
         settings: Settings,
         grid: tuple[int, int],
-        images: int,
+        grids: int,
         num_prefix_tokens: int,
         depth: int,
         training: bool,
         in_order: bool,
     ) -> None:
         self.settings, self.depth, self.in_order = settings, depth, in_order
-        self.images = self.embedded = images
+        self.grids = self.embedded = grids
         self.num_prefix_tokens = num_prefix_tokens
         by_default: Literal["image", "min"] = "min" if training else "image"
         self.batching: Literal["image", "min"] = by_default if settings.batch == "auto" else settings.batch
@@ -137,28 +138,15 @@ class ForwardPass:
         Raises:
             ValueError: if the tokens are fewer, or merged, or patches of other images, or of a pass that is in doubt.
         """
-        height, width = self.grid
-        length = self.num_prefix_tokens + height * width
+        patches = self.grid[0] * self.grid[1]
         merged = None if full else before
-        expected = length if merged is None else merged.shape[1]
+        expected = self.num_prefix_tokens + patches if merged is None else merged.shape[1]
         joined = x.shape[1] - expected if x.dim() == 3 and merged is None and not self.doubtful else 0
         if joined <= 0:
-            raise ValueError(
-                f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: "
-                f"{self.num_prefix_tokens} prefix tokens, then {height}x{width} patches"
-                f"{'' if expected == length else ', merged'}. "
-                "It needs the whole grid in every block, with nothing left out on the way (patch dropout, masking) "
-                "and no image cut up (windows)"
-                f"{'' if x.dim() == 3 else '. If blocks return a tuple, their Adapter must say so in pack'}"
-            )
-        images = self.batch if self.blocks else self.embedded
-        if images > x.shape[0] and (self.blocks or self.images > x.shape[0] or joined >= height * width):
-            raise ValueError(
-                f"block {layer + 1} was given {list(x.shape)}: {x.shape[0]} sequences of {x.shape[1]} tokens, made of "
-                f"{images} grids of {height}x{width} patches and {self.num_prefix_tokens} prefix tokens. ALGM merges "
-                "in sequences of one grid each, and does not know several views, frames or crops in one from a prefix. "
-                "Run each as an image of its own, or call remove_algm first"
-            )
+            raise not_whole(layer, x, self.num_prefix_tokens, self.grid, expected, merged is not None)
+        grids = self.batch if self.blocks else self.embedded
+        if grids > x.shape[0] and (self.blocks or self.grids > x.shape[0] or joined >= patches):
+            raise several_grids(layer, x, self.num_prefix_tokens, self.grid, grids)
         self.num_prefix_tokens += joined
         return None if before is None else before.with_prefix(joined)
 

@@ -1,0 +1,30 @@
+"""Say that a block was given other tokens than those of one grid of patches for each sequence."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def not_whole(layer: int, x: Tensor, prefix: int, grid: tuple[int, int], expected: int, merged: bool) -> ValueError:
+    """Return the error of a block (counted from 0) that was given fewer tokens than the grid has, or no [B, L, D].
+
+    Args:
+        expected: so many tokens.
+        merged: whether these are merged.
+    """
+    return ValueError(
+        f"block {layer + 1} was given {list(x.shape)} where ALGM expected [B, {expected}, D]: {prefix} prefix tokens, "
+        f"then {grid[0]}x{grid[1]} patches{', merged' if merged else ''}. It needs the whole grid in every block, with "
+        "nothing left out on the way (patch dropout, masking) and no image cut up (windows)"
+        f"{'' if x.dim() == 3 else '. If blocks return a tuple, their Adapter must say so in pack'}"
+    )
+
+
+def several_grids(layer: int, x: Tensor, prefix: int, grid: tuple[int, int], grids: int) -> ValueError:
+    """Return the error of a block (counted from 0) whose sequences are made of several grids each."""
+    return ValueError(
+        f"block {layer + 1} was given {list(x.shape)}: {x.shape[0]} sequences of {x.shape[1]} tokens, made of {grids} "
+        f"grids of {grid[0]}x{grid[1]} patches and {prefix} prefix tokens. ALGM merges in sequences of one grid each, "
+        "and does not know several views, frames or crops in one from a prefix. Run each as an image of its own, or "
+        "call remove_algm first"
+    )
