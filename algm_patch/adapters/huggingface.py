@@ -11,7 +11,15 @@ from torch import Tensor
 from ..core.layer_tokens import LayerTokens
 from .base import Adapter
 from .features import input_projection
-from .huggingface_attention import BIASED, REMEDY, attend, attention_of, implementation, path_of_inner_attention
+from .huggingface_attention import (
+    BIASED,
+    REMEDY,
+    attend,
+    attention_of,
+    implementation,
+    path_of_inner_attention,
+    why_causal,
+)
 from .huggingface_parts import (
     MASKS,
     arguments_by_name,
@@ -36,6 +44,7 @@ def register_layers(*names: str) -> Callable[[type[Adapter]], type[Adapter]]:
     return add
 
 
+@register("transformers.models.idefics.vision.IdeficsVisionEncoderLayer.forward")
 @register_layers(
     "vit.ViTLayer",
     "deit.DeiTLayer",
@@ -57,6 +66,17 @@ def register_layers(*names: str) -> Callable[[type[Adapter]], type[Adapter]]:
     "metaclip_2.MetaClip2EncoderLayer",
     "owlvit.OwlViTEncoderLayer",
     "owlv2.Owlv2EncoderLayer",
+    "audio_spectrogram_transformer.ASTLayer",
+    "blip.BlipEncoderLayer",
+    "blip_2.Blip2EncoderLayer",
+    "instructblip.InstructBlipEncoderLayer",
+    "instructblipvideo.InstructBlipVideoEncoderLayer",
+    "flava.FlavaLayer",
+    "git.GitVisionEncoderLayer",
+    "granite_docling.GraniteDoclingEncoderLayer",
+    "janus.JanusVisionEncoderLayer",
+    "kosmos2.Kosmos2VisionEncoderLayer",
+    "tipsv2.Tipsv2VisionLayer",
 )
 class Layer(Adapter):
     """Split a block by the names that transformers gives its parts and arguments."""
@@ -65,6 +85,7 @@ class Layer(Adapter):
         "embeddings.patch_embeddings.projection",
         "embeddings.patch_embeddings",
         "embeddings.patch_embedding",
+        "embeddings.patch_embed",
     )
 
     @staticmethod
@@ -90,7 +111,7 @@ class Layer(Adapter):
 
     @staticmethod
     def refusal(block: Any) -> str | None:
-        return why_unknown(block)
+        return why_unknown(block) or why_causal(block)
 
     @staticmethod
     def takes_mask(block: Any) -> bool:

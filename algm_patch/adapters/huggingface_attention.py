@@ -53,6 +53,23 @@ def implementation(attention: Any) -> str:
     return "eager" if "softmax" in called else type(inner_attention(attention)).__name__
 
 
+def why_causal(block: Any) -> str | None:
+    """Return why attention that transformers computes causally cannot run on merged tokens; None if it does not.
+
+    It does where attention has ``is_causal`` and gets no mask: Phi-4's vision, whose mask is left out if it hides
+    nothing.
+    """
+    attention = attention_of(block)
+    found = implementation(attention)
+    if not getattr(inner_attention(attention), "is_causal", False) or not found.startswith(("sdpa", "flash")):
+        return None
+    return (
+        f"transformers computes its attention causally with attn_implementation={found!r}: a token "
+        "sees only those before it, which merged tokens have no more. Load the model with attn_implementation='eager', "
+        "which does not"
+    )
+
+
 def passes_mask_on(attention: Any) -> bool:
     """Return whether attention hands its ``attention_mask``, of any shape, to fused attention, which adds it.
 
@@ -72,8 +89,9 @@ def attend(block: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) ->
         ValueError: if attention maps are asked for where there are none, or the implementation takes no mask.
     """
     attention = attention_of(block)
-    if "head_mask" in given and "attention_mask" in parameter_names(type(attention).forward):
-        given["attention_mask"] = given.pop("head_mask")  # an old name for it
+    for ours, theirs in (("head_mask", "attention_mask"), ("attention_mask", "head_mask")):
+        if ours in given and ours not in (taken := parameter_names(type(attention).forward)) and theirs in taken:
+            given[theirs] = given.pop(ours)  # older blocks hand it on under the other name
     check_maps(block, tokens, given)
     masks = [name for name in MASKS if given.get(name) is not None]
     if tokens.token_map is not None and (masks or tokens.key_bias is not None):

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from .registry import unpatched
 
-NORMS = {1: ("layernorm_before", "norm1", "layer_norm1"), 2: ("layernorm_after", "norm2", "layer_norm2")}
-ATTENTIONS = ("attention", "self_attn")
-MLPS = ("mlp", "intermediate")
+NORMS = {
+    1: ("layernorm_before", "norm1", "layer_norm1", "rms_norm1"),
+    2: ("layernorm_after", "norm2", "layer_norm2", "rms_norm2"),
+}
+ATTENTIONS = ("attention", "self_attn", "attn")
+MLPS = ("mlp", "intermediate", "ffn")
 # Masks of pairs of tokens, which follow the tokens that are left.
 MASKS = ("attention_mask", "causal_attention_mask")
 ARGUMENTS = {
@@ -25,6 +28,7 @@ ARGUMENTS = {
     "relative_position_bias",
     "interpolate_pos_encoding",
     "resolution",
+    "dataset_index",
     "**",
 }
 

@@ -38,9 +38,33 @@ RUNNERS = (
     "owlvit.OwlViTEncoder",
     "owlv2.Owlv2Encoder",
     "siglip2.Siglip2Encoder",
+    "aimv2.Aimv2Encoder",
+    "ovis2.Ovis2VisionEncoder",
+    "audio_spectrogram_transformer.ASTModel",
+    "audio_spectrogram_transformer.ASTEncoder",
+    "blip.BlipEncoder",
+    "blip_2.Blip2Encoder",
+    "instructblip.InstructBlipEncoder",
+    "instructblipvideo.InstructBlipVideoEncoder",
+    "flava.FlavaEncoder",
+    "git.GitVisionEncoder",
+    "janus.JanusVisionEncoder",
+    "kosmos2.Kosmos2VisionEncoder",
+    "tipsv2.Tipsv2VisionEncoder",
+    "internvl.InternVLVisionEncoder",
+    "qianfan_ocr.QianfanOCRVisionModel",
+    "vitpose_backbone.VitPoseBackboneEncoder",
+    "radio.RadioEncoder",
+    "mlcd.MLCDEncoder",
+    "step3p7.Step3p7VisionModel",
+    "idefics2.Idefics2Encoder",
+    "idefics3.Idefics3Encoder",
+    "smolvlm.SmolVLMEncoder",
+    "phi4_multimodal.Phi4MultimodalVisionEncoder",
 )
 
 
+@reads_blocks("transformers.models.idefics.vision.IdeficsVisionEncoder.forward")
 @reads_blocks(*(f"{transformers_path(name)}.forward" for name in RUNNERS))
 def layers_read(runner: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
     """Return all layers if the runner collects hidden states itself, else the last.
@@ -53,7 +77,7 @@ def layers_read(runner: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
 
 def layers_of(runner: Any) -> Any:
     """Return the layers that a module runs: its own, or its encoder's, which tells by itself what it reads."""
-    for name in ("layer", "layers"):
+    for name in ("layer", "layers", "blocks"):
         if hasattr(runner, name):
             return getattr(runner, name)
     return layers_of(runner.encoder if hasattr(runner, "encoder") else runner.model)

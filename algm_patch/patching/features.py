@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters.base import Adapter
@@ -26,7 +27,7 @@ def attention_half_and_features(
     seen: list[Tensor] = []
     path, third = adapter.features(block, compare) or ("", None)
     y = adapter.attention_half(observed(block, path, seen) if path else block, x, tokens, *args, **kwargs)
-    found = seen[0] if len(seen) == 1 else None
+    found = torch.cat(seen) if len({part.shape[1:] for part in seen}) == 1 else None  # of images on their own
     if found is None or found.shape[:2] != x.shape[:2]:
         left = f"left {[list(part.shape) for part in seen]}" if seen else "was not called"
         raise ValueError(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from algm_patch import apply_algm, remove_algm
-from tests.support import models_huggingface as huggingface
 from tests.support.contract import SETTINGS, permute_in_place_of_clap
+from tests.support.huggingface_family import PATCH
 from tests.support.models_huggingface import photo
 from tests.support.models_huggingface_dense import DENSE, make_dense, prediction
 from tests.support.training import gradients
@@ -24,7 +24,7 @@ def test_dense_models_whose_patches_are_shuffled_inside(dense, monkeypatch):
     permute_in_place_of_clap(monkeypatch)
     apply_algm(model, clap_layer=2, gbm_layers=[])
     torch.testing.assert_close(prediction(model, image), expected, atol=1e-3, rtol=1e-3)
-    prefix = model.algm.token_map.labels.shape[1] - image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    prefix = model.algm.token_map.labels.shape[1] - image.shape[2] * image.shape[3] // PATCH**2
     assert not torch.equal(
         model.algm.token_map.labels[0, prefix:], torch.arange(len(model.algm.token_map.labels[0]))[prefix:]
     )
@@ -38,7 +38,7 @@ def test_dense_models(dense):
     found = prediction(model, image)
     assert found.shape == expected.shape
     assert not torch.allclose(found, expected, atol=1e-3)
-    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // PATCH**2
     model.algm.tau, model.algm.gbm_layers = 2.0, []
     assert torch.equal(prediction(model, image), expected)
     remove_algm(model)
@@ -52,7 +52,7 @@ def test_dense_models_train(dense):
     expected = gradients(model, prediction(model, image).cos().sum())
     apply_algm(model, **SETTINGS)
     found = gradients(model, prediction(model, image).cos().sum())
-    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // huggingface.PATCH**2
+    assert model.algm.tokens_per_layer[0] < image.shape[2] * image.shape[3] // PATCH**2
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         assert gradient.isfinite().all(), name

@@ -20,4 +20,4 @@ if importlib.util.find_spec("transformers"):
             position_inputs=lambda length: huggingface.mask(length) if huggingface.takes_mask(family) else {},
         )
 
-    CASES = {f"transformers {family}": case(family) for family in huggingface.FAMILIES}
+    CASES = {f"transformers {family}": case(family) for family in huggingface.EVERY}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -12,41 +11,9 @@ import transformers
 from torch import Tensor, nn
 
 from tests.support import models
+from tests.support.huggingface_family import GRID, INTERPOLATE, OBLONG, PATCH, SIZE, SQUARE, Family
+from tests.support.huggingface_towers import BARE, TOWERS
 
-GRID = (6, 5)
-PATCH = 16
-SIZE = {
-    "hidden_size": 64,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "patch_size": PATCH,
-    "initializer_range": 0.1,
-}
-OBLONG = {**SIZE, "image_size": (GRID[0] * PATCH, GRID[1] * PATCH)}
-SQUARE = {**SIZE, "image_size": 6 * PATCH}  # whose position table is resized to our grid
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of ViT: its model class, the arguments of its configuration and of a call."""
-
-    model: str
-    options: dict[str, Any]
-    call: dict[str, Any] = field(default_factory=dict)
-
-    def config(self, **options: Any) -> Any:
-        """Return the family's configuration, changed by the options."""
-        name = self.model.removesuffix("Model").removesuffix("Backbone") + "Config"
-        options = {**self.options, **options}
-        fused = "sdpa" if getattr(transformers, self.model)._supports_sdpa else "eager"
-        attention = options.pop("attn_implementation", fused)
-        config = getattr(transformers, name)(**options)
-        config._attn_implementation = attention
-        return config
-
-
-INTERPOLATE = {"interpolate_pos_encoding": True}
 BEIT = {**OBLONG, "layer_scale_init_value": 0.3}
 
 FAMILIES = {
@@ -114,9 +81,11 @@ FAMILIES = {
     "DPT, eager": Family("DPTModel", {**SQUARE, "attn_implementation": "eager"}),
     "DINOv2, eager": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2, "attn_implementation": "eager"}),
     "CLIP, eager": Family("CLIPVisionModel", {**SQUARE, "attn_implementation": "eager"}, INTERPOLATE),
+    **TOWERS,
 }
 # Older releases do not have them all.
-FAMILIES = {family: kind for family, kind in FAMILIES.items() if hasattr(transformers, kind.model)}
+FAMILIES = {family: kind for family, kind in FAMILIES.items() if kind.known}
+EVERY = {**FAMILIES, **{family: kind for family, kind in BARE.items() if kind.known}}
 
 
 def build(family: str, model: str | None = None, **options: Any) -> Any:
@@ -126,12 +95,17 @@ def build(family: str, model: str | None = None, **options: Any) -> Any:
         model: another class of transformers, for the family's configuration.
         options: of the configuration, above the family's.
     """
-    kind = FAMILIES[family]
+    kind = EVERY[family]
     torch.manual_seed(0)
-    built = getattr(transformers, model or kind.model)(kind.config(**options))
+    cls = getattr(transformers, model) if model else getattr(kind.place, kind.model)
+    built = cls(kind.config(**options))
     for part in built.modules():
         if type(part).__name__ == "PixioPatchEmbeddings":
             part.image_size = OBLONG["image_size"]  # older ones insist on it, and then resize the positions
+        if type(part).__name__ == "Ovis2VisionEmbeddings":
+            part.position_ids = part.position_ids[:, : GRID[0] * GRID[1]]  # which it never resizes
+    if family == "Step 3.7":
+        built.downsampler1 = built.downsampler2 = nn.Identity()  # that make other tokens of the final ones
     return enliven(built)
 
 
@@ -151,11 +125,13 @@ def photo(batch: int = 2, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor
 
 def inputs(family: str, image: Tensor) -> dict[str, Any]:
     """Return the arguments of a model's call on images."""
-    call = dict(FAMILIES[family].call)
+    call = dict(EVERY[family].call)
     if "noise" in call:
         call["noise"] = call["noise"].expand(len(image), -1)
     if family == "SigLIP 2":
         return {**call, **patches(image)}
+    if family == "AST":
+        return {**call, "input_values": image.mean(1).mT}
     return {**call, "pixel_values": image}
 
 
@@ -190,4 +166,10 @@ def mask(length: int) -> dict[str, Tensor]:
 
 def tokens(family: str) -> Callable[..., Tensor]:
     """Return the function that gives a model's final tokens."""
-    return lambda model, image, **others: model(**inputs(family, image), **others).last_hidden_state
+
+    def final(model: Any, image: Tensor, **others: Any) -> Tensor:
+        output = model(**inputs(family, image), **others)
+        found: Tensor = output.feature_maps[-1] if hasattr(output, "feature_maps") else output.last_hidden_state
+        return found
+
+    return final

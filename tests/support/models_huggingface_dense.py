@@ -9,7 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tests.support.models_huggingface import FAMILIES, SQUARE, enliven
+from tests.support.huggingface_family import SQUARE
+from tests.support.models_huggingface import FAMILIES, enliven
 
 STAGES = ["stage1", "stage2", "stage3", "stage5"]
 NECK: dict[str, Any] = {"initializer_range": 0.2, "neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16}
