@@ -36,9 +36,9 @@ class MLCDLayer(Layer):
         if tokens.token_map is None:
             return attend(block, y, tokens, given) + x
         prefix, (cosine, sine) = tokens.num_prefix_tokens, given["position_embeddings"]
-        turns = average_turns(tokens, cosine[prefix:], sine[prefix:])
         own = [turn[:prefix].expand(len(x), -1, -1) for turn in (cosine, sine)]
-        turns = [torch.cat([of_prefix, turn], 1) for of_prefix, turn in zip(own, turns, strict=True)]
+        patches = average_turns(tokens, cosine[prefix:], sine[prefix:])
+        turns = [torch.cat(parts, 1) for parts in zip(own, patches, strict=True)]
         if len(x) == 1:
             return attend(block, y, tokens, {**given, "position_embeddings": [turn[0] for turn in turns]}) + x
         if gives_maps(attention_of(block), given):

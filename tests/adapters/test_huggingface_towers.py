@@ -1,5 +1,7 @@
 """Towers of transformers whose blocks, inputs or outputs are unlike those of its plain ViTs."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,7 @@ from tests.support.huggingface_towers import BARE
 from tests.support.models import blocks_of
 from tests.support.models_huggingface import EVERY, build, inputs, photo
 
-CHANCE = {
+CHANCE: dict[str, Any] = {
     "hidden_dropout_prob": 0.3,
     "attention_probs_dropout_prob": 0.2,
     "attention_dropout": 0.2,
@@ -65,7 +67,7 @@ def test_vitpose_is_refused_with_an_expert_for_each_data_set():
 @torch.no_grad()
 @needs("ViTPose")
 def test_vitpose_predicts_heatmaps():
-    config = transformers.VitPoseConfig(backbone_config=EVERY["ViTPose"].config(out_indices=[5]), num_labels=17)
+    config = transformers.VitPoseConfig(backbone_config=EVERY["ViTPose"].config(out_indices=[5]))
     model = huggingface.enliven(transformers.VitPoseForPoseEstimation(config))
     expected = model(photo()).heatmaps
     apply_algm(model, **SETTINGS)
