@@ -79,6 +79,16 @@ class Placed(PreNorm):
         yield arguments_that_run(block, tokens, prefix)
 
 
+@structure
+class PlacedUnweighed(Placed):
+    """Split a block whose attention cannot be told of sizes."""
+
+    @staticmethod
+    def takes_mask(block: Any) -> bool:
+        """Return False."""
+        return False
+
+
 def attend(attention: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) -> Tensor:
     """Return attention of normed tokens [B, L, D].
 

@@ -63,9 +63,9 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.q_norm, self.k_norm = (nn.LayerNorm(HEAD) if norm else nn.Identity() for _ in range(2))
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
-        self.rope = rope
+        self.rope: Any = rope
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def split(self, x: Tensor) -> Any:
         query, key, value = self.qkv(x).unflatten(2, (3, HEADS, HEAD)).permute(2, 0, 3, 1, 4)
         return self.q_norm(query), self.k_norm(key), value
 
@@ -114,7 +114,6 @@ class XposAttention(Attention):
 
     def forward(self, x: Tensor, xpos: Any) -> Tensor:  # type: ignore[override]
         query, key, value = self.split(x)
-        assert self.rope is not None
         return self.weigh(self.rope(query, xpos), self.rope(key, xpos), value)
 
 
@@ -127,7 +126,6 @@ class FixedRopeAttention(Attention):
         return self.weigh(query, key, value, rel_pos_bias)
 
     def turned(self, patches: Tensor) -> Tensor:
-        assert self.rope is not None
         return self.rope(patches)
 
 

@@ -46,7 +46,7 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
 
-class Block(nn.Module):
+class Parts(nn.Module):
     """What most blocks below have: two norms, attention, an MLP."""
 
     def __init__(self, attn: nn.Module) -> None:
@@ -55,12 +55,16 @@ class Block(nn.Module):
         self.attn, self.mlp = attn, mlp()
         self.drop_path: nn.Module = nn.Identity()
 
+
+class Block(Parts):
+    """Takes its tokens alone."""
+
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class ScaledBlock(Block):
+class ScaledBlock(Parts):
     """Adds layer scales, and stochastic depth that leaves images of a batch out."""
 
     def __init__(self, attn: nn.Module) -> None:
@@ -98,15 +102,15 @@ class PosBlock(ScaledBlock):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class XposBlock(Block):
+class XposBlock(Parts):
     """Takes positions of all tokens."""
 
-    def forward(self, x: Tensor, xpos: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, xpos: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), xpos))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class BiasBlock(Block):
+class BiasBlock(Parts):
     """Takes a bias that all blocks share, and has layer scales that are parameters, or None."""
 
     def __init__(self, attn: nn.Module, scaled: bool = True) -> None:
@@ -120,10 +124,10 @@ class BiasBlock(Block):
         return x + self.drop_path(y if self.gamma_2 is None else self.gamma_2 * y)
 
 
-class GridBlock(Block):
+class GridBlock(Parts):
     """Takes the size of the grid."""
 
-    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), patch_resolution))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -221,7 +225,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def build(kind: str, depth: int = 5) -> Vit:
+def build(kind: str, depth: int = 5) -> Any:
     """Build a model of a kind, in eval mode, with random weights."""
     torch.manual_seed(0)
     blocks, takes = zip(*(KINDS[kind]() for _ in range(depth)), strict=True)
