@@ -123,7 +123,7 @@ def check_apart(found: Found) -> None:
     """Raise ValueError if two of the trunks have a module in common."""
     taken: dict[nn.Module, str] = {}
     for name, (_, vit) in found.items():
-        for module in {*vit.blocks, *vit.drivers, vit.projection}:
+        for module in set(vit.modules):
             if module in taken:
                 part = "patch embedding" if module is vit.projection else "block"
                 raise ValueError(f"{taken[module]} and {name} have one {part}. Name one of them in trunks")
@@ -138,7 +138,7 @@ def check_free(model: nn.Module, trunk: nn.Module, vit: Vit, decoders: Mapping[n
             f"{class_name(trunk)} is patched already for the blocks in {before.vit.path}, which the patch embedding of "
             f"{vit.path} feeds too. Call remove_algm first"
         )
-    for module in (*vit.blocks, *vit.drivers, vit.projection, *decoders, *decoders.values()):
+    for module in (*vit.modules, *decoders, *decoders.values()):
         part = part_of(module)
         if part and (before is None or part.runtimes != before.runtimes):
             raise ValueError(
@@ -163,8 +163,10 @@ def patch(
     around = part_of(trunk)
     if around:  # of another trunk, which is inside this one and tells itself when a pass is over
         unswap([trunk], set(around.runtimes))
-    swap(trunk, "trunk", TrunkPart(runtime, vit))
-    swap(vit.projection, "projection", ProjectionPart(runtime, vit.adapters[0]))
+    swap(trunk, "cutting trunk" if vit.cuts else "trunk", TrunkPart(runtime, vit))
+    swap(vit.projection, "projection", ProjectionPart(runtime, vit.grid_reader))
+    if vit.embedding is not None:
+        swap(vit.embedding, "embedding", Part(runtime))
     for driver in vit.drivers:
         swap(driver, "driver", Part(runtime))
     for decoder, head in decoders.items():

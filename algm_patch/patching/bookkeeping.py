@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.base import Adapter
 from ..core.compiling import traces_python, untraced
@@ -16,6 +16,7 @@ from .fit import check_unchanged, runs_in_order
 from .forward_pass import ForwardPass
 from .halves import packed_attention_half, padded_mlp_half
 from .hooks import reads_and_changes
+from .linear_patches import grid_of_patches, note_image
 from .runtime import Runtime
 from .tracker import Passes, remember
 
@@ -24,7 +25,10 @@ def open_pass(
     runtime: Runtime, adapter: type[Adapter], projection: Any, output: Any, *args: Any, **kwargs: Any
 ) -> None:
     """Begin a forward pass: the patch projection has left ``output`` of these arguments."""
-    grid = adapter.grid(projection, output, *args, **kwargs)
+    if isinstance(projection, nn.Linear):
+        grid = grid_of_patches(runtime, projection, output)
+    else:
+        grid = adapter.grid(projection, output, *args, **kwargs)
     trunk, passes = runtime.trunk, runtime.passes
     vit = trunk.algm_part.vit
     sequence = trunk.get_submodule(vit.path)
@@ -105,6 +109,7 @@ def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tenso
 class Bookkeeping(NamedTuple):
     """Hold the functions around what the model computes: as they are, or such that no compiler looks into them."""
 
+    note_image: Any = note_image
     open_pass: Any = open_pass
     close_pass: Any = close_pass
     open_block: Any = open_block

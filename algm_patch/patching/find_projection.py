@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isqrt
 
 from torch import nn
 
@@ -19,10 +20,12 @@ class Place:
     Attributes:
         owner: path of the nearest module above the blocks that has one.
         projections: its paths from there: one; or several, of which it is not known which one tells the grid.
+        listed: whether an adapter says its path.
     """
 
     owner: str
     projections: tuple[str, ...]
+    listed: bool
 
 
 def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[str, Place]:
@@ -39,14 +42,15 @@ def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[
     for path, adapter in sequences.items():
         for owner in above(path):
             if (projection := projection_in(model.get_submodule(owner), adapter)) is not None:
-                listed[path] = Place(owner, (projection,))
+                listed[path] = Place(owner, (projection,), listed=True)
                 break
     widths = {width_of(model.get_submodule(path)) for path in sequences.keys() - listed.keys()}
     for path in sequences.keys() - listed.keys():
         for owner in above(path):
-            if projections := patch_layers(model.get_submodule(owner), blocks, widths):
-                found[path] = Place(owner, projections)
-            if projections or embeds_words(model.get_submodule(owner), blocks):
+            module = model.get_submodule(owner)
+            if projections := patch_layers(module, blocks, widths) or linear_layers(module, blocks, widths):
+                found[path] = Place(owner, projections, listed=False)
+            if projections or embeds_words(module, blocks):
                 break
     owners = {place.owner for place in (*listed.values(), *found.values())}
     alone = {path: place for path, place in found.items() if not any(is_below(other, place.owner) for other in owners)}
@@ -113,6 +117,28 @@ def patch_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) ->
             found["stem"][stem] = path
     kinds = [[path for stem, path in paths.items() if leaves[stem] in widths] for paths in found.values()]
     return tuple(next(filter(None, kinds), ()))
+
+
+def linear_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) -> tuple[str, ...]:
+    """Return the paths of the layers below a module, called after patches, that make tokens of these widths of such.
+
+    Args:
+        blocks: sequences of blocks, in which none is looked for.
+    """
+    return tuple(
+        path
+        for path, layer in outside(module, blocks)
+        if isinstance(layer, nn.Linear)
+        and layer.out_features in widths
+        and takes_patches(layer)
+        and "patch" in path.lower()
+    )
+
+
+def takes_patches(layer: nn.Linear) -> bool:
+    """Return whether the inputs of a linear layer may be a square of pixels of one, three or four channels."""
+    inputs = layer.in_features
+    return any(isqrt(inputs // channels) ** 2 * channels == inputs > channels for channels in (1, 3, 4))
 
 
 def embeds_words(module: nn.Module, blocks: set[nn.Module]) -> bool:

@@ -21,7 +21,7 @@ from ..adapters.registry import (
     registered_adapter,
     unpatched,
 )
-from .find_projection import Place, places_of
+from .find_projection import Place, places_of, takes_patches
 from .naming import as_code, class_name, names
 from .trunk_names import ALL, choose, how_to_choose, names_of, what_there_is
 from .why_none import SEQUENCES, why_none, why_unknown
@@ -34,6 +34,10 @@ class Vit:
     Attributes:
         path: of the sequence of blocks, from the trunk: the module that owns it and the patch projection.
         projection: which tells the grid of patches.
+        grid_reader: the adapter that reads it off the projection's output.
+        embedding: the module in the trunk around a linear projection, which cuts the image into patches; None: there
+            is none.
+        cuts: whether the trunk cuts the image into patches itself, for a linear projection.
         drivers: modules between the trunk and the sequence with a method that runs the blocks.
         blocks, adapters: in order, each block with its adapter.
         alone: whether the trunk owns no other sequence of blocks.
@@ -41,10 +45,19 @@ class Vit:
 
     path: str
     projection: nn.Module
+    grid_reader: type[Adapter]
+    embedding: nn.Module | None
+    cuts: bool
     drivers: list[nn.Module]
     blocks: list[nn.Module]
     adapters: list[type[Adapter]]
     alone: bool
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All but the trunk."""
+        around = () if self.embedding is None else (self.embedding,)
+        return (self.projection, *around, *self.drivers, *self.blocks)
 
 
 def find_vit(model: nn.Module) -> tuple[nn.Module, Vit]:
@@ -127,7 +140,10 @@ def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.M
     path = path.removeprefix(place.owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     drivers = [module for module in above if readers_of(type(module))]
-    return trunk, Vit(path, projection, drivers, blocks, adapters, alone)
+    reader = adapters[0] if place.listed else Adapter
+    linear, (around, _, _) = isinstance(projection, nn.Linear), place.projections[0].rpartition(".")
+    embedding = trunk.get_submodule(around) if linear and around else None
+    return trunk, Vit(path, projection, reader, embedding, linear and not around, drivers, blocks, adapters, alone)
 
 
 def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -200,7 +216,8 @@ def the_projection(trunk: nn.Module, place: Place, title: str) -> nn.Module:
 
 
 def check_projection(path: str, projection: nn.Module) -> None:
-    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)):
+    cuts = isinstance(projection, nn.Linear) and takes_patches(projection)
+    if isinstance(projection, (nn.Linear, nn.Conv1d, nn.Conv3d)) and not cuts:
         raise ValueError(
             f"{as_code(path)} cannot be patched: the patch projection is a {class_name(projection)}, which leaves no "
             "grid [B, D, H, W]"

@@ -24,6 +24,7 @@ from ..core.compiling import by_frames, refuse_jit_trace
 from .bookkeeping import TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
+from .not_the_grid import alone
 from .runtime import Runtime
 
 # Methods that run the blocks, by name, each with the function that tells which blocks a call of it reads.
@@ -97,21 +98,6 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def alone(block: Any, *inputs: Any) -> list[Any]:
-    """Return inputs of a block without the lists around them.
-
-    Raises:
-        ValueError: if a list holds several: crops, which have no grid in common.
-    """
-    for given in inputs:
-        if isinstance(given, list) and len(given) != 1:
-            raise ValueError(
-                f"{type(block).__name__} was given a list of {len(given)} tensors, crops or frames, where ALGM expects "
-                "one batch of tokens with one grid. Run them one after the other, or call remove_algm first"
-            )
-    return [given[0] if isinstance(given, list) else given for given in inputs]
-
-
 def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched patch projection."""
 
@@ -125,6 +111,24 @@ def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
         return output
 
     return {"forward": forward}
+
+
+def embedding_methods(original: Any, readers: Readers) -> dict[str, Any]:
+    """Return the forward of a module that cuts an image into patches, of which a linear layer makes tokens."""
+    return {"forward": noting_image(original.forward)}
+
+
+def noting_image(method: Any) -> Any:
+    """Return a method that first notes the image that it is given."""
+
+    @wraps(method)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        part = getattr(self, "algm_part", None)
+        if part is not None:
+            bookkeeping_of(part.runtime).note_image(part.runtime, (*args, *kwargs.values()))
+        return method(self, *args, **kwargs)
+
+    return forward
 
 
 def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
@@ -144,6 +148,12 @@ def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
         return output
 
     return {"__setstate__": restore, "forward": forward, **driver_methods(original, readers)}
+
+
+def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
+    """Return the methods of a patched trunk that cuts the image into patches itself."""
+    methods = trunk_methods(original, readers)
+    return {**methods, "forward": noting_image(methods["forward"])}
 
 
 def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
@@ -223,7 +233,9 @@ def head_methods(original: Any, readers: Readers) -> dict[str, Any]:
 METHODS = {
     "block": block_methods,
     "projection": projection_methods,
+    "embedding": embedding_methods,
     "trunk": trunk_methods,
+    "cutting trunk": cutting_trunk_methods,
     "owner": owner_methods,
     "driver": driver_methods,
     "decoder": decoder_methods,

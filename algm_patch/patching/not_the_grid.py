@@ -1,6 +1,8 @@
-"""Say that a block was given other tokens than those of one grid of patches for each sequence."""
+"""Check that a block is given one grid of patches for each sequence, or say that it was not."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 
@@ -28,3 +30,18 @@ def several_grids(layer: int, x: Tensor, prefix: int, grid: tuple[int, int], gri
         "and does not know several views, frames or crops in one from a prefix. Run each as an image of its own, or "
         "call remove_algm first"
     )
+
+
+def alone(block: Any, *inputs: Any) -> list[Any]:
+    """Return inputs of a block without the lists around them.
+
+    Raises:
+        ValueError: if a list holds several: crops, which have no grid in common.
+    """
+    for given in inputs:
+        if isinstance(given, list) and len(given) != 1:
+            raise ValueError(
+                f"{type(block).__name__} was given a list of {len(given)} tensors, crops or frames, where ALGM expects "
+                "one batch of tokens with one grid. Run them one after the other, or call remove_algm first"
+            )
+    return [given[0] if isinstance(given, list) else given for given in inputs]

@@ -79,6 +79,5 @@ def patched_modules(runtime: Runtime, model: nn.Module) -> set[nn.Module]:
     held = {module for owner in {model, *runtime.owners} for module in owner.modules()}
     found = {module for module in held if (part := part_of(module)) and runtime in part.runtimes}
     if runtime.linked:
-        vit = runtime.vit
-        found |= {runtime.trunk, vit.projection, *vit.drivers, *vit.blocks}
+        found |= {runtime.trunk, *runtime.vit.modules}
     return found

@@ -28,6 +28,7 @@ class TracedPasses:
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
         decoded: the pass whose merged tokens a decoder runs on now, and the one image of it (None: all); None if no
             decoder runs.
+        image: the shape of the image that is cut into patches now, where a linear layer makes tokens of them.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class TracedPasses:
         self.current: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
         self.decoded: tuple[ForwardPass, int | None] | None = None
+        self.image: torch.Size | None = None
 
     def begin(self, forward_pass: ForwardPass) -> None:
         """Note that a pass is under way."""
@@ -69,7 +71,7 @@ class ThreadPasses:
     Attributes:
         idle: how many passes in a row have begun since a block last ran.
         collected: where every pass that begins outside of a backward pass is noted; None: nowhere.
-        last, taps, decoded: see `TracedPasses`.
+        last, taps, decoded, image: see `TracedPasses`.
     """
 
     def __init__(self, traced: TracedPasses, key: object) -> None:
@@ -77,6 +79,7 @@ class ThreadPasses:
         self.last: ForwardPass | None = None
         self.taps: frozenset[int] | None = None
         self.decoded: tuple[ForwardPass, int | None] | None = None
+        self.image: torch.Size | None = None
         self.idle = 0
         self.collected: list[ForwardPass] | None = None
         self._under_way: tuple[ForwardPass, int] | None = None
