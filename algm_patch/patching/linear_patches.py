@@ -31,7 +31,7 @@ def grid_of_patches(runtime: Runtime, projection: nn.Linear, output: Tensor) -> 
         )
     side = math.isqrt(patches // image[1])
     grid = (image[2] // side, image[3] // side) if side else (0, 0)
-    if output.dim() == 4 and output.shape[1:3] == grid:
+    if output.dim() == 4 and (output.shape[1], output.shape[2]) == grid:
         return grid
     if side * side * image[1] != patches or output.dim() != 3 or output.shape[1] != grid[0] * grid[1]:
         raise ValueError(

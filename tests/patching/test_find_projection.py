@@ -162,7 +162,8 @@ LINEAR = {
 @pytest.mark.parametrize("kind", LINEAR)
 def test_a_linear_layer_that_makes_tokens_of_patches(kind):
     torch.manual_seed(0)
-    model, image = LINEAR[kind]().eval(), photo()
+    model: Any = LINEAR[kind]().eval()
+    image = photo()
     image = image[:, :1] if kind == "one channel" else image
     expected = model(image)
     apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)
