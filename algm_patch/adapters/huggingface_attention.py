@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..core.layer_tokens import LayerTokens
 from .huggingface_parts import ATTENTIONS, MASKS, parameter_names, part_named, returns_tuple, tokens_in
+from .instance_forward import is_wrapped
 from .key_bias import with_key_bias
-from .registry import is_wrapped
 
 # Implementations that add a float mask to their logits, and that `KeyBias` finds.
 BIASED = ("sdpa", "eager")

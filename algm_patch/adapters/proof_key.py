@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .instance_forward import BRINGING, brings_weights
+
 # Attributes of every module that say nothing of what it computes, or are compared in their own way.
 SKIPPED = {"_parameters", "_buffers", "_modules", "training", "algm_part", "_compiled_call_impl"}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
@@ -27,12 +29,13 @@ def proof_key(block: nn.Module) -> Hashable:
     return tuple((name, type(part), *described(part)) for name, part in block.named_modules(remove_duplicate=False))
 
 
-def described(part: nn.Module) -> tuple[Hashable, ...]:
-    attributes = {name: value for name, value in vars(part).items() if name not in SKIPPED and not is_hooks(name)}
+def described(part: nn.Module, depth: int = DEPTH) -> tuple[Hashable, ...]:
+    skipped = SKIPPED | BRINGING if brings_weights(part) else SKIPPED
+    attributes = {name: value for name, value in vars(part).items() if name not in skipped and not is_hooks(name)}
     return (
-        tuple((name, frozen(value, name, DEPTH)) for name, value in sorted(attributes.items())),
+        tuple((name, frozen(value, name, depth)) for name, value in sorted(attributes.items())),
         tuple((name, x if x is None else x.shape) for name, x in part._parameters.items()),
-        tuple((name, frozen(x, name, DEPTH)) for name, x in part._buffers.items()),
+        tuple((name, frozen(x, name, depth)) for name, x in part._buffers.items()),
     )
 
 
@@ -54,7 +57,7 @@ def frozen(value: Any, name: str, depth: int) -> Hashable:
     if depth == 0:
         return object()
     if isinstance(value, nn.Module):
-        return type(value), *described(value)
+        return type(value), *described(value, depth - 1)
     if isinstance(value, MethodType):
         return value.__func__
     if isinstance(value, partial):

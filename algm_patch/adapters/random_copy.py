@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .instance_forward import BRINGING, brings_weights
 from .proof_key import is_hooks
 
 # Weights repeat after so many numbers, a prime: a large matrix of independent ones would take longer than all else.
@@ -33,13 +34,20 @@ def random_copy(block: nn.Module) -> nn.Module:
     for name, buffer in block.named_buffers():
         copies[id(buffer)] = on_cpu(name, buffer)
     for part in block.modules():
+        if brings_weights(part):
+            copies |= {id(vars(part)[name]): None for name in BRINGING}
         for name, value in vars(part).items():
             if is_hooks(name):  # they may hold anything, such as the whole model
                 copies[id(value)] = OrderedDict()
             elif isinstance(value, Tensor):
                 copies[id(value)] = on_cpu(name, value)
     copies |= {id(parameter): weight for parameter, weight in random_weights(dict(block.named_parameters()))}
-    return copy.deepcopy(plain, copies).eval()
+    copied = copy.deepcopy(plain, copies)
+    for part in copied.modules():
+        if vars(part).get("_hf_hook", part) is None:
+            for name in BRINGING & vars(part).keys():
+                delattr(part, name)
+    return copied.eval()
 
 
 def on_cpu(name: str, x: Tensor) -> Tensor:

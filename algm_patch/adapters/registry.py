@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from .base import Adapter
+from .instance_forward import is_wrapped
 from .proof import prove
 from .proof_key import proof_key
 from .refused import REASONS
@@ -186,16 +187,3 @@ def head_of(decoder: nn.Module) -> nn.Module | None:
 def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the class that a module had before it was patched."""
     return getattr(cls, "algm_original", cls)
-
-
-def is_wrapped(module: nn.Module) -> bool:
-    """Return whether a forward that was set on the instance hides that of its class.
-
-    transformers sets one around its layers and attention while it collects hidden states and attention maps, and
-    afterwards leaves one there that is only the class's own again.
-    """
-    forward = module.__dict__.get("forward")
-    if forward is None:
-        return False
-    own = getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is type(module).forward
-    return not own

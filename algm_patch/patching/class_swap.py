@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.registry import is_wrapped, readers_of, unpatched
+from ..adapters.instance_forward import is_wrapped, rebind
+from ..adapters.registry import readers_of, unpatched
 from ..core.compiling import refuse_jit_script
 from .forwards import METHODS
 from .naming import class_name
@@ -18,10 +19,9 @@ from .runtime import Runtime
 
 def swap(module: nn.Module, role: str, part: Part | OwnerPart) -> None:
     """Patch a module: give it its part, and a class whose methods do it."""
-    drop_repeated_forward(module)
     module.algm_part = part  # type: ignore[assignment]
     cls: Any = type(module)
-    module.__class__ = patched_class(cls, role, tuple(readers_of(cls).items()))
+    change_class(module, patched_class(cls, role, tuple(readers_of(cls).items())))
 
 
 def watch(owner: nn.Module, runtime: Runtime) -> None:
@@ -55,15 +55,16 @@ def unswap(modules: Iterable[nn.Module], runtimes: Set[Runtime]) -> None:
         if others:
             module.algm_part = OwnerPart(tuple(others))  # type: ignore[assignment]
             continue
-        drop_repeated_forward(module)
-        module.__class__ = unpatched(type(module))
+        change_class(module, unpatched(type(module)))
         del module.__dict__["algm_part"]
 
 
-def drop_repeated_forward(module: nn.Module) -> None:
-    """Drop a forward set on the instance that is its class's own, before the class changes."""
-    if not is_wrapped(module):
-        module.__dict__.pop("forward", None)
+def change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Give a module another class, and the forward that was set on it, unless it hides the class's, that class's."""
+    hidden = is_wrapped(module)
+    module.__class__ = cls
+    if not hidden:
+        rebind(module)
 
 
 @cache

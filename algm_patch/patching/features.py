@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.base import Adapter
-from ..adapters.registry import is_wrapped
+from ..adapters.instance_forward import is_wrapped, rebind
 from ..core.layer_tokens import LayerTokens
 
 
@@ -47,7 +47,7 @@ def observed(module: Any, path: str, seen: list[Tensor]) -> Any:
         other = object.__new__(type(module))
         other.__dict__.update(module.__dict__, **{name: observed(getattr(module, name), rest, seen)})
         if not is_wrapped(module):
-            other.__dict__.pop("forward", None)  # which would run the module itself
+            rebind(other)  # what was set there would run the module itself
         return other
 
     def observer(*args: Any, **kwargs: Any) -> Any:

@@ -10,11 +10,11 @@ from itertools import accumulate
 from torch import nn
 
 from ..adapters.base import Adapter
+from ..adapters.instance_forward import is_wrapped
 from ..adapters.libraries import why_too_old
 from ..adapters.registry import (
     adapter_of,
     head_of,
-    is_wrapped,
     likely_adapter,
     readers_of,
     refusal_of,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..adapters.instance_forward import is_wrapped
 from ..adapters.registry import readers_of
 from ..settings.settings import Settings
 from .find_vit import Vit
@@ -51,6 +52,6 @@ def check_unchanged(sequence: nn.Module, blocks: list[nn.Module], model: str) ->
 def runs_in_order(sequence: nn.Module) -> bool:
     """Return whether a sequence of blocks has no forward that might read between them."""
     own = type(sequence).forward
-    return "forward" not in sequence.__dict__ and (
+    return not is_wrapped(sequence) and (
         own in (nn.Sequential.forward, nn.ModuleList.forward) or "forward" in readers_of(type(sequence))
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from .bypassed import check_over
 from .features import attention_half_and_features
 from .not_the_grid import alone
 from .runtime import Runtime
+from .signatures import looks_like
 
 # Methods that run the blocks, by name, each with the function that tells which blocks a call of it reads.
 Readers = dict[str, Callable[..., Iterable[int]]]
@@ -79,7 +80,7 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched block."""
     first = next(name for name in inspect.signature(original.forward).parameters if name != "self")
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             refuse_jit_trace()
@@ -101,7 +102,7 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
 def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched patch projection."""
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         part = getattr(self, "algm_part", None)
         output = original.forward(self, *args, **kwargs)
@@ -139,7 +140,7 @@ def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
             self.algm_part.runtime.belong_to(self)
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
         part = getattr(self, "algm_part", None)
@@ -159,7 +160,7 @@ def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
 def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a module around trunks, after which their passes are over."""
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = original.forward(self, *args, **kwargs)
         part = getattr(self, "algm_part", None)
@@ -193,7 +194,7 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
 
     read_by_frames = by_frames(read)
 
-    @wraps(method)
+    @looks_like(method)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
         part = getattr(self, "algm_part", None)
         if part is None:
@@ -208,7 +209,7 @@ def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]
 def decoder_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a decoder that runs on merged tokens."""
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         part = getattr(self, "algm_part", None)
         if part is None:
@@ -221,7 +222,7 @@ def decoder_methods(original: Any, readers: Readers) -> dict[str, Any]:
 def head_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of the module in a decoder whose results are unmerged."""
 
-    @wraps(original.forward)
+    @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         part = getattr(self, "algm_part", None)
         output = original.forward(self, *args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.registry import is_wrapped
+from ..adapters.instance_forward import is_wrapped
 
 # Modules of torch whose hooks leave the tokens alone: one gathers weights, the other notes which module runs.
 NOT_OF_TOKENS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp", "torch.utils.module_tracker")
