@@ -122,7 +122,7 @@ def embedding_methods(original: Any, readers: Readers) -> dict[str, Any]:
 def noting_image(method: Any) -> Any:
     """Return a method that first notes the image that it is given."""
 
-    @wraps(method)
+    @looks_like(method)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         part = getattr(self, "algm_part", None)
         if part is not None:
