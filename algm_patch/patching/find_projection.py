@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import isqrt
 
@@ -28,14 +28,17 @@ class Place:
     listed: bool
 
 
-def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[str, Place]:
+def places_of(
+    model: nn.Module, sequences: Mapping[str, type[Adapter]], named: Collection[str] = ()
+) -> dict[str, Place]:
     """Return the place of the patch projection of each sequence of blocks, by path; some may have none.
 
     One that is found by what it is, and not where an adapter says, belongs to no sequence around or beside a whole
-    ViT, such as a text tower or a decoder.
+    ViT, such as a text tower or a decoder, unless the caller names it: blocks that run on what a ViT leaves.
 
     Args:
         sequences: by path, each with the adapter of its blocks.
+        named: paths of those that the caller names.
     """
     blocks = {model.get_submodule(path) for path in sequences}
     listed, found = {}, {}
@@ -53,8 +56,9 @@ def places_of(model: nn.Module, sequences: Mapping[str, type[Adapter]]) -> dict[
             if projections or embeds_words(module, blocks):
                 break
     owners = {place.owner for place in (*listed.values(), *found.values())}
-    alone = {path: place for path, place in found.items() if not any(is_below(other, place.owner) for other in owners)}
-    return {path: place for path in sequences if (place := listed.get(path, alone.get(path))) is not None}
+    around = {owner for owner in owners if any(is_below(other, owner) for other in owners)}
+    kept = listed | {path: place for path, place in found.items() if path in named or place.owner not in around}
+    return {path: kept[path] for path in sequences if path in kept}
 
 
 def above(path: str) -> Iterator[str]:

@@ -79,6 +79,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
+    trunks = trunks if trunks is None or isinstance(trunks, str) else list(trunks)
     places = places_in(model, trunks)
     owners = {path: place.owner for path, place in places.items()}
     sequences = names_of(owners)
@@ -95,7 +96,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
     return {name: vit_at(model, path, places[path], counts[owners[path]] == 1) for name, path in sequences.items()}
 
 
-def places_in(model: nn.Module, trunks: str | Iterable[str] | None) -> dict[str, Place]:
+def places_in(model: nn.Module, trunks: str | list[str] | None) -> dict[str, Place]:
     """Return the place of the patch projection of each sequence of blocks, by path.
 
     Those whose blocks are registered come before all others, unless the caller names some, or some are patched.
@@ -107,7 +108,9 @@ def places_in(model: nn.Module, trunks: str | Iterable[str] | None) -> dict[str,
     places = places_of(model, found)
     if not places or trunks is not None or any(map(is_patched, model.modules())):
         found = sequences_with(likely_adapter, model)
-        places = places_of(model, found)
+        named = [trunks] if isinstance(trunks, str) else trunks or []
+        patched = [path for path in found if any(map(is_patched, model.get_submodule(path).children()))]
+        places = places_of(model, found, [*named, *patched])
         if trunks is None or trunks == ALL:
             places = {path: place for path, place in places.items() if are_proved(model, path)} or places
     if not places:

@@ -128,3 +128,34 @@ def test_blocks_beside_a_convolutional_network_of_other_width_have_none():
     model = nn.ModuleDict({"image": network, "layers": nn.Sequential(*(Block(WIDTH, 4) for _ in range(5)))})
     with pytest.raises(ValueError, match=r"no patch projection .* blocks in model\.layers"):
         apply_algm(model)
+
+
+class OnTopOfAVit(nn.Module):
+    """Runs blocks of its own on what a whole ViT leaves of each frame."""
+
+    def __init__(self, vit):
+        super().__init__()
+        self.embed = vit
+        self.frame_blocks = nn.ModuleList(Block(WIDTH, 4) for _ in range(5))
+
+    def forward(self, image):
+        x = self.embed.forward_features(image)
+        for block in self.frame_blocks:
+            x = block(x)
+        return x
+
+
+@torch.no_grad()
+def test_blocks_on_top_of_a_vit_have_its_projection_if_they_are_named():
+    model: Any = OnTopOfAVit(build("ViT")).eval()
+    expected = model(photo())
+    assert apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5).algm is model.embed.algm
+    remove_algm(model)
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5, trunks=iter(["frame_blocks"]))
+    for _ in range(2):
+        model(photo())
+        assert model.algm.last_pass.grid == (6, 5)
+        assert model.algm.tokens_per_layer[0] < 31
+        assert not hasattr(model.embed, "algm")
+        apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)  # those that are patched
+    assert torch.equal(remove_algm(model)(photo()), expected)
