@@ -117,18 +117,18 @@ class CountsTokens(PosAttention):
 
 class BiasOfPlace(PosAttention):
     def forward(self, x, pos=None):
-        return self.weigh(*self.split(x), bias=torch.arange(float(x.shape[1])))
+        query, key, value = self.split(x)
+        return self.weigh(query, key, value, torch.arange(float(x.shape[1])))
 
 
 class NearOnly(PosAttention):
     def forward(self, x, pos=None):
         apart = (torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])).abs()
-        return self.weigh(*self.split(x), bias=torch.zeros(apart.shape).masked_fill(apart > 2, -torch.inf))
+        query, key, value = self.split(x)
+        return self.weigh(query, key, value, torch.zeros(apart.shape).masked_fill(apart > 2, -torch.inf))
 
 
 class KeysOfUnitSpread(PosAttention):
-    """Norms the keys over the tokens, which changes with their number."""
-
     def forward(self, x, pos=None):
         query, key, value = self.split(x)
         return self.weigh(query, key / key.square().sum(2, keepdim=True).sqrt(), value)
