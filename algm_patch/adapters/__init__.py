@@ -37,6 +37,7 @@ from . import (  # noqa: F401, which register
     huggingface,
     huggingface_beit,
     huggingface_grids,
+    huggingface_like,
     huggingface_mae,
     huggingface_rotary,
     huggingface_runners,

@@ -14,8 +14,12 @@ from .registry import unpatched
 
 # By what they hold: the names that arguments of blocks, and of their attention, have.
 POSITIONS = ("pos", "xpos", "positions")  # [B, P+N, 2]: row and column of every token
-ROTATIONS = ("rope", "rope_or_rope_list", "rope_sincos")  # sines and cosines [..., N, D] of the patches
-BIASES = ("rel_pos_bias", "shared_rel_pos_bias")  # [heads, P+N, P+N], or of a batch, added to the logits
+ROTATIONS = ("rope", "rope_or_rope_list", "position_embeddings")  # sines and cosines [..., N, D] of the patches
+BIASES = (
+    "rel_pos_bias",
+    "shared_rel_pos_bias",
+    "shared_rel_pos",
+)  # [heads, P+N, P+N], or of a batch, added to the logits
 SIZES = ("H", "W", "patch_resolution")  # of the grid of all patches
 KINDS = (POSITIONS, ROTATIONS, BIASES, SIZES)
 
@@ -28,6 +32,12 @@ def kind_of(name: str) -> Sequence[str]:
 def known_arguments(block: nn.Module) -> list[str]:
     """Return the names of the arguments of a block's forward, after its tokens, that are known."""
     return [name for name in parameter_names(unpatched(type(block)).forward) if kind_of(name)]
+
+
+def required_arguments(block: nn.Module) -> list[str]:
+    """Return the names of the arguments of a block's forward, after its tokens, that it needs."""
+    parameters = list(inspect.signature(unpatched(type(block)).forward).parameters.values())[2:]
+    return [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
 
 
 def name_in(attention: nn.Module, name: str) -> str | None:

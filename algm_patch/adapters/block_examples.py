@@ -11,42 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from .attention_parts import HEADS, part_of
-from .block_arguments import BIASES, POSITIONS, ROTATIONS, kind_of, known_arguments
+from .block_arguments import BIASES, POSITIONS, ROTATIONS, kind_of, known_arguments, required_arguments
 from .cost import layers_in
 from .held_rope import held_rope
-from .pre_norm import ATTENTION
 from .structure import Call
 
 
-def arguments_that_run(block: nn.Module, tokens: int, prefix: int) -> Call:
+def arguments_that_run(block: nn.Module, attention: nn.Module, tokens: int, prefix: int) -> Call:
     """Return arguments by name that the forward of a block takes: of each, the first form that it can be given.
 
     Args:
         block: the proof's own copy.
+        attention: of the block.
         tokens, prefix: of the sequence, and of these before the patches.
 
     Raises:
-        Exception: what the forward raises for the last of them, if it takes none.
+        Exception: what the forward raises for the first of them, if it takes none.
     """
     names = known_arguments(block)
+    others = {name: None for name in required_arguments(block) if name not in names}
     x = torch.zeros(2, tokens, layers_in(block)[0].inputs, device="cpu")
-    calls = list(product(*(forms_of(block, name, tokens, prefix) for name in names)))
-    for number, values in enumerate(calls, 1):
-        given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    failure: Exception | None = None
+    for values in product(*(forms_of(attention, name, tokens, prefix) for name in names)):
+        given = dict(zip(names, values, strict=True)) | others
         try:
             with torch.no_grad():
                 block(x, **given)
-        except Exception:
-            if number == len(calls):
-                raise
+        except Exception as error:
+            failure = failure or error
         else:
             return (), given
-    raise AssertionError("there is one call at least")
+    assert failure is not None
+    raise failure
 
 
-def forms_of(block: nn.Module, name: str, tokens: int, prefix: int) -> Iterable[Any]:
+def forms_of(attention: nn.Module, name: str, tokens: int, prefix: int) -> Iterable[Any]:
     """Return what a forward may be given as the argument of this name, most telling first; None: nothing."""
-    attention, generator = part_of(block, ATTENTION), torch.Generator("cpu").manual_seed(3)
+    generator = torch.Generator("cpu").manual_seed(3)
     heads, patches = part_of(attention, HEADS), tokens - prefix
     kind = kind_of(name)
     if kind is POSITIONS:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
+from .adding_mlp import adds_identity
 from .attention import why_unknown_attention
 from .base import Adapter
 from .beit_attention import attend_by_parts
-from .registry import reads_blocks, register
+from .registry import reads_blocks, register, structure
 from .residual import checkpointed
+from .structure import Structure
 
 BACKBONES = "mmseg.models.backbones"
 
@@ -39,6 +42,25 @@ class TransformerEncoderLayer(MmsegBlock):
     @staticmethod
     def refusal(block: Any) -> str | None:
         return why_unknown_attention(block.attn, "mmcv.cnn.bricks.transformer.MultiheadAttention.forward")
+
+
+@structure
+class LikeTransformerEncoderLayer(TransformerEncoderLayer, Structure):
+    """Split a copy of the same, whose attention and MLP take the residual and add it."""
+
+    @staticmethod
+    def fits(block: Any) -> bool:
+        """Return whether attention takes a padding mask, and both halves the residual: see `Structure.fits`."""
+        parts = [getattr(block, name, None) for name in ("norm1", "attn", "norm2", "ffn")]
+        return all(isinstance(part, nn.Module) for part in parts) and (
+            adds_identity(block.attn)
+            and adds_identity(block.ffn)
+            and "key_padding_mask" in inspect.signature(block.attn.forward).parameters
+        )
+
+    @staticmethod
+    def refusal(block: Any) -> None:
+        return None
 
 
 @register(f"{BACKBONES}.beit.BEiTTransformerEncoderLayer.forward")

@@ -75,8 +75,9 @@ class Placed(PreNorm):
     @staticmethod
     def examples(block: Any, tokens: int, prefix: int) -> Iterable[Call]:
         """Yield what the forward takes of each kind: see `Structure.examples`."""
-        with_small_tables(part_of(block, ATTENTION), tokens, prefix)
-        yield arguments_that_run(block, tokens, prefix)
+        attention = part_of(block, ATTENTION)
+        with_small_tables(attention, tokens, prefix)
+        yield arguments_that_run(block, attention, tokens, prefix)
 
 
 @structure

@@ -25,6 +25,7 @@ from tests.support.attention_of_positions import (
     angles_of,
     places,
 )
+from tests.support.layers_of_copies import NewLayer, OldLayer
 from tests.support.models import GRID
 
 PATCH = 16
@@ -197,6 +198,7 @@ class Vit(nn.Module):
             "rope": {"rope_or_rope_list": (angles.sin(), angles.cos())},
             "bias": {"rel_pos_bias": None if self.shared is None else self.shared()},
             "grid": {"patch_resolution": grid},
+            "embeddings": {"attention_mask": None, "position_embeddings": (angles.cos(), angles.sin())},
         }
         return every[self.takes]
 
@@ -206,7 +208,8 @@ class Vit(nn.Module):
         inputs = self.inputs(len(image), (patches.shape[2], patches.shape[3]))
         x = torch.cat([self.cls_token.expand(len(image), -1, -1), patches.flatten(2).mT], 1)
         for block in self.blocks:
-            x = block(x, **inputs)
+            found = block(x, **inputs)
+            x = found[0] if isinstance(found, tuple) else found
         return x
 
 
@@ -222,6 +225,8 @@ KINDS: dict[str, Any] = {
     "no positions": lambda: (Block(Attention()), ""),
     "MLP that adds": lambda: (FfnBlock(Attention(fused=True)), ""),
     "MLP that adds, one norm": lambda: (OneNormBlock(Attention(fused=True)), ""),
+    "layer that returns a tuple": lambda: (OldLayer(), ""),
+    "layer that returns its tokens": lambda: (NewLayer(), "embeddings"),
 }
 
 
