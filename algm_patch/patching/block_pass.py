@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+from weakref import ref as weakref
 
 from torch import Tensor
 
@@ -25,24 +26,30 @@ class BlockPass:
         after: likewise, to those that the block leaves.
         regroup: how the block's input becomes one token per group; "none": it is that, or nothing is merged.
         gives_grid: whether the block gives back the full grid.
+        waits: whether it may wait with that until something reads the grid; after it has run: whether it did.
         last: whether it is the last block, whose tokens leave as a batch [B, M, D].
         num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
         merges: those to carry out here.
         tokens: what the block's attention must know of its tokens.
         idle: whether nothing was merged before, and nothing merges here.
         plans: of the merges, made when the tokens first come by.
+        unread: the full grid, while nothing has read it.
+        handed: whether the block before handed its merged tokens on.
     """
 
     before: TokenMap | None
     after: TokenMap | None
     regroup: Regroup
     gives_grid: bool
+    waits: bool
     last: bool
     num_prefix_tokens: int
     merges: list[Merge]
     tokens: LayerTokens
     idle: bool
     plans: dict[str, Plan] = field(default_factory=dict)
+    unread: weakref[Any] | None = None
+    handed: bool = False
 
     def enter(self, x: Tensor) -> Tensor:
         """Return one token per group, packed if images have different numbers of them.

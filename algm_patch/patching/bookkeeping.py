@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from .hooks import reads_and_changes
 from .linear_patches import grid_of_patches, note_image
 from .runtime import Runtime
 from .tracker import Passes, remember
+from .unread_grid import UnreadGrid, make_unread, may_wait
 
 
 def open_pass(
@@ -65,7 +67,8 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
         ValueError: if the tokens are not those of its grid.
     """
     passes = runtime.passes if torch.compiler.is_compiling() else runtime.threads.passes
-    forward_pass = passes.find(x, layer)
+    merged = x.tokens if isinstance(x, UnreadGrid) and x.untouched else None
+    forward_pass = passes.find(x if merged is None else merged, layer)
     if forward_pass is None:
         raise RuntimeError(
             f"block {layer + 1} of {runtime.model_name} was given tokens that ALGM cannot trace to a forward pass, so "
@@ -81,6 +84,9 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
         # The last block's tokens stay merged for the head, hooks or not.
         read = read and not (layer + 1 == runtime.depth and runtime.settings.unmerge_at == "after_head")
         block = forward_pass.begin(layer, x, read, changed)
+    if merged is not None and x.block.after is block.before:  # type: ignore[attr-defined]
+        block.handed = True
+        return forward_pass, block, merged.clone()  # which the block may write, while the grid is still to be read
     return forward_pass, block, x if block.regroup == "none" else block.enter(x)
 
 
@@ -98,12 +104,22 @@ def without_last(runtime: Runtime, taps: frozenset[int] | None) -> frozenset[int
     return taps - {runtime.depth - 1}
 
 
-def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tensor:
-    """Return what a block gives back, its tokens or the full grid, which remembers its pass."""
-    if block.after is not None and (block.gives_grid or block.last):
+def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor, eager: bool = False) -> Tensor:
+    """Return what a block gives back, its tokens or the full grid, which remembers its pass.
+
+    Args:
+        eager: no compiler traces what runs the blocks: a grid that perhaps nothing reads is made when something does.
+    """
+    block.waits = waits = eager and block.waits and block.after is not None and may_wait(x)
+    if not waits and block.after is not None and (block.gives_grid or block.last):
         x = block.leave(x)
     remember(x, forward_pass)
-    return x
+    if block.last and forward_pass.waited:
+        make_unread(forward_pass.blocks.values())  # what the caller has kept, for readers of any kind
+    if not waits:
+        return x
+    forward_pass.waited = True
+    return UnreadGrid.of(x, block)
 
 
 class Bookkeeping(NamedTuple):
@@ -125,3 +141,4 @@ class Bookkeeping(NamedTuple):
 TRACED = Bookkeeping()
 # Else: compiled by itself, its state would be guarded, and compiled anew whenever it changes.
 UNTRACED = Bookkeeping(*map(untraced, TRACED))
+EAGER = UNTRACED._replace(close_block=partial(UNTRACED.close_block, eager=True))

@@ -37,10 +37,12 @@ class ForwardPass:
         blocks: the blocks that have run, by number from 0.
         merges: those to carry out, by block from 0.
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
-            None if anything may be read or changed between blocks: then every block gives back the full grid.
+            None if anything may be read or changed between blocks: then every block gives back the full grid, which in
+            inference is made when it is read.
         key: of the patched model, in the memory of tokens; None: this is traced, and tokens have none.
         doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
             whose tokens these are.
+        waited: a block has left a full grid that waits to be read.
         over: all blocks that merge have run, and the method that ran them has returned.
     """
 
@@ -65,7 +67,7 @@ class ForwardPass:
         self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
-        self.doubtful = self.over = False
+        self.doubtful = self.waited = self.over = False
         self.key: object = None
         self._tokens = LayerTokens(None, None, num_prefix_tokens)
         self._generator: torch.Generator | None = None
@@ -112,14 +114,16 @@ class ForwardPass:
         regroup: Regroup = "average" if self.taps is None or changed else "take"
         if not full or before is None:
             regroup = "none"
-        gives_grid = read or self.taps is None or layer in self.taps
+        surely_read, last = self.taps is not None and layer in self.taps, layer + 1 == self.depth
+        gives_grid = read or self.taps is None or surely_read
         merges = self.merges.get(layer, []) if self.batch else []  # an empty batch merges nothing
         self.blocks[layer] = block = BlockPass(
             before,
             before,
             regroup,
             gives_grid,
-            last=layer + 1 == self.depth,
+            waits=gives_grid and not surely_read and not last,
+            last=last,
             num_prefix_tokens=self.num_prefix_tokens,
             merges=merges,
             tokens=tokens,

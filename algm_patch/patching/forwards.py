@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.compiling import by_frames, refuse_jit_trace
-from .bookkeeping import TRACED, UNTRACED, Bookkeeping
+from .bookkeeping import EAGER, TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
 from .not_the_grid import alone
@@ -94,7 +94,8 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
         runtime = part.runtime
         if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
             return run_block(TRACED, original.forward, self, x, *others, **kwargs)
-        return run_block_by_halves(UNTRACED, original.forward, self, x, *others, **kwargs)
+        bookkeeping = UNTRACED if torch.compiler.is_compiling() else EAGER
+        return run_block_by_halves(bookkeeping, original.forward, self, x, *others, **kwargs)
 
     return {"forward": forward}
 

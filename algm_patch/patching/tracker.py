@@ -189,6 +189,11 @@ def remember(x: object, forward_pass: ForwardPass) -> None:
     setattr(storage, MEMORY, {**getattr(storage, MEMORY, {}), forward_pass.key: forward_pass})
 
 
+def remember_as(x: Tensor, other: Tensor) -> None:
+    """Note in the storage of tokens the passes that others belong to."""
+    setattr(x.untyped_storage(), MEMORY, memory_of(other))
+
+
 def memory_of(x: Tensor) -> dict[object, ForwardPass]:
     """Return the passes that took or left these tokens, by the key of the patched model."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from ..patching.block_pass import BlockPass
 from ..patching.forward_pass import ForwardPass
 from ..settings import Settings
 
@@ -82,10 +83,22 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
             before, after = token_range(plan.sizes), token_range(plan.step.sizes)
             lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
     if past.taps is None:
-        lines.append("  every block gave back the full grid: a method that ALGM does not know ran them")
+        lines.append(f"  {between_blocks(blocks)}")
     elif given := [str(layer + 1) for layer, block in blocks if block.gives_grid and block.after is not None]:
         lines.append(f"  full grid given back after layer {', '.join(given)}")
     return lines
+
+
+def between_blocks(blocks: list[tuple[int, BlockPass]]) -> str:
+    """Return a line on what these blocks (numbered from 0) left for each other, where an unknown method ran them."""
+    read = [str(layer) for layer, block in blocks if block.before is not None and not block.handed]
+    if any(block.handed for _, block in blocks):
+        where = f"the full grid was read after layer {', '.join(read)}" if read else "nothing read the full grid"
+        return f"a method that ALGM does not know ran the blocks: between them, {where}"
+    line = "every block gave back the full grid: a method that ALGM does not know ran them"
+    if any(block.waits for _, block in blocks):
+        return line
+    return f"{line}, with gradients or a compiler. With neither, they give it back where something reads it"
 
 
 def tokens_per_layer(past: ForwardPass) -> list[int]:
