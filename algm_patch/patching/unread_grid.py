@@ -43,9 +43,7 @@ class UnreadGrid(Tensor):
         """Return the grid of the tokens that a block leaves."""
         assert block.after is not None
         shape = *block.after.labels.shape, tokens.shape[2]
-        grid: Any = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, shape, dtype=tokens.dtype, device=tokens.device
-        )
+        grid: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=tokens.dtype, device=tokens.device)
         torch._C._set_throw_on_mutable_data_ptr(grid)  # extensions that look for numbers behind torch's back find none
         grid.tokens, grid.block, grid.full = tokens, block, None
         with torch._C.DisableTorchFunctionSubclass():
@@ -98,7 +96,7 @@ class UnreadGrid(Tensor):
         return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation that did not come by ``__torch_function__``, such as from C++, on the full grid."""
