@@ -89,9 +89,12 @@ def attend(block: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) ->
         ValueError: if attention maps are asked for where there are none, or the implementation takes no mask.
     """
     attention = attention_of(block)
-    for ours, theirs in (("head_mask", "attention_mask"), ("attention_mask", "head_mask")):
-        if ours in given and ours not in (taken := parameter_names(type(attention).forward)) and theirs in taken:
-            given[theirs] = given.pop(ours)  # older blocks hand it on under the other name
+    taken = parameter_names(type(attention).forward)
+    if "head_mask" in given and "attention_mask" in taken:
+        given["attention_mask"] = given.pop("head_mask")  # an old name for it
+    elif "attention_mask" in given and "attention_mask" not in taken and "head_mask" in taken:
+        mask = given.pop("attention_mask")  # by which older BLIPs multiply the weights of attention
+        given["head_mask"] = mask if mask is None else tokens.pair(mask)
     check_maps(block, tokens, given)
     masks = [name for name in MASKS if given.get(name) is not None]
     if tokens.token_map is not None and (masks or tokens.key_bias is not None):

@@ -7,10 +7,24 @@ from .libraries import transformers_path
 FUSED = "its attention and MLP share one residual, so there is no place between them to merge"
 WINDOWED = "its attention runs in windows of a full grid, which merged tokens no longer form"
 HIERARCHICAL = "it pools a full grid from stage to stage, which merged tokens no longer form"
-GRIDDED = "its tokens stay a grid [B, H, W, D], along whose sides attention takes relative positions"
+GRIDDED = (
+    "its tokens stay a grid [B, H, W, D], for attention in windows or with relative positions along the grid's sides, "
+    "which merged tokens no longer form"
+)
 POOLED = "its keys or tokens are pooled on the grid, which merged tokens no longer form"
 REDUCED = "its attention reduces the keys over a full grid, which merged tokens no longer form"
+SAMPLED = "its attention samples maps of features between their pixels, which merged tokens no longer form"
+PACKED = "the patches of all images lie end to end in one sequence (cu_seqlens), which is no batch of one grid"
+FRAMES = "its tokens are a grid of time, height and width, where ALGM merges within one of height and width"
+MAPPED = "it convolves and pools maps [B, D, H, W] beside its attention, which merged tokens no longer form"
+CHOSEN = "it takes a choice of the patches, drawn anew for each image and padded, which has no grid"
+TEXTED = "words and patches share its sequence, with biases of their places on the page, and no grid but of the patches"
 PATCHES_NOT_LAST = "its detection tokens stand after the patches, which ALGM takes for the last tokens"
+CLASS_LAST = "its class token stands after the patches, which ALGM takes for the last tokens"
+GROUPED = "its group tokens stand after the patches, and each stage leaves them alone of the grid"
+TILED = "the tiles of an image lie end to end in one sequence, with class tokens and padding between them"
+MESSAGED = "a message token of each frame, from all frames of a video, joins the patches in its attention alone"
+CONVOLVED = "some of its blocks convolve over the sequence of the patches, whose neighbours merged tokens no longer are"
 BATCH_NOT_FIRST = "the batch is not the first dimension of the tokens (batch_first)"
 
 TIMM = "timm.models"
@@ -40,6 +54,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
         transformers_path("vitdet.VitDetLayer"),
         transformers_path("lw_detr.LwDetrViTLayer"),
         transformers_path("rf_detr.RfDetrDinov2Layer"),
+        transformers_path("florence2.Florence2VisionBlock"),
         f"{MMSEG}.swin.SwinBlock",
         f"{MMSEG}.twins.LSAEncoderLayer",
         f"{EVA01}.base.beit_win.Block",
@@ -68,5 +83,25 @@ REFUSED: dict[str, tuple[str, ...]] = {
         f"{MMSEG}.mit.TransformerEncoderLayer",
     ),
     PATCHES_NOT_LAST: (transformers_path("yolos.YolosLayer"),),
+    CLASS_LAST: (transformers_path("llama4.Llama4VisionEncoderLayer"),),
+    GROUPED: (transformers_path("groupvit.GroupViTStage"),),
+    TILED: (transformers_path("mllama.MllamaVisionEncoderLayer"),),
+    FRAMES: (
+        transformers_path("timesformer.TimesformerLayer"),
+        transformers_path("videomae.VideoMAELayer"),
+        transformers_path("videoprism.VideoPrismLayer"),
+        transformers_path("vivit.VivitLayer"),
+        transformers_path("vjepa2.VJEPA2Layer"),
+    ),
+    MAPPED: (transformers_path("swiftformer.SwiftFormerEncoderBlock"),),
+    CHOSEN: (transformers_path("vilt.ViltLayer"),),
+    TEXTED: (transformers_path("layoutlmv3.LayoutLMv3Layer"),),
+    BATCH_NOT_FIRST: (transformers_path("bridgetower.BridgeTowerResidualAttention"),),
+    MESSAGED: (transformers_path("x_clip.XCLIPVisionEncoderLayer"),),
+    CONVOLVED: (transformers_path("lfm3_vl.Lfm3VlVisionLayer"),),
+    PACKED: (
+        transformers_path("pixtral.PixtralAttentionLayer"),
+        transformers_path("minimax_m3_vl.MiniMaxM3VLVisionEncoderLayer"),
+    ),
 }
 REASONS = {f"{path}.forward": reason for reason, paths in REFUSED.items() for path in paths}

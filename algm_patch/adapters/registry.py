@@ -16,6 +16,7 @@ from .instance_forward import is_wrapped
 from .proof import prove
 from .proof_key import proof_key
 from .refused import REASONS
+from .refused_parts import why_by_parts
 from .structure import Structure
 
 
@@ -139,7 +140,7 @@ def refusal_of(block: nn.Module) -> str | None:
     adapter = registered_adapter(block)
     if adapter is not None:
         return adapter.refusal(block)
-    return REASONS.get(path_of(unpatched(type(block)).forward))
+    return REASONS.get(path_of(unpatched(type(block)).forward)) or why_by_parts(block)
 
 
 def proof_of(block: nn.Module) -> Proof:

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
 
+from ..adapters.base import Adapter
+from ..adapters.refused_parts import forward_of
 from ..adapters.registry import path_of, proof_of, refusal_of, registered_adapter, unpatched
+from .find_projection import places_of
 from .naming import class_name, full_name, names
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
+# Attention, by its own name or that of its class.
+NAMES = re.compile("attention|attn|qkv")
+# Parts and arguments of a block whose tokens attend to others than themselves, as a decoder's do.
+OTHERS = re.compile(r"cross|encoder_attn|encoder_hidden_states|encdec|multihead_attn|^memory$|^context$")
 
 
 def why_none(model: nn.Module, found: Iterable[str]) -> str:
+    """Return why no ViT in a model can be patched.
+
+    Args:
+        found: paths of the sequences of blocks that are known, or seem to be, but lack a patch projection.
+    """
     refused = next(filter(refusal_of, model.modules()), None)
     if refused is not None:
         return why_unknown(refused)
     if found:
         return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
-    counts = Counter(full_name(module) for module in model.modules())
-    blocks = [
-        child
-        for sequence in model.modules()
-        if isinstance(sequence, SEQUENCES)
-        for child in sequence.children()
-        if not isinstance(child, SEQUENCES) and counts[full_name(child)] > 1 and has_attention(child)
-    ]
-    if not blocks:
+    sequences = sequences_of_blocks(model)
+    if not sequences:
+        if any(NAMES.search(class_name(part).lower()) for part in model.modules()):
+            return (
+                "its attention computes on maps [B, D, H, W], and there are no transformer blocks on tokens [B, L, D]"
+            )
         return "there is no sequence of transformer blocks in it"
-    return why_unknown(max(blocks, key=lambda block: counts[full_name(block)]))
+    embedded = places_of(model, dict.fromkeys(sequences, Adapter))
+    if not embedded:
+        return (
+            f"no patch projection leads to its transformer blocks, in {names(sequences)}: ALGM finds no convolution "
+            "that cuts an image into their tokens"
+        )
+    counts = Counter(full_name(module) for module in model.modules())
+    blocks = [block for path in embedded for block in sequences[path]]
+    return why_unknown(max(blocks, key=lambda block: (not attends_to_others(block), counts[full_name(block)])))
 
 
 def why_unknown(block: nn.Module) -> str:
+    """Return why a block has no adapter, or one that refuses it."""
     reason = refusal_of(block)
     if reason is not None:
         return f"in {full_name(block)}, {reason}"
@@ -44,12 +64,39 @@ def why_unknown(block: nn.Module) -> str:
             f"{full_name(block)} has the parts of a block that ALGM knows, but {differed}. If you know where its "
             "attention ends and its MLP begins, write an Adapter and register it: see algm_patch.register"
         )
+    if attends_to_others(block):
+        return f"in {full_name(block)}, the tokens attend to others than their own, as a decoder's do"
     return (
         f"{full_name(block)} computes its output in {forward}, of which ALGM does not know where attention ends and "
         "the MLP begins. If you do, write an Adapter and register it: see algm_patch.register"
     )
 
 
+def sequences_of_blocks(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the transformer blocks in each sequence of a model that has some, by path."""
+    counts = Counter(full_name(module) for module in model.modules())
+    found = {}
+    for path, sequence in model.named_modules():
+        if isinstance(sequence, SEQUENCES):
+            children = [child for child in sequence.children() if not isinstance(child, SEQUENCES)]
+            blocks = [child for child in children if counts[full_name(child)] > 1 and has_attention(child)]
+            if blocks:
+                found[path] = blocks
+    return found
+
+
 def has_attention(module: nn.Module) -> bool:
-    names = {f"{name} {class_name(part)}".lower() for name, part in module.named_modules()}
-    return any(word in name for name in names for word in ("attention", "attn", "qkv"))
+    """Return whether a module has attention over tokens: of linear layers, not of convolutions."""
+    linear = (nn.Linear, nn.MultiheadAttention)
+    return any(
+        NAMES.search(name.lower()) or NAMES.search(class_name(part).lower())
+        for name, part in module.named_modules()
+        if any(isinstance(layer, linear) for layer in part.modules())
+    )
+
+
+def attends_to_others(block: nn.Module) -> bool:
+    """Return whether a block is given other tokens than its own, by the names of its parts and arguments."""
+    forward = forward_of(block)
+    arguments = inspect.signature(forward).parameters if inspect.isfunction(forward) else ()
+    return any(OTHERS.search(name.lower()) for name in (*dict(block.named_children()), *arguments))

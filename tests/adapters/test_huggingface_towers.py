@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from algm_patch import apply_algm
+from algm_patch.adapters.huggingface_parts import returns_tuple
 from algm_patch.patching.find_vit import find_vit
 from tests.support import models_huggingface as huggingface
 from tests.support.contract import SETTINGS, UNMERGED, tokens_of
@@ -107,6 +108,8 @@ def test_radio_refuses_images_end_to_end():
 @needs("MLCD")
 def test_mlcd_has_maps_of_one_image():
     model = apply_algm(build("MLCD", attn_implementation="eager"), **SETTINGS)
+    if returns_tuple(blocks_of(model)[0]):
+        pytest.skip("this release returns maps beside the tokens, and none of merged layers")
     maps = model(photo(batch=1), output_attentions=True).attentions
     assert [x.shape[-1] for x in maps] == [31, *model.algm.tokens_per_layer[:-1]]
     model.algm.batch = "min"

@@ -81,8 +81,11 @@ FAMILIES = {
     "DPT, eager": Family("DPTModel", {**SQUARE, "attn_implementation": "eager"}),
     "DINOv2, eager": Family("Dinov2Model", {**SQUARE, "mlp_ratio": 2, "attn_implementation": "eager"}),
     "CLIP, eager": Family("CLIPVisionModel", {**SQUARE, "attn_implementation": "eager"}, INTERPOLATE),
-    **TOWERS,
 }
+# In this release, these return no hidden states, or are given their tokens by name.
+if transformers.__version__.startswith("4.57"):
+    BARE |= {family: TOWERS.pop(family) for family in ("Janus", "InternVL", "InternVL, eager", "MLCD")}
+FAMILIES |= TOWERS
 # Older releases do not have them all.
 FAMILIES = {family: kind for family, kind in FAMILIES.items() if kind.known}
 EVERY = {**FAMILIES, **{family: kind for family, kind in BARE.items() if kind.known}}
