@@ -43,11 +43,15 @@ class WindowBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class PackedAttention(nn.Linear):
+class PackedAttention(nn.Module):
     """Attention of images that lie end to end."""
 
+    def __init__(self, dim):
+        super().__init__()
+        self.qkv = nn.Linear(dim, dim)
+
     def forward(self, x, cu_seqlens):
-        return super().forward(x)
+        return self.qkv(x)
 
 
 class PackedBlock(nn.Module):
@@ -56,7 +60,7 @@ class PackedBlock(nn.Module):
     def __init__(self, dim=64):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn, self.mlp = PackedAttention(dim, dim), nn.Linear(dim, dim)
+        self.attn, self.mlp = PackedAttention(dim), nn.Linear(dim, dim)
 
     def forward(self, x, cu_seqlens):
         x = x + self.attn(self.norm1(x), cu_seqlens)
