@@ -60,13 +60,32 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """Return a sequence [1, T, ...] as a batch [B, M, ...], zero past an image's own tokens."""
+        if x.is_cuda:  # five times as fast there as adding rows
+            padding = self.padding.reshape(*self.padding.shape, *[1] * (x.dim() - 2))
+            return self.spread(x).masked_fill_(padding, 0)
         # Added to zeros: not every torch copies rows by index on Apple GPUs, and on a CPU this is faster.
         rows = x.new_zeros(self.counts.shape[0] * self.longest, *x.shape[2:]).index_add_(0, self.index, x[0])
         return rows.unflatten(0, (self.counts.shape[0], self.longest))
 
+    def spread(self, x: Tensor) -> Tensor:
+        """Return a sequence [1, T, ...] as a batch [B, M, ...]; past an image's own tokens, copies of its last."""
+        return x[0].index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Return the images of a packed sequence, [1, m, ...] each."""
         return x.split(self.lengths, dim)
+
+    @cached
+    def padding(self) -> Tensor:
+        """[B, M]: True past an image's own tokens."""
+        return torch.arange(self.longest, device=self.counts.device) >= self.counts[:, None]
+
+    @cached
+    def rows(self) -> Tensor:
+        """[B, M]: the place in the sequence of each token of the padded batch; past an image's own, of its last."""
+        start = self.counts.cumsum(0) - self.counts
+        place = torch.arange(self.longest, device=start.device)
+        return start[:, None] + place.minimum(self.counts[:, None] - 1)
 
     @cached
     def index(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.alignment import in_aligned_rows
 from ..core.layer_tokens import LayerTokens
 from ..core.plan import HowMany, Plan, plan_clap, plan_gbm, warn_of_nothing
 from ..core.thresholds import Share
@@ -159,6 +160,7 @@ class ForwardPass:
         bias = None
         if before is not None and self.settings.proportional_attention:
             bias = before.key_bias.to(dtype)
+            bias = in_aligned_rows(bias) if bias.is_cuda else bias
         return LayerTokens(before, bias, self.num_prefix_tokens)
 
     def merge(self, layer: int, x: Tensor, features: Tensor | None) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,13 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.matching import full_precision
 from ..core.packing import Packing
-
-varlen_attn: Any = None
-if find_spec("torch.nn.attention.varlen"):  # torch 2.10; its scale later
-    from torch.nn.attention import varlen
-
-    if "scale" in inspect.signature(varlen.varlen_attn).parameters:
-        varlen_attn = varlen.varlen_attn
+from .packed_kernels import has_kernel, in_one_call, padded, pays_to_pad
 
 
 class PackedAttention(TorchFunctionMode):
@@ -88,6 +80,8 @@ def of_each_image(
     enable_gqa: bool,
 ) -> Tensor:
     """Return attention [1, T, heads, D]: in one call where there is a kernel for it, else image by image."""
+    if key_bias is not None and not enable_gqa and pays_to_pad(query, packing):
+        return padded(query, key, value, packing, key_bias, scale)
     if has_kernel(query) and not enable_gqa:
         return in_one_call(query, key, value, packing, key_bias, scale)
     lengths = packing.lengths or packing.counts.tolist()
@@ -98,49 +92,6 @@ def of_each_image(
         y = scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=enable_gqa)
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1)
-
-
-# -- one call for images of any lengths
-
-
-def has_kernel(x: Tensor) -> bool:
-    """Return whether torch has attention of variable lengths for such tensors: in half precision on CUDA."""
-    return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and varlen_attn is not None
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    )
-
-
-def in_one_call(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor | None, scale: float | None
-) -> Tensor:
-    """Return the same in one call. The kernel takes no bias: two further dimensions carry it inside the product."""
-    width = value.shape[3]
-    scale = query.shape[3] ** -0.5 if scale is None else scale
-    if key_bias is not None:
-        query, key, value = with_bias(query, key, value, packing.pack(key_bias[:, 0, 0]) / scale)
-    ends = torch.nn.functional.pad(packing.counts.cumsum(0), (1, 0)).to(torch.int32)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return varlen_attn(q, k, v, ends, ends, packing.longest, packing.longest, scale=scale)[None, ..., :width]
-
-
-def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values [1, heads, T, D'] whose product is larger by ``bias`` [1, T] of each key.
-
-    Twice 1 in the queries; in the keys the bias and what half precision loses of it; zeros to a multiple of eight.
-    """
-    high = bias.to(key.dtype)
-    low = (bias - high).to(key.dtype)
-    more = 2 + -(query.shape[3] + 2) % 8
-    ones, zeros = query.new_ones(*query.shape[:3], 2), query.new_zeros(*query.shape[:3], more - 2)
-    both = torch.stack([high, low], -1)[:, None].expand(*key.shape[:3], 2)
-    return (
-        torch.cat([query, ones, zeros], 3),
-        torch.cat([key, both, zeros], 3),
-        torch.nn.functional.pad(value, (0, more)),
-    )
 
 
 # -- what a compiler calls without looking into it: it does not know how many tokens an image has

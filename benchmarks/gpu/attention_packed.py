@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from algm_patch.core.alignment import in_aligned_rows
 from algm_patch.core.packing import Packing
 
 from .attention_inputs import HEAD, SCALE, Packed
@@ -21,7 +22,7 @@ def packed_candidates(packed: Packed) -> dict[str, Callable[[], Tensor]]:
     """Return by name functions that return attention [T, heads, 64]."""
     query, key, value = packed.qkv
     packing = packed.packing
-    bias = packed.sizes.log()[:, None, None].to(query.dtype)
+    bias = in_aligned_rows(packed.sizes.log()[:, None, None].to(query.dtype))
     ends = pad(packing.counts.cumsum(0), (1, 0)).int()
     runs: dict[str, Callable[[], Tensor]] = {
         "packed: one image after the other": partial(one_by_one, query, key, value, bias, packing),
@@ -49,7 +50,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packing:
 
 def padded(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packing: Packing) -> Tensor:
     """Attend in a padded batch."""
-    query, key, value = (packing.unpack(x[None]).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (packing.spread(x[None]).transpose(1, 2) for x in (query, key, value))
     return packing.pack(scaled_dot_product_attention(query, key, value, bias).transpose(1, 2))[0]
 
 

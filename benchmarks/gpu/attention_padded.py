@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from algm_patch.core.alignment import in_aligned_rows
+
 from .attention_inputs import HEAD, SCALE, Batch, Triple
 
-# A kernel takes head dimensions that are multiples of EXTRA, and a bias whose rows start at multiples of ALIGNED.
-EXTRA, ALIGNED = 8, 16
+# A kernel takes head dimensions that are multiples of this.
+EXTRA = 8
 NO_BIAS = "no bias"
 
 
@@ -21,8 +23,7 @@ def candidates(batch: Batch, compiled: bool) -> dict[str, Callable[[], Tensor]]:
     """Return by name functions that return attention [B, heads, L, 64]."""
     query, key, value = batch.qkv
     bias = batch.sizes.log()[:, None, None].to(query.dtype)
-    length = bias.shape[-1]
-    aligned = pad(bias, (0, -length % ALIGNED))[..., :length]
+    aligned = in_aligned_rows(bias)
     attend = partial(scaled_dot_product_attention, query, key, value)
     runs: dict[str, Callable[[], Tensor]] = {
         NO_BIAS: attend,

@@ -24,6 +24,10 @@ def test_packing_there_and_back(counts, shape, more):
         assert torch.equal(part, packed[:, start : start + count])
         assert not row[count:].any()
         start += count
+    for count, row, padding in zip(counts, packing.spread(packed), packing.padding, strict=True):
+        assert torch.equal(row[padding], row[count - 1].expand_as(row[padding]))
+    own = packing.spread(packed).masked_fill(packing.padding.reshape(*padded.shape[:2], *[1] * len(shape)), 0)
+    assert torch.equal(own, padded)  # how a GPU unpacks
     wider = packing.widened(more)
     expected = Packing.read(torch.tensor(counts) + more)
     assert torch.equal(wider.index, expected.index)

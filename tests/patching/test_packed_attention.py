@@ -1,15 +1,20 @@
 """Attention of images of different lengths, packed and padded."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from algm_patch.adapters.registry import adapter_of
+from algm_patch.core.alignment import in_aligned_rows
 from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.packing import Packing
 from algm_patch.functional import TokenMap
 from algm_patch.patching import packed_attention as packed
+from algm_patch.patching import packed_kernels
 from algm_patch.patching.halves import packed_attention_half
 
 
@@ -63,8 +68,29 @@ def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypa
         outputs = [scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*images, strict=True)]
         return torch.cat(outputs, 2)[0].transpose(0, 1)
 
-    monkeypatch.setattr(packed, "varlen_attn", kernel)
+    monkeypatch.setattr(packed_kernels, "varlen_attn", kernel)
     query, key, value = (x.to(dtype) for x in (query, key, value))
     expected = packed.of_each_image(query.double(), key.double(), value.double(), packing, sizes, None, False)
-    found = packed.in_one_call(query, key, value, packing, sizes, None)
+    found = packed_kernels.in_one_call(query, key, value, packing, sizes, None)
     torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.bfloat16 else 1e-10, rtol=0)
+
+
+def test_a_padded_batch_of_images_of_any_lengths_is_attention_of_each():
+    packing = Packing.read(torch.tensor([3, 7, 5]))
+    query, key, value = (torch.randn(1, 2, 15, 6, dtype=torch.float64) for _ in range(3))
+    sizes = torch.tensor([[2.0, 1, 3, 0, 0, 0, 0], [1.0] * 7, [1, 9, 1, 1, 4, 0, 0]], dtype=torch.float64)
+    bias = in_aligned_rows(sizes.log()[:, None, None])
+    expected = packed.of_each_image(query, key, value, packing, bias, 0.3, False)
+    torch.testing.assert_close(packed_kernels.padded(query, key, value, packing, bias, 0.3), expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "padded"), [([640, 700, 600], True), ([1000] + [100] * 9, False), ([500, 500], True)]
+)
+def test_padding_pays_while_lengths_are_alike(lengths, padded, monkeypatch):
+    """A stand-in for a tensor on a Hopper GPU: only its device and dtype are looked at."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    x: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device="cuda")
+    assert packed_kernels.pays_to_pad(x, Packing.read(torch.tensor(lengths))) is padded
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert not packed_kernels.pays_to_pad(x, Packing.read(torch.tensor(lengths)))
