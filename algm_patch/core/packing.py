@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .alike import Groups
 from .caching import cached
 
 
@@ -74,6 +75,11 @@ class Packing:
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Return the images of a packed sequence, [1, m, ...] each."""
         return x.split(self.lengths, dim)
+
+    @cached
+    def groups(self) -> Groups:
+        """The images in groups of like length."""
+        return Groups(self.counts, self.lengths, self.longest, self.total)
 
     @cached
     def padding(self) -> Tensor:

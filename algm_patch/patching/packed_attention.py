@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.matching import full_precision
 from ..core.packing import Packing
-from .packed_kernels import has_kernel, in_one_call, padded, pays_to_pad
+from .packed_kernels import has_kernel, in_groups, in_one_call, takes_bias
 
 
 class PackedAttention(TorchFunctionMode):
@@ -80,8 +80,8 @@ def of_each_image(
     enable_gqa: bool,
 ) -> Tensor:
     """Return attention [1, T, heads, D]: in one call where there is a kernel for it, else image by image."""
-    if key_bias is not None and not enable_gqa and pays_to_pad(query, packing):
-        return padded(query, key, value, packing, key_bias, scale)
+    if key_bias is not None and not enable_gqa and takes_bias(query):
+        return in_groups(query, key, value, packing, key_bias, scale)
     if has_kernel(query) and not enable_gqa:
         return in_one_call(query, key, value, packing, key_bias, scale)
     lengths = packing.lengths or packing.counts.tolist()

@@ -21,31 +21,40 @@ if find_spec("torch.nn.attention.varlen"):  # torch 2.10; its scale later
 
 HALF = (torch.float16, torch.bfloat16)
 HOPPER = (9, 0)
-# With padding, attention may compute so many times as many logits, and still be faster than a kernel that is told where
-# images end but not the bias. Measured on an H100: "packed: padded, with bias" against "variable length, extra
-# dimensions" in the table of attention kernels that `python -m benchmarks.gpu.suite` prints.
-MOST_PADDING = 2.0
 
 
-def pays_to_pad(x: Tensor, packing: Packing) -> bool:
-    """Return whether attention with a bias is faster in a padded batch than in one call for images of any lengths."""
-    if not x.is_cuda or x.dtype not in HALF or torch.cuda.get_device_capability(x.device) < HOPPER:
-        return False
-    needed = sum(length * length for length in packing.lengths)  # which a compiler does not know
-    return not needed or len(packing.lengths) * packing.longest**2 <= MOST_PADDING * needed
+def takes_bias(x: Tensor) -> bool:
+    """Return whether attention of such tensors is faster with a bias and a little padding than without.
+
+    On Hopper GPUs it is: ``packed: in groups of like length`` against ``packed: variable length, extra dimensions`` in
+    the table of attention kernels that ``python -m benchmarks.gpu.suite`` prints.
+    """
+    return x.is_cuda and x.dtype in HALF and torch.cuda.get_device_capability(x.device) >= HOPPER
 
 
-def padded(
+def in_groups(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, key_bias: Tensor, scale: float | None
 ) -> Tensor:
-    """Return attention [1, T, heads, D] of packed images, computed on them as a batch; no one attends to padding.
+    """Return attention [1, T, heads, D] of packed images, computed on those of like length as a batch.
 
     Args:
-        key_bias: [B, 1, 1, M]; minus infinity past an image's own tokens.
+        key_bias: [B, 1, 1, M]; minus infinity past an image's own tokens: no one attends to padding.
     """
-    q, k, v = (packing.spread(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
-    y = scaled_dot_product_attention(q, k, v, key_bias.to(q.dtype), scale=scale)
-    return packing.pack(y.transpose(1, 2))
+    groups = packing.groups
+    outputs = []
+    for each, bias in zip(groups.groups, groups.biases(key_bias), strict=True):
+        rows = each.rows.flatten()
+        q, k, v = (
+            x[0].index_select(1, rows).unflatten(1, each.rows.shape).transpose(0, 1) for x in (query, key, value)
+        )
+        y = scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=scale)
+        outputs.append(y.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, groups.back)[None]
+
+
+def of_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return these rows [...] of a sequence [T, ...], in one batch."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def has_kernel(x: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from algm_patch.core.alignment import in_aligned_rows
 from algm_patch.core.packing import Packing
+from algm_patch.patching.packed_kernels import in_groups
 
 from .attention_inputs import HEAD, SCALE, Packed
 from .attention_padded import NO_BIAS, by_kernel, key_dimensions, label, widened
@@ -27,6 +28,7 @@ def packed_candidates(packed: Packed) -> dict[str, Callable[[], Tensor]]:
     runs: dict[str, Callable[[], Tensor]] = {
         "packed: one image after the other": partial(one_by_one, query, key, value, bias, packing),
         "packed: padded, with bias": partial(padded, query, key, value, bias, packing),
+        "packed: in groups of like length, with bias": partial(grouped, query, key, value, bias, packing),
     }
     extra = packing.pack(key_dimensions(packed.sizes.clamp(min=1), query.dtype, 2))[0][:, None]
     plain = partial(variable_length, query, key, value, ends, packing)
@@ -52,6 +54,12 @@ def padded(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packing: Pac
     """Attend in a padded batch."""
     query, key, value = (packing.spread(x[None]).transpose(1, 2) for x in (query, key, value))
     return packing.pack(scaled_dot_product_attention(query, key, value, bias).transpose(1, 2))[0]
+
+
+def grouped(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packing: Packing) -> Tensor:
+    """Attend in padded batches of images of like length."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return in_groups(query, key, value, packing, bias, SCALE)[0]
 
 
 def variable_length(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, packing: Packing) -> Tensor:

@@ -1,15 +1,16 @@
 """Attention of images of different lengths, packed and padded."""
 
-from types import SimpleNamespace
-from typing import Any
+from unittest import mock
 
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from algm_patch.adapters.registry import adapter_of
-from algm_patch.core.alignment import in_aligned_rows
+from algm_patch.core import alike
 from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.packing import Packing
 from algm_patch.functional import TokenMap
@@ -75,22 +76,13 @@ def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypa
     torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.bfloat16 else 1e-10, rtol=0)
 
 
-def test_a_padded_batch_of_images_of_any_lengths_is_attention_of_each():
-    packing = Packing.read(torch.tensor([3, 7, 5]))
-    query, key, value = (torch.randn(1, 2, 15, 6, dtype=torch.float64) for _ in range(3))
-    sizes = torch.tensor([[2.0, 1, 3, 0, 0, 0, 0], [1.0] * 7, [1, 9, 1, 1, 4, 0, 0]], dtype=torch.float64)
-    bias = in_aligned_rows(sizes.log()[:, None, None])
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([0.0, 20.0, 1e6]))
+def test_groups_of_like_length_are_attention_of_each(counts, call):
+    packing = Packing.read(torch.tensor(counts))
+    query, key, value = (torch.randn(1, 2, packing.total, 6, dtype=torch.float64) for _ in range(3))
+    sizes = torch.randint(1, 9, (len(counts), packing.longest)).double()
+    bias = sizes.masked_fill(packing.padding, 0).log()[:, None, None]
     expected = packed.of_each_image(query, key, value, packing, bias, 0.3, False)
-    torch.testing.assert_close(packed_kernels.padded(query, key, value, packing, bias, 0.3), expected)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "padded"), [([640, 700, 600], True), ([1000] + [100] * 9, False), ([500, 500], True)]
-)
-def test_padding_pays_while_lengths_are_alike(lengths, padded, monkeypatch):
-    """A stand-in for a tensor on a Hopper GPU: only its device and dtype are looked at."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    x: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device="cuda")
-    assert packed_kernels.pays_to_pad(x, Packing.read(torch.tensor(lengths))) is padded
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert not packed_kernels.pays_to_pad(x, Packing.read(torch.tensor(lengths)))
+    with mock.patch.object(alike, "CALL", call):
+        found = packed_kernels.in_groups(query, key, value, packing, bias, 0.3)
+    torch.testing.assert_close(found, expected)
