@@ -49,7 +49,8 @@ def in_groups(
         )
         y = scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=scale)
         outputs.append(y.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, groups.back)[None]
+    together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return together.index_select(0, groups.back)[None]
 
 
 def of_rows(x: Tensor, rows: Tensor) -> Tensor:
