@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .alignment import in_aligned_rows
 
-# What one more call of attention costs, in logits of one head. On an H100, four times as much changed the time of ViT-S,
-# ViT-L and DINOv2-L by less than 4 %.
+# What one more call of attention costs, in logits of one head. On an H100, four times as much changed the time of
+# ViT-S, ViT-L and DINOv2-L by less than 4 %.
 CALL = 4e6
 # More images than this are divided at some places only.
 PLACES = 32
