@@ -32,6 +32,7 @@ a family, add its file, and its name to the import below.
 from ..core.layer_tokens import LayerTokens
 from . import (  # noqa: F401, which register
     adding_mlp,
+    copies,
     dinov2,
     eva01,
     huggingface,

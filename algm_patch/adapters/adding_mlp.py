@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention_parts import part_of
+from .block_parts import part_of
 from .pre_norm import MLP, NORM_1, NORM_2, PreNormBySoftmax
 from .registry import structure
 
@@ -33,6 +33,8 @@ class OneNorm(AddingMlp):
         return part_of(block, MLP)(part_of(block, NORM_1)(x), identity=x)
 
 
-def adds_identity(mlp: nn.Module) -> bool:
+def adds_identity(mlp: Any) -> bool:
     """Return whether an MLP takes the residual, and adds its output to it."""
-    return "identity" in inspect.signature(mlp.forward).parameters and getattr(mlp, "add_identity", True)
+    return "identity" in inspect.signature(getattr(mlp, "forward", mlp)).parameters and getattr(
+        mlp, "add_identity", True
+    )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import check_not_hooked, split_heads
+from .block_parts import part_of
 
 TOGETHER = ("qkv", "to_qkv", "qkv_proj", "in_proj")
 APART = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
@@ -18,11 +19,6 @@ ATTENTION_DROPS = ("attn_drop", "attn_dropout", "attention_dropout", "dropout")
 COMPARED = ("query", "key", "value")
 
 
-def part_of(module: Any, names: tuple[str, ...]) -> Any:
-    """Return the first of these attributes that a module has; None if it has none."""
-    return next((part for name in names if (part := getattr(module, name, None)) is not None), None)
-
-
 def projections(attention: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that make queries, keys and values: one for all or three; none if not known."""
     for names in (*((name,) for name in TOGETHER), *APART):
@@ -31,10 +27,11 @@ def projections(attention: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def has_parts(attention: nn.Module) -> bool:
+def has_parts(attention: Any) -> bool:
     """Return whether attention has the parts that `attend_by_parts` takes. That they are all of it must be proved."""
     heads, output = part_of(attention, HEADS), part_of(attention, OUTPUT)
-    return bool(projections(attention)) and isinstance(heads, int) and isinstance(output, nn.Module)
+    known = isinstance(attention, nn.Module) and isinstance(heads, int) and isinstance(output, nn.Module)
+    return known and bool(projections(attention))
 
 
 def attend_by_parts(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention_parts import HEADS, part_of
+from .attention_parts import HEADS
 from .block_arguments import BIASES, POSITIONS, ROTATIONS, kind_of, known_arguments, required_arguments
+from .block_parts import part_of
 from .cost import layers_in
 from .held_rope import held_rope
 from .structure import Call

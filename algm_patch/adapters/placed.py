@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
-from .attention_parts import compared_projection, part_of
+from .attention_parts import compared_projection
 from .beit_attention import attend_by_parts
 from .block_arguments import (
     BIASES,
@@ -20,6 +20,7 @@ from .block_arguments import (
     why_arguments_do_not_fit,
 )
 from .block_examples import arguments_that_run, with_small_tables
+from .block_parts import part_of
 from .dinov2 import add_branch
 from .held_rope import held_rope, with_mean_rotations
 from .huggingface_parts import tokens_in

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
-from .attention_parts import attend_by_parts, compared_projection, has_parts, part_of
+from .attention_parts import attend_by_parts, compared_projection, has_parts
 from .block_arguments import known_arguments
+from .block_parts import check_nothing_given, part_of, takes_one
 from .key_bias import with_key_bias
 from .registry import structure
 from .structure import Structure
@@ -20,8 +20,8 @@ ATTENTION = ("attn", "attention", "self_attn", "self_attention", "msa", "mhsa")
 MLP = ("mlp", "ffn", "feed_forward", "feedforward", "ff")
 SCALE_1 = ("ls1", "gamma_1", "gamma1", "layer_scale1", "layer_scale_1", "ls_1", "lambda1")
 SCALE_2 = ("ls2", "gamma_2", "gamma2", "layer_scale2", "layer_scale_2", "ls_2", "lambda2")
-DROP_1 = ("drop_path1", "drop_path_1", "drop_path", "stochastic_depth")
-DROP_2 = ("drop_path2", "drop_path_2", "drop_path", "stochastic_depth")
+DROP_1 = ("drop_path1", "drop_path_1", "drop_path", "stochastic_depth", "dropout1", "dropout")
+DROP_2 = ("drop_path2", "drop_path_2", "drop_path", "stochastic_depth", "dropout2")
 
 
 class PreNorm(Structure):
@@ -29,12 +29,13 @@ class PreNorm(Structure):
 
     @staticmethod
     def attend(block: Any, y: Tensor, tokens: LayerTokens) -> Any:
-        """Return attention on normed tokens: what its module returns, or the tokens [B, L, D] alone."""
+        """Return attention on normed tokens: what it returns, or the tokens [B, L, D] alone."""
         raise NotImplementedError
 
     @classmethod
     def attention_half(cls, block: Any, x: Tensor, tokens: LayerTokens, *args: Any, **kwargs: Any) -> Tensor:
-        check_nothing_given(block, args, kwargs)
+        if args or kwargs:
+            check_nothing_given(block, args, kwargs)
         y = cls.attend(block, part_of(block, NORM_1)(x), tokens)
         return x + scaled(y[0] if isinstance(y, tuple) else y, part_of(block, SCALE_1), part_of(block, DROP_1))
 
@@ -45,8 +46,8 @@ class PreNorm(Structure):
 
     @staticmethod
     def fits(block: Any) -> bool:
-        """Return whether the block has norms, attention and MLP, and takes only ``x``: see `Structure.fits`."""
-        parts = all(isinstance(part_of(block, names), nn.Module) for names in (NORM_1, ATTENTION, NORM_2, MLP))
+        """Return whether the block has norms, attention and MLP, and needs only ``x``: see `Structure.fits`."""
+        parts = all(callable(part_of(block, names)) for names in (NORM_1, ATTENTION, NORM_2, MLP))
         return parts and takes_one(block) and not known_arguments(block)
 
 
@@ -79,6 +80,24 @@ class PreNormByParts(PreNorm):
 
 
 @structure
+class PreNormMultihead(PreNorm):
+    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
+
+    rounding = 1e-5  # asked for attention maps, it computes them, in another order
+
+    @staticmethod
+    def attend(block: Any, y: Tensor, tokens: LayerTokens) -> Any:
+        """Return attention, to whose logits the weights of merged keys are added."""
+        padding = None if tokens.key_bias is None else tokens.key_bias[:, 0, 0]
+        return part_of(block, ATTENTION)(y, y, y, key_padding_mask=padding, need_weights=False)
+
+    @staticmethod
+    def fits(block: Any) -> bool:
+        """Return whether attention is torch's: see `Structure.fits`."""
+        return PreNorm.fits(block) and isinstance(part_of(block, ATTENTION), nn.MultiheadAttention)
+
+
+@structure
 class PreNormBySoftmax(PreNorm):
     """Split a block whose attention gives its logits to ``softmax`` or to fused attention."""
 
@@ -100,8 +119,16 @@ class PreNormUnweighed(PreNorm):
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
-        """Return False."""
+        """Return False: see `Adapter.takes_mask`."""
         return False
+
+    @staticmethod
+    def mask_remedy(block: Any) -> str:
+        """Return how attention could be told: see `Adapter.mask_remedy`."""
+        return (
+            ", or let it compute softmax(logits) or scaled_dot_product_attention in Python, or write an Adapter for "
+            "it: see algm_patch.register"
+        )
 
 
 def scaled(y: Tensor, scale: Any, drop: Any) -> Tensor:
@@ -109,26 +136,3 @@ def scaled(y: Tensor, scale: Any, drop: Any) -> Tensor:
     if scale is not None:
         y = scale(y) if isinstance(scale, nn.Module) else scale * y
     return y if drop is None else drop(y)
-
-
-def takes_one(block: nn.Module) -> bool:
-    """Return whether the forward of a block needs nothing but its tokens."""
-    parameters = list(inspect.signature(type(block).forward).parameters.values())[1:]
-    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-    return bool(positional) and all(
-        each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        for each in parameters
-        if each is not positional[0]
-    )
-
-
-def check_nothing_given(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise ValueError if a block is given more than its tokens, which it was not proved with."""
-    given = [*map(str, range(1, len(args) + 1)), *kwargs]
-    values = (*args, *kwargs.values())
-    used = [name for name, value in zip(given, values, strict=True) if value is not None and value is not False]
-    if used:
-        raise ValueError(
-            f"{type(block).__name__} was given {', '.join(used)} beside its tokens, which ALGM does not know. "
-            "Write an Adapter for it and register it: see algm_patch.register. Or call remove_algm first"
-        )

@@ -2,15 +2,16 @@
 
 A copy of the block, with random weights, is run beside the halves:
 
-1. the halves are the forward, in eval mode and in training;
-2. a permutation of the patches permutes the output: the block knows of no places but those it is told of;
-3. the halves on merged tokens, each with its size, give what the forward gives for the copies that were merged.
+1. The halves are the forward, in eval mode and in training.
+2. On merged tokens in another order, each with its size, the halves give what the forward gives for the copies that
+   were merged: attention weighs by sizes, and nothing goes by places or numbers of tokens that ALGM does not know.
+3. Nothing is left behind that another call could find.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,114 +21,167 @@ from torch import Tensor, nn
 from ..core.layer_tokens import LayerTokens
 from ..core.token_map import TokenMap
 from .cost import layers_in
+from .proof_key import state_of
 from .random_copy import normal, random_copy
 from .structure import Call, Structure
+from .windows import MOST, longest_window
 
-IMAGES, PATCHES = 2, 10
-# Of the largest number of the output. The halves call what the forward calls; other orders of sums round otherwise.
-SAME, ROUNDED = 2e-6, 1e-4
+# Images, and patches of each: in no square.
+IMAGES, PATCHES = 2, 6
+# How much sums in another order may differ, of the largest number.
+ROUNDED = 1e-4
+BY_PLACES = "a permutation of the patches does not permute its output: it depends on places ALGM does not know"
 
 
 def prove(adapter: type[Structure], block: nn.Module) -> str | None:
     """Return what differs between a block and the halves of an adapter; None if it is proved."""
     with by_itself():
+        window = longest_window(block)
+        if window > MOST:
+            return f"one of its modules has a window of {window} tokens: attention may see part of them only"
         try:
             own = random_copy(block)
         except Exception as error:
-            return f"it cannot be tried on random tokens ({type(error).__name__}: {error})"
+            return f"it cannot be copied, to be tried on random tokens: {error}"
+        patches = PATCHES + 2 * window
         try:
-            length = adapter.prefix + PATCHES
-            x = normal((IMAGES, length, layers_in(own)[0].inputs), torch.Generator("cpu").manual_seed(1))
-            for call in adapter.examples(own, length, adapter.prefix):
-                reason = differs(adapter, own, x, call)
+            for call in adapter.examples(own, adapter.prefix + patches, adapter.prefix):
+                reason = differs(adapter, own, call, patches)
                 if reason is not None:
                     return reason
         except Exception as error:
-            return f"run by itself on random tokens {list(x.shape)}, it raised {type(error).__name__}: {error}"
+            return f"on random tokens it raised {type(error).__name__}: {error}"
     return None
 
 
-def differs(adapter: type[Structure], block: nn.Module, x: Tensor, call: Call) -> str | None:
+def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int) -> str | None:
     """Return in what the halves differ from the forward in one call; None if in nothing."""
     args, kwargs = call
+    token_map = merge_of(adapter, block, call, patches)
+    generator = torch.Generator("cpu").manual_seed(1)
+    width = layers_in(block)[0].inputs
+    x = token_map.unmerge(normal((*token_map.sizes.shape, width), generator))
+    before = state_of(block)
     with torch.no_grad():
-        output = block(x, *args, **kwargs)
-        expected = tokens_of(output)
-        unmerged = LayerTokens(None, None, adapter.prefix)
-        found = halves(adapter, block, x, unmerged, call)
-        if type(packed := adapter.pack(block, found)) is not type(output):
-            return f"its forward returns a {type(output).__name__}, and the halves a {type(packed).__name__}"
-        if (gap := distance(found, expected)) > SAME:
-            return f"the halves differ from its forward by {gap:.1g} of its output"
-        permuted = permutation(x, adapter.prefix)
-        found = halves(adapter, block, permuted.take(x), LayerTokens(permuted, None, adapter.prefix), call)
-        if distance(found, permuted.take(expected)) > ROUNDED:
-            return "a permutation of the patches does not permute its output: it depends on places ALGM does not know"
-        if (reason := differs_merged(adapter, block, x, call)) is not None:
+        # Merged tokens go first: what a call leaves behind for the next would not fit it.
+        merged = run_merged(adapter, block, x, token_map, call)
+        output = block(x.clone(), *args, **kwargs)
+        halves = run_halves(adapter, block, x, LayerTokens(None, None, adapter.prefix), call)
+        if (reason := differ(adapter.pack(block, halves), output, adapter.rounding)) is not None:
+            return f"the halves differ from its forward {reason}"
+        gap = distance(merged, token_map.take(tokens_of(output)))
+        if gap > ROUNDED:
+            return why_merged_differ(adapter, block, x, call, gap)
+        if not adapter.takes_mask(block) and (reason := why_not_alone(adapter, block, halves)) is not None:
             return reason
-        if distance(tokens_of(block(x, *args, **kwargs)), expected) > SAME:
-            return "it gives another output for the same tokens the second time"
+    if (left := changed(before, state_of(block))) is not None:
+        return f"its forward leaves {left} behind, in which merged tokens would not be known"
     block.train()
-    found, expected = (
-        seeded(lambda: halves(adapter, block, x, unmerged, call)),
-        seeded(lambda: tokens_of(block(x, *args, **kwargs))),
-    )
+    x = x.flip(0)  # for whatever was kept of these images
+    output = seeded(lambda: block(x.clone(), *args, **kwargs))
+    halves = seeded(lambda: run_halves(adapter, block, x, LayerTokens(None, None, adapter.prefix), call))
     block.eval()
-    if (gap := distance(found, expected)) > SAME:
-        return f"the halves differ from its forward by {gap:.1g} of its output in training"
+    if (reason := differ(adapter.pack(block, halves), output, adapter.rounding)) is not None:
+        return f"the halves differ from its forward {reason} in training"
+    if (left := changed(before, state_of(block))) is not None:
+        return f"in training, its forward changes {left} by its tokens, of which merged ones would count once"
     return None
 
 
-def differs_merged(adapter: type[Structure], block: nn.Module, x: Tensor, call: Call) -> str | None:
-    """Return in what merged tokens differ from their copies; None if in nothing."""
+# -- merged tokens
+
+
+def merge_of(adapter: type[Structure], block: nn.Module, call: Call, patches: int) -> TokenMap:
+    """Return the map of a merge whose result can be foretold, of groups in another order than their tokens.
+
+    It merges the last three patches; or, if attention is not told of sizes, all tokens two by two. If it is not, and
+    the block tells some tokens from others, it merges none.
+    """
+    if adapter.takes_mask(block):
+        labels = torch.arange(adapter.prefix + patches, device="cpu").clamp(max=adapter.prefix + patches - 3)
+    elif call == ((), {}) and not adapter.prefix:
+        labels = torch.arange(2 * patches, device="cpu") // 2
+    else:
+        labels = torch.arange(adapter.prefix + patches, device="cpu")
+    return reordered(labels, adapter.prefix)
+
+
+def reordered(labels: Tensor, prefix: int) -> TokenMap:
+    """Return the map with these labels [L], the groups behind the prefix in another order for each image."""
+    count, generator = int(labels.max()) + 1, torch.Generator("cpu").manual_seed(2)
+    orders = [
+        torch.cat(
+            [
+                torch.arange(prefix, device="cpu"),
+                torch.randperm(count - prefix, generator=generator, device="cpu") + prefix,
+            ]
+        )[labels]
+        for _ in range(IMAGES)
+    ]
+    sizes = [order.bincount(minlength=count).float() for order in orders]
+    return TokenMap(torch.stack(orders), torch.stack(sizes))
+
+
+def run_merged(adapter: type[Structure], block: nn.Module, x: Tensor, token_map: TokenMap, call: Call) -> Tensor:
+    """Return what the halves make of merged tokens."""
+    bias = token_map.key_bias if adapter.takes_mask(block) else None
+    return run_halves(adapter, block, token_map.take(x), LayerTokens(token_map, bias, adapter.prefix), call)
+
+
+def why_merged_differ(adapter: type[Structure], block: nn.Module, x: Tensor, call: Call, gap: float) -> str:
+    """Return why merged tokens differ, by so much, from the copies that they hold."""
     args, kwargs = call
-    weighs = adapter.takes_mask(block)
-    merged = last_three(x) if weighs or args or kwargs or adapter.prefix else all_twice(x)
-    first = merged.take(x)
-    copies = merged.unmerge(first)
-    if weighs or not (args or kwargs or adapter.prefix):
-        tokens = LayerTokens(merged, merged.key_bias if weighs else None, adapter.prefix)
-        found, expected = halves(adapter, block, first, tokens, call), tokens_of(block(copies, *args, **kwargs))
-    else:  # attention of some copies more than of others, which is not told so, is another
-        found, expected = adapter.mlp_half(block, first), adapter.mlp_half(block, copies)
-    gap = distance(found, merged.take(expected))
-    return None if gap <= ROUNDED else f"merged tokens differ from the copies that they hold by {gap:.1g} of its output"
+    permuted = reordered(torch.arange(x.shape[1], device="cpu"), adapter.prefix)
+    found = run_halves(adapter, block, permuted.take(x), LayerTokens(permuted, None, adapter.prefix), call)
+    if distance(found, permuted.take(tokens_of(block(x.clone(), *args, **kwargs)))) > ROUNDED:
+        return BY_PLACES
+    return f"merged tokens differ from the copies that they hold by {gap:.1g} of its output: it depends on their number"
 
 
-def last_three(x: Tensor) -> TokenMap:
-    """Return the map that merges the last three tokens of ``x``."""
-    last = x.shape[1] - 3
-    labels = torch.arange(x.shape[1], device="cpu").clamp(max=last).expand(x.shape[:2])
-    sizes = torch.ones(x.shape[0], last + 1, device="cpu")
-    sizes[:, last] = 3
-    return TokenMap(labels, sizes)
+def why_not_alone(adapter: type[Structure], block: nn.Module, x: Tensor) -> str | None:
+    """Return why a merge of some tokens alone would change others, in the MLP half; None if it would not.
+
+    Args:
+        x: any tokens.
+    """
+    together, alone = adapter.mlp_half(block, x)[:1, 1:], adapter.mlp_half(block, x[:1, 1:])
+    return None if distance(alone, together) <= ROUNDED else "behind attention, its tokens depend on each other"
 
 
-def all_twice(x: Tensor) -> TokenMap:
-    """Return the map that merges the tokens of ``x``, of which there is an even number, two by two."""
-    labels = (torch.arange(x.shape[1], device="cpu") // 2).expand(x.shape[:2])
-    return TokenMap(labels, torch.full((x.shape[0], x.shape[1] // 2), 2.0, device="cpu"))
-
-
-def halves(adapter: type[Structure], block: Any, x: Tensor, tokens: LayerTokens, call: Call) -> Tensor:
+def run_halves(adapter: type[Structure], block: Any, x: Tensor, tokens: LayerTokens, call: Call) -> Tensor:
     """Return what the adapter's halves make of tokens."""
     args, kwargs = call
     return adapter.mlp_half(block, adapter.attention_half(block, x, tokens, *args, **kwargs))
 
 
-def permutation(x: Tensor, prefix: int) -> TokenMap:
-    """Return the map that moves the patches of ``x`` and merges none."""
-    patches = torch.randperm(x.shape[1] - prefix, generator=torch.Generator("cpu").manual_seed(2), device="cpu")
-    labels = torch.cat([torch.arange(prefix, device="cpu"), patches + prefix]).expand(x.shape[:2])
-    return TokenMap(labels, torch.ones(x.shape[:2], device="cpu"))
+# -- comparing
+
+
+def differ(found: Any, expected: Any, rounding: float) -> str | None:
+    """Return in what an output differs from the one that is expected; None if in nothing."""
+    if type(found) is not type(expected):
+        return f"in what they return: a {type(found).__name__}, and it a {type(expected).__name__}"
+    if isinstance(found, tuple | list):
+        if len(found) != len(expected):
+            return f"in what they return: {len(found)} outputs, and it {len(expected)}"
+        return next(filter(None, map(differ, found, expected, [rounding] * len(found))), None)
+    if not isinstance(found, Tensor):
+        return None if found == expected else f"in what they return: {found!r:.80}, and it {expected!r:.80}"
+    gap = distance(found, expected)
+    return None if gap <= rounding else f"by {gap:.1g} of its output"
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, of the largest number that is expected; infinity if shapes differ."""
+    """Return the largest difference, of the largest number that is expected; infinity if there is none."""
     if found.shape != expected.shape:
         return torch.inf
     gap = float((found - expected).detach().abs().max() / expected.detach().abs().max())
     return gap if gap == gap else torch.inf
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """Return the path of the first attribute that is not what it was; None if there is none."""
+    return next((name for name in {**before, **after} if before.get(name, ...) != after.get(name, ...)), None)
 
 
 def tokens_of(output: Any) -> Tensor:
@@ -135,11 +189,19 @@ def tokens_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def seeded(compute: Any) -> Any:
+# -- leaving no trace
+
+
+def seeded(compute: Callable[[], Any]) -> Any:
     """Return what is computed with random numbers of one seed."""
     torch.default_generator.manual_seed(0)
     random.seed(0)
     return compute()
+
+
+def no_autocast() -> torch.autocast:
+    """Return a context in which the CPU computes in the dtype of its tensors."""
+    return torch.autocast("cpu", enabled=False)
 
 
 @contextmanager
@@ -147,12 +209,7 @@ def by_itself() -> Iterator[None]:
     """Run what the caller's context does not change, and which leaves no trace in it."""
     state, others = torch.default_generator.get_state(), random.getstate()
     try:
-        with (
-            torch.device("cpu"),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
+        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), no_autocast():
             yield
     finally:
         torch.default_generator.set_state(state)

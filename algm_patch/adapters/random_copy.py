@@ -91,4 +91,4 @@ def fan_in(x: Tensor) -> int:
 
 def normal(shape: Iterable[int], generator: torch.Generator) -> Tensor:
     """Return normal numbers, whatever the default device and dtype are."""
-    return torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32)
+    return torch.randn(tuple(shape), generator=generator, device="cpu", dtype=torch.float32)

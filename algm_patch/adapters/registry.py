@@ -144,7 +144,7 @@ def refusal_of(block: nn.Module) -> str | None:
 
 
 def proof_of(block: nn.Module) -> Proof:
-    """Return the first structure that a block is proved to have, or what differed from the last that it seemed to have.
+    """Return the first structure that a block is proved to have, or what differs from the first that it seems to have.
 
     Nothing is proved twice of blocks of one class and configuration.
     """
@@ -156,17 +156,21 @@ def proof_of(block: nn.Module) -> Proof:
 
 
 def try_structures(block: nn.Module) -> Proof:
-    """Try to prove each structure of a block that it seems to have."""
-    reason = None
+    """Try to prove each structure that a block seems to have."""
+    reasons = []
     for each in STRUCTURES:
         if each.fits(block):
-            wrapped = [name for name, part in block.named_modules() if name and is_wrapped(part)]
-            if wrapped:
-                return Proof(None, f"its {wrapped[0]} has a forward set on the instance. Undo what set it first")
-            reason = prove(each, block)
+            reason = why_hidden(block) or each.refusal(block) or prove(each, block)
             if reason is None:
-                return Proof(each, each.refusal(block))
-    return Proof(None, reason)
+                return Proof(each, None)
+            reasons.append(reason)
+    return Proof(None, reasons[0] if reasons else None)
+
+
+def why_hidden(block: nn.Module) -> str | None:
+    """Return why it cannot be known what a part of a block computes; None if it can."""
+    hidden = next((name for name, part in block.named_modules() if name and is_wrapped(part)), None)
+    return None if hidden is None else f"its {hidden} has a forward set on the instance. Undo what set it first"
 
 
 def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:

@@ -11,17 +11,20 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Structure(Adapter):
-    """Describe blocks of one shape as two halves. A ``projection`` is looked for where none is named.
+    """Describe blocks of one shape as two halves.
 
     It is tried on blocks that no adapter is registered for, and holds for those that it is proved for: see
-    ``algm_patch.adapters.proof``.
+    ``algm_patch.adapters.proof``. It need not say where the patch projection is, which is found by what it is.
 
     Attributes:
         prefix: so many of the first tokens the block itself tells from the patches, as those that it gives no rotary
             angles. The proof lets them stand.
+        rounding: how much the halves may differ from the forward, of its largest number. More than the default only
+            where the forward is known to sum in another order.
     """
 
     prefix: int = 0
+    rounding: float = 2e-6
 
     @staticmethod
     def fits(block: Any) -> bool:
@@ -34,8 +37,8 @@ class Structure(Adapter):
 
         Args:
             block: the proof's own copy, with random weights.
-            tokens: of the sequence, its prefix too. The last three patches stand at one place: where arguments tell
-                of places, they must tell the same of these three.
+            tokens: of each of two images, prefix and patches. The last three patches stand at one place: where
+                arguments tell of places, they must tell the same of these three.
             prefix: how many of them stand before the patches.
         """
         yield (), {}

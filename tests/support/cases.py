@@ -8,6 +8,7 @@ from tests.support import (
     cases_huggingface,
     cases_mmseg,
     cases_positions,
+    cases_proved,
     cases_segmenter,
     cases_timm,
 )
@@ -21,4 +22,5 @@ CASES: dict[str, Case] = {
     **cases_eva01.CASES,
     **cases_hub.CASES,
     **cases_positions.CASES,
+    **cases_proved.CASES,
 }

@@ -1,0 +1,37 @@
+"""Read the parts of a block, which different projects name differently, and the arguments of its forward."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+
+def part_of(module: Any, names: tuple[str, ...]) -> Any:
+    """Return the part that a module has under the first of these names; None if it has none."""
+    return next((part for name in names if (part := getattr(module, name, None)) is not None), None)
+
+
+def takes_one(block: nn.Module) -> bool:
+    """Return whether the forward of a block needs its tokens, and nothing else."""
+    first, *others = own_parameters(block) or [None]
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each for each in others if each.default is each.empty and each.kind not in optional]
+    return first is not None and first.kind is not first.KEYWORD_ONLY and not needed
+
+
+def own_parameters(block: nn.Module) -> list[inspect.Parameter]:
+    """Return the parameters of a block's forward, the first of which are its tokens."""
+    return list(inspect.signature(type(block).forward).parameters.values())[1:]
+
+
+def check_nothing_given(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ValueError if a block is given more than its tokens, which it was not proved with."""
+    named = dict(zip([each.name for each in own_parameters(block)[1:]], args, strict=False)) | kwargs
+    used = [name for name, value in named.items() if value is not None and value is not False]
+    if used:
+        raise ValueError(
+            f"{type(block).__name__} was given {', '.join(used)} beside its tokens, without which ALGM proved what it "
+            "computes. Write an Adapter for it and register it: see algm_patch.register. Or call remove_algm first"
+        )
