@@ -15,10 +15,10 @@ def part_of(module: Any, names: tuple[str, ...]) -> Any:
 
 def takes_one(block: nn.Module) -> bool:
     """Return whether the forward of a block needs its tokens, and nothing else."""
-    first, *others = own_parameters(block) or [None]
+    given = own_parameters(block)
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [each for each in others if each.default is each.empty and each.kind not in optional]
-    return first is not None and first.kind is not first.KEYWORD_ONLY and not needed
+    needed = [each for each in given[1:] if each.default is each.empty and each.kind not in optional]
+    return bool(given) and given[0].kind is not inspect.Parameter.KEYWORD_ONLY and not needed
 
 
 def own_parameters(block: nn.Module) -> list[inspect.Parameter]:

@@ -1,15 +1,18 @@
 """Blocks of known shape are patched wherever they are defined, and none that differs from them in one thing is."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from algm_patch import apply_algm
-from tests.support import mutants, plain_vits
+from tests.support import mutant_attention, mutants, plain_vits
 from tests.support.contract import trace
 from tests.support.plain_vits import KINDS
 
-REFUSED = {**mutants.JOINED, **mutants.INSIDE, **mutants.ATTENTION}
-EQUAL = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.9999, "gbm_tau": 0.9999}  # merges what is equal
+REFUSED = {**mutants.JOINED, **mutants.INSIDE, **mutant_attention.ATTENTION}
+HARMLESS = {**mutants.HARMLESS, **mutant_attention.HARMLESS}
+EQUAL: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [2], "tau": 0.9999, "gbm_tau": 0.9999}  # merges what is equal
 OF_ITS_OWN = "torch's layer"  # whose attention is looked for by its class
 ANYWHERE = [kind for kind in KINDS if kind != OF_ITS_OWN]
 
@@ -29,12 +32,12 @@ def test_a_known_block_under_any_path_is_patched(kind):
     assert_patched(plain_vits.build(KINDS[kind]))
 
 
-@pytest.mark.parametrize("mutant", mutants.HARMLESS)
+@pytest.mark.parametrize("mutant", HARMLESS)
 @pytest.mark.parametrize("kind", ANYWHERE)
 def test_a_change_that_the_halves_have_too_is_patched(kind, mutant):
     if mutant.startswith("a gate") and kind == "torchvision-like":
         pytest.skip("the class of attention is how it is known")
-    assert_patched(plain_vits.build(mutants.HARMLESS[mutant](KINDS[kind])))
+    assert_patched(plain_vits.build(HARMLESS[mutant](KINDS[kind])))
 
 
 @pytest.mark.parametrize("mutant", REFUSED)
@@ -47,7 +50,7 @@ def test_a_mutant_is_refused(kind, mutant):
     assert trace(model) == before
 
 
-@pytest.mark.parametrize("mutant", [name for name in REFUSED if name not in mutants.OF_SIZES])
+@pytest.mark.parametrize("mutant", [name for name in REFUSED if name not in mutant_attention.OF_SIZES])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mutant_is_refused_without_the_weights_of_merged_keys_too(kind, mutant):
     model = plain_vits.build(REFUSED[mutant](KINDS[kind]))
