@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..core.token_map import TokenMap
-from .registry import path_of, refusal_of
+from .instance_forward import is_wrapped
+from .registry import forward_path, refusal_of
 
 
 def is_own(attention: nn.Module, *forwards: str) -> bool:
     """Return whether an attention module computes what the function of one of these paths does, and nothing else."""
-    return "forward" not in attention.__dict__ and path_of(type(attention).forward) in forwards
+    return not is_wrapped(attention) and forward_path(attention) in forwards
 
 
 def why_unknown_attention(attention: nn.Module, *forwards: str) -> str | None:
     """Return why attention cannot run on merged tokens: its forward is at none of these paths. None if it is."""
-    if path_of(type(attention).forward) in forwards:
+    if forward_path(attention) in forwards:
         return None
     name = type(attention).__name__
     return refusal_of(attention) or f"of its attention, {name}, ALGM does not know what depends on the tokens' places"

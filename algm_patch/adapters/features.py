@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .registry import path_of, unpatched
+from .registry import forward_path
 
 # Names of an attention's input projections: one for all, whose thirds are in the order of the others; or one for each.
 TOGETHER = "qkv"
@@ -28,4 +28,4 @@ def input_projection(block: nn.Module, path: str, compare: str) -> tuple[str, in
 
 def library(module: nn.Module) -> str:
     """Return the name of the package that a module's forward comes from."""
-    return path_of(unpatched(type(module)).forward).partition(".")[0]
+    return forward_path(module).partition(".")[0]

@@ -26,6 +26,10 @@ TILED = "the tiles of an image lie end to end in one sequence, with class tokens
 MESSAGED = "a message token of each frame, from all frames of a video, joins the patches in its attention alone"
 CONVOLVED = "some of its blocks convolve over the sequence of the patches, whose neighbours merged tokens no longer are"
 BATCH_NOT_FIRST = "the batch is not the first dimension of the tokens (batch_first)"
+SCRIPTED = (
+    "torch.jit.script has compiled it, and left nothing to patch. Script parts of blocks (norms, attention, MLP), but "
+    "no block and no patch embedding; or none, and call torch.compile or torch.export after apply_algm"
+)
 
 TIMM = "timm.models"
 MMSEG = "mmseg.models.backbones"

@@ -47,5 +47,6 @@ def argument_of(module: nn.Module, name: str, required: bool = False) -> bool:
 
 
 def forward_of(module: nn.Module) -> Any:
-    """Return the forward of a module's class without its decorators."""
-    return inspect.unwrap(type(module).forward)
+    """Return the forward of a module's own class without its decorators; None if TorchScript compiled it."""
+    forward: Any = getattr(getattr(type(module), "algm_original", type(module)), "forward", None)
+    return inspect.unwrap(forward)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from .base import Adapter
 from .instance_forward import is_wrapped
 from .proof import prove
 from .proof_key import proof_key
-from .refused import REASONS
+from .refused import REASONS, SCRIPTED
 from .refused_parts import why_by_parts
 from .structure import Structure
 
@@ -114,6 +115,16 @@ def path_of(function: Any) -> str:
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
 
 
+def forward_path(module: nn.Module) -> str:
+    """Return the path of the forward of a module's own class; one that TorchScript compiled has none."""
+    return path_of(None if is_scripted(module) else unpatched(type(module)).forward)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Return whether TorchScript compiled a module."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def adapter_of(block: nn.Module) -> type[Adapter] | None:
     """Return the adapter of a block, registered or proved; None if there is none."""
     registered = registered_adapter(block)
@@ -124,7 +135,7 @@ def adapter_of(block: nn.Module) -> type[Adapter] | None:
 
 def registered_adapter(block: nn.Module) -> type[Adapter] | None:
     """Return the adapter that is registered for the forward of a block; None if there is none."""
-    return ADAPTERS.get(path_of(unpatched(type(block)).forward))
+    return ADAPTERS.get(forward_path(block))
 
 
 def likely_adapter(block: nn.Module) -> type[Adapter] | None:
@@ -140,7 +151,9 @@ def refusal_of(block: nn.Module) -> str | None:
     adapter = registered_adapter(block)
     if adapter is not None:
         return adapter.refusal(block)
-    return REASONS.get(path_of(unpatched(type(block)).forward)) or why_by_parts(block)
+    if is_scripted(block):
+        return SCRIPTED
+    return REASONS.get(forward_path(block)) or why_by_parts(block)
 
 
 def proof_of(block: nn.Module) -> Proof:
@@ -185,7 +198,7 @@ def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
 
 def head_of(decoder: nn.Module) -> nn.Module | None:
     """Return the module in a decoder whose output can be unmerged; None if the decoder is not known."""
-    head = HEADS.get(path_of(unpatched(type(decoder)).forward))
+    head = HEADS.get(forward_path(decoder))
     return None if head is None else decoder.get_submodule(head)
 
 

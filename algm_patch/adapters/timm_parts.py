@@ -14,7 +14,7 @@ from .attention import is_own
 from .base import Adapter
 from .cost import BlockCost, block_cost
 from .features import input_projection
-from .registry import path_of
+from .registry import forward_path, path_of
 from .timm_naflex import EMBEDS, naflex_grid
 
 DIFFERENTIAL = "timm.layers.diff_attention.DiffAttention.forward"
@@ -62,7 +62,7 @@ class TimmBlock(Adapter):
         Differential attention has two maps, each of half the queries and keys, and each multiplied with all values.
         """
         cost = block_cost(block, cls.mlp_half)
-        differential = any(path_of(type(part).forward) == DIFFERENTIAL for part in block.modules())
+        differential = any(forward_path(part) == DIFFERENTIAL for part in block.modules())
         return replace(cost, pairs=cost.pairs * 3 // 2) if differential else cost
 
 

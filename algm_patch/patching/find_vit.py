@@ -12,9 +12,11 @@ from torch import nn
 from ..adapters.base import Adapter
 from ..adapters.instance_forward import is_wrapped
 from ..adapters.libraries import why_too_old
+from ..adapters.refused import SCRIPTED
 from ..adapters.registry import (
     adapter_of,
     head_of,
+    is_scripted,
     likely_adapter,
     readers_of,
     refusal_of,
@@ -229,6 +231,8 @@ def check_projection(path: str, projection: nn.Module) -> None:
 
 
 def check_forward(path: str, module: nn.Module) -> None:
+    if is_scripted(module):
+        raise ValueError(f"{as_code(path)} cannot be patched: {SCRIPTED}")
     if is_wrapped(module):
         raise ValueError(
             f"{as_code(path)} cannot be patched: this {class_name(module)} has a forward set on the instance, which "

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapters.base import Adapter
 from ..adapters.refused_parts import forward_of
-from ..adapters.registry import path_of, proof_of, refusal_of, registered_adapter, unpatched
+from ..adapters.registry import forward_path, is_scripted, proof_of, refusal_of, registered_adapter
 from .find_projection import places_of
 from .naming import class_name, full_name, names
 
@@ -28,9 +28,10 @@ def why_none(model: nn.Module, found: Iterable[str]) -> str:
     Args:
         found: paths of the sequences of blocks that are known, or seem to be, but lack a patch projection.
     """
-    refused = next(filter(refusal_of, model.modules()), None)
-    if refused is not None:
-        return why_unknown(refused)
+    refused = [module for module in model.modules() if refusal_of(module)]
+    blocks = [module for module in refused if not is_scripted(module) or names_attention(module)]
+    if blocks:
+        return why_unknown(blocks[0])
     if found:
         return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
     sequences = sequences_of_blocks(model)
@@ -58,7 +59,7 @@ def why_unknown(block: nn.Module) -> str:
         return f"in {full_name(block)}, {reason}"
     if any(map(registered_adapter, block.modules())):
         return f"{full_name(block)} wraps a block. Call apply_algm before the blocks are wrapped"
-    forward = path_of(unpatched(type(block)).forward)
+    forward = forward_path(block)
     if (differed := proof_of(block).reason) is not None:
         return (
             f"{full_name(block)} has the parts of a block that ALGM knows, but {differed}. If you know where its "
@@ -93,6 +94,11 @@ def has_attention(module: nn.Module) -> bool:
         for name, part in module.named_modules()
         if any(isinstance(layer, linear) for layer in part.modules())
     )
+
+
+def names_attention(module: nn.Module) -> bool:
+    """Return whether a part of a module has the name of attention."""
+    return any(NAMES.search(name.lower()) for name, _ in module.named_modules())
 
 
 def attends_to_others(block: nn.Module) -> bool:
