@@ -18,6 +18,7 @@ from ..settings.settings import Settings
 from .block_pass import BlockPass, Regroup
 from .merges import Merge, merges_of
 from .not_the_grid import not_whole, several_grids
+from .views import block_of_views, views_in
 
 
 class ForwardPass:
@@ -99,13 +100,19 @@ class ForwardPass:
             changed: something other than a block may have written the input.
         """
         before, full = None, True
-        previous = self.blocks.get(layer - 1) or (self._block_before(layer) if self.blocks else None)
+        previous = self.blocks.get(layer - 1)
+        if self.blocks and (previous is None or previous.views > 1):
+            previous, changed = self._block_before(layer), changed or previous is not None
         if previous is not None:
             before, full = previous.after, previous.gives_grid
         merged = None if full else before
         length = self.num_prefix_tokens + self.grid[0] * self.grid[1] if merged is None else merged.shape[1]
         if x.dim() != 3 or x.shape[1] != length:
-            before = self._with_joined(layer, x, before, full)
+            grids = (self.batch, self.batch) if self.blocks else (self.embedded, self.grids)
+            views = views_in(x, length, self.grid, *grids) if merged is None and not self.doubtful else 1
+            if views > 1:
+                return self._given_views(layer, x, views)
+            before = self._with_joined(layer, x, before, length, merged is not None)
         if merged is None:
             self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
         tokens = self._tokens
@@ -118,40 +125,37 @@ class ForwardPass:
         surely_read, last = self.taps is not None and layer in self.taps, layer + 1 == self.depth
         gives_grid = read or self.taps is None or surely_read
         merges = self.merges.get(layer, []) if self.batch else []  # an empty batch merges nothing
-        self.blocks[layer] = block = BlockPass(
-            before,
-            before,
-            regroup,
-            gives_grid,
-            waits=gives_grid and not surely_read and not last,
-            last=last,
-            num_prefix_tokens=self.num_prefix_tokens,
-            merges=merges,
-            tokens=tokens,
-            idle=before is None and not merges,
-        )
+        waits, idle = gives_grid and not surely_read and not last, before is None and not merges
+        prefix = self.num_prefix_tokens
+        block = BlockPass(before, before, regroup, gives_grid, waits, last, prefix, merges, tokens, idle)
+        self.blocks[layer] = block
         return block
 
     def _block_before(self, layer: int) -> BlockPass | None:
-        """Return the last block that has run before this one (counted from 0), if some were left out."""
-        earlier = [index for index in self.blocks if index < layer]
+        """Return the last block that has run before this one (counted from 0) on sequences of one grid each."""
+        earlier = [index for index, block in self.blocks.items() if index < layer and block.views == 1]
         return self.blocks[max(earlier)] if earlier else None
 
-    def _with_joined(self, layer: int, x: Tensor, before: TokenMap | None, full: bool) -> TokenMap | None:
+    def _given_views(self, layer: int, x: Tensor, views: int) -> BlockPass:
+        """Return what a block (counted from 0) is to do with several views in each sequence: what it ever did."""
+        grids = self.batch if self.blocks else self.embedded
+        if layer in self.merges:
+            raise several_grids(layer, x, self.num_prefix_tokens, self.grid, grids)
+        self.batch, self.width, self.device = grids, x.shape[2], x.device
+        self.blocks[layer] = block = block_of_views(x, self.grid, views, last=layer + 1 == self.depth)
+        return block
+
+    def _with_joined(
+        self, layer: int, x: Tensor, before: TokenMap | None, length: int, merged: bool
+    ) -> TokenMap | None:
         """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.
 
         Raises:
-            ValueError: if the tokens are fewer, or merged, or patches of other images, or of a pass that is in doubt.
+            ValueError: if the tokens are fewer, or merged, or of a pass that is in doubt.
         """
-        patches = self.grid[0] * self.grid[1]
-        merged = None if full else before
-        expected = self.num_prefix_tokens + patches if merged is None else merged.shape[1]
-        joined = x.shape[1] - expected if x.dim() == 3 and merged is None and not self.doubtful else 0
+        joined = x.shape[1] - length if x.dim() == 3 and not merged and not self.doubtful else 0
         if joined <= 0:
-            raise not_whole(layer, x, self.num_prefix_tokens, self.grid, expected, merged is not None)
-        grids = self.batch if self.blocks else self.embedded
-        if grids > x.shape[0] and (self.blocks or self.grids > x.shape[0] or joined >= patches):
-            raise several_grids(layer, x, self.num_prefix_tokens, self.grid, grids)
+            raise not_whole(layer, x, self.num_prefix_tokens, self.grid, length, merged)
         self.num_prefix_tokens += joined
         return None if before is None else before.with_prefix(joined)
 
@@ -242,8 +246,7 @@ class ForwardPass:
     @property
     def token_map(self) -> TokenMap:
         """From the original tokens to those of the last block so far."""
-        after = self.blocks[max(self.blocks)].after if self.blocks else None
-        if after is not None:
-            return after
-        height, width = self.grid
-        return TokenMap.identity(self.batch, self.num_prefix_tokens + height * width, self.device)
+        last = self._block_before(self.depth)
+        if last is not None and last.after is not None:
+            return last.after
+        return TokenMap.identity(self.batch, self.num_prefix_tokens + self.grid[0] * self.grid[1], self.device)

@@ -27,8 +27,8 @@ def several_grids(layer: int, x: Tensor, prefix: int, grid: tuple[int, int], gri
     return ValueError(
         f"block {layer + 1} was given {list(x.shape)}: {x.shape[0]} sequences of {x.shape[1]} tokens, made of {grids} "
         f"grids of {grid[0]}x{grid[1]} patches and {prefix} prefix tokens. ALGM merges in sequences of one grid each, "
-        "and does not know several views, frames or crops in one from a prefix. Run each as an image of its own, or "
-        "call remove_algm first"
+        "and does not know where one of several views, frames or crops ends. Run each as an image of its own; or set "
+        "clap_layer and gbm_layers to blocks that are given one grid a sequence; or call remove_algm first"
     )
 
 

@@ -45,7 +45,9 @@ class VitCost:
             before = whole if block.before is None else token_counts(block.before.sizes)
             after = whole if block.after is None else token_counts(block.after.sizes)
             in_mlp = after if past.settings.place == "before_mlp" else before
-            costs = map(self.blocks[layer], before, in_mlp)
+            # Attention of several views in one sequence is shared by them.
+            views = block.views
+            costs = [self.blocks[layer](a * views, m * views) // views for a, m in zip(before, in_mlp, strict=True)]
             totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
             for plan in block.plans.values():
                 matching = [matching_cost(n, block.num_prefix_tokens, plan.width) for n in token_counts(plan.sizes)]
@@ -55,8 +57,11 @@ class VitCost:
     def without_merging(self, past: ForwardPass) -> int:
         """Return the operations for an image of a forward pass if nothing had merged, nor been compared."""
         patches = past.grid[0] * past.grid[1]
-        counts = {layer: block.num_prefix_tokens + patches for layer, block in past.blocks.items()}
-        return self.fixed + sum(self.blocks[layer](count, count) for layer, count in counts.items())
+        total = self.fixed
+        for layer, block in past.blocks.items():
+            count = (block.num_prefix_tokens + patches) * block.views
+            total += self.blocks[layer](count, count) // block.views
+        return total
 
 
 def vit_cost(trunk: nn.Module, vit: Vit, grid: tuple[int, int]) -> VitCost:

@@ -82,6 +82,8 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
             tau = least if least == most else f"{least} to {most}"
             before, after = token_range(plan.sizes), token_range(plan.step.sizes)
             lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
+    if mixed := [str(layer + 1) for layer, block in blocks if block.views > 1]:
+        lines.append(f"  several views in one sequence, on their full grids, in layer {', '.join(mixed)}")
     if past.taps is None:
         lines.append(f"  {between_blocks(blocks)}")
     elif given := [str(layer + 1) for layer, block in blocks if block.gives_grid and block.after is not None]:
