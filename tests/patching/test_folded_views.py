@@ -150,10 +150,10 @@ def test_blocks_on_all_views_run_as_ever_and_others_merge_in_each(mixed, batch, 
     model: Any = Alternating(inside, together=mixed).eval()
     images = scene(batch, views, height, width)
     expected = model(images)
-    first, *others = [layer + 1 for layer in range(6) if layer not in mixed] or [None]
-    apply_algm(model, clap_layer=first, gbm_layers=others[-1:], tau=2.0, gbm_tau=2.0)
+    first, *others = [layer + 1 for layer in range(6) if layer not in mixed] or [0]
+    apply_algm(model, clap_layer=first or None, gbm_layers=others[-1:], tau=2.0, gbm_tau=2.0)
     assert torch.equal(model(images), expected)
-    if first is None:
+    if not first:
         return
     model.algm.update(tau=0.3, gbm_tau=0.3)
     found = model(images)
