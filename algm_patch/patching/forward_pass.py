@@ -112,7 +112,7 @@ class ForwardPass:
             views = views_in(x, length, self.grid, *grids) if merged is None and not self.doubtful else 1
             if views > 1:
                 return self._given_views(layer, x, views)
-            before = self._with_joined(layer, x, before, length, merged is not None)
+            before = self._joined(layer, x, before, length, merged is not None)
         if merged is None:
             self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
         tokens = self._tokens
@@ -145,9 +145,7 @@ class ForwardPass:
         self.blocks[layer] = block = block_of_views(x, self.grid, views, last=layer + 1 == self.depth)
         return block
 
-    def _with_joined(
-        self, layer: int, x: Tensor, before: TokenMap | None, length: int, merged: bool
-    ) -> TokenMap | None:
+    def _joined(self, layer: int, x: Tensor, before: TokenMap | None, length: int, merged: bool) -> TokenMap | None:
         """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.
 
         Raises:
