@@ -17,6 +17,7 @@ from .patching.identity import warn_of_other_model
 from .patching.naming import class_name
 from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules, runtimes_in
 from .patching.runtime import Runtime
+from .patching.weighing import weighing_of
 from .settings import Settings
 from .settings.checks import check_settings
 from .trunks import Trunks, hand_over, handles_in, show
@@ -173,7 +174,7 @@ def patch(
         swap(decoder, "decoder", Part(runtime))
         swap(head, "head", Part(runtime))
     for layer, (block, adapter) in enumerate(zip(vit.blocks, vit.adapters, strict=True)):
-        swap(block, "block", BlockPart(runtime, layer, adapter))
+        swap(block, "block", BlockPart(runtime, layer, adapter, weighing_of(adapter)))
     for owner in modules_around(model, trunk):
         watch(owner, runtime)
 

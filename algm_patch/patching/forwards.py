@@ -45,6 +45,8 @@ def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *a
         output = original(block, x, *args, **kwargs)
         bookkeeping.close_block(forward_pass, here, output[0] if isinstance(output, tuple) else output)
         return output
+    if bookkeeping is EAGER and part.weighing is not None and here.tokens.key_bias is not None:
+        adapter = part.weighing.watch(adapter)
     settings, features = forward_pass.settings, None
     compare = settings.compare if here.merges and not here.plans else "token"
     if here.before is not None and here.before.packing is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from ..adapters.base import Adapter
 from .find_vit import Vit
 from .runtime import Runtime
+from .weighing import Weighing
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,15 @@ class ProjectionPart(Part):
 
 @dataclass(frozen=True)
 class BlockPart(Part):
-    """Hold what a patched block knows. Layers count from 0."""
+    """Hold what a patched block knows. Layers count from 0.
+
+    Attributes:
+        weighing: watches whether the adapter uses the sizes of merged tokens; None if that is known.
+    """
 
     layer: int
     adapter: type[Adapter]
+    weighing: Weighing | None
 
 
 def part_of(module: nn.Module) -> Part | OwnerPart | None:
