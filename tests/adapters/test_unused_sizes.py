@@ -94,7 +94,7 @@ def _registered(monkeypatch):
 @pytest.mark.parametrize("weigh", WITHOUT.values(), ids=WITHOUT)
 def test_sizes_that_are_not_used_are_told_of(weigh, images, grad, monkeypatch):
     monkeypatch.setattr(Halves, "weigh", staticmethod(weigh))
-    model = apply_algm(ViT().eval(), **SETTINGS)
+    model: Any = apply_algm(ViT().eval(), **SETTINGS)
     with torch.set_grad_enabled(grad):
         for _ in range(2):
             with pytest.raises(ValueError, match=REMEDY):
@@ -111,12 +111,13 @@ def test_sizes_that_are_not_used_are_told_of(weigh, images, grad, monkeypatch):
 @pytest.mark.parametrize("weigh", WITH.values(), ids=WITH)
 def test_sizes_that_are_used_give_what_they_gave_before_they_were_watched(weigh, images, monkeypatch):
     monkeypatch.setattr(Halves, "weigh", staticmethod(weigh))
-    model = apply_algm(ViT().eval(), **SETTINGS)
+    model: Any = apply_algm(ViT().eval(), **SETTINGS)
     first = model(images)
     assert torch.equal(model(images), first)
     with model.algm.using(proportional_attention=False):
         assert not torch.equal(model(images), first)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(apply_algm(model, **SETTINGS)))):
+    others: list[Any] = [copy.deepcopy(model), pickle.loads(pickle.dumps(apply_algm(model, **SETTINGS)))]
+    for other in others:
         assert torch.equal(other(images), first)
 
 
