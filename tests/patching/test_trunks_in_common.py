@@ -107,5 +107,6 @@ def test_each_is_watched():
     with pytest.warns(UserWarning, match="the patch embedding of VisionTransformer ran, but none of its blocks did"):
         model(photo())
     remove_algm(model.coarse)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         model(photo())
