@@ -5,8 +5,6 @@ an `Adapter`, which mirrors that forward as two halves::
 
     @register("mypackage.models.Block.forward")
     class BlockHalves(Adapter):
-        projection = "patch_embed.proj"  # its output [B, D, H, W] tells the grid
-
         @staticmethod
         def attention_half(block, x, tokens):
             return x + block.attn(block.norm1(x), mask=tokens.attention_mask(None))

@@ -14,15 +14,16 @@ class Adapter:
     """Describe one block class as two halves, between which tokens are merged.
 
     ``mlp_half(block, attention_half(block, x, tokens, ...))`` must be what the block's own forward computes.
-    Subclass it, give it a ``projection`` and the two halves, and register the subclass with `register`: then
-    blocks of that class can be patched. Every other method has a default that suits most blocks.
+    Subclass it, give it the two halves, and register the subclass with `register`: then blocks of that class can be
+    patched. Every other method has a default that suits most blocks.
 
     Attributes:
         projection: path of the patch projection, whose output tells the grid, from a module above the blocks; or
-            several such paths, for models that differ in it.
+            several such paths, for models that differ in it. Default: it is found by what it is, a convolution with a
+            stride or a linear layer that takes patches.
     """
 
-    projection: str | tuple[str, ...]
+    projection: str | tuple[str, ...] = ()
 
     # -- the two halves
 

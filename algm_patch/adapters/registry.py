@@ -52,7 +52,7 @@ def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
             adapter of its own. The last registration holds.
 
     Raises:
-        TypeError: if the adapter lacks a half or the path of the patch projection.
+        TypeError: if the adapter lacks a half.
     """
 
     def add(adapter: type[Adapter]) -> type[Adapter]:
@@ -72,11 +72,6 @@ def structure(adapter: type[Structure]) -> type[Structure]:
 def check_complete(adapter: type[Adapter]) -> None:
     """Raise TypeError if an adapter lacks what has no default."""
     name = f"{adapter.__module__}.{adapter.__qualname__}"
-    if not hasattr(adapter, "projection"):
-        raise TypeError(
-            f"{name} has no projection: set the path of the patch convolution, from the module with the blocks, such "
-            "as projection = 'patch_embed.proj'"
-        )
     for half in ("attention_half", "mlp_half"):
         if getattr(adapter, half) is getattr(Adapter, half):
             raise TypeError(f"{name} has no {half}: write that part of the block's forward as a static method")

@@ -75,7 +75,7 @@ def is_below(path: str, other: str) -> bool:
 
 def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
     """Return the path of the patch projection below a module, if it has one where the adapter says."""
-    listed = getattr(adapter, "projection", ())
+    listed = adapter.projection
     for path in (listed,) if isinstance(listed, str) else listed:
         try:
             found = module.get_submodule(path)

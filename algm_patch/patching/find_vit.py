@@ -145,7 +145,7 @@ def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.M
     path = path.removeprefix(place.owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
     drivers = [module for module in above if readers_of(type(module))]
-    reader = adapters[0] if place.listed else Adapter
+    reader = adapters[0] if place.listed or not adapters[0].projection else Adapter
     linear, (around, _, _) = isinstance(projection, nn.Linear), place.projections[0].rpartition(".")
     embedding = trunk.get_submodule(around) if linear and around else None
     return trunk, Vit(path, projection, reader, embedding, linear and not around, drivers, blocks, adapters, alone)

@@ -111,11 +111,27 @@ def test_a_method_that_is_registered_later_counts_when_the_model_is_patched_agai
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"mlp_half": None, "attention_half": None}, "has no projection: set the path"),
-        ({"projection": "stem", "mlp_half": None}, "has no attention_half"),
-        ({"projection": "stem", "attention_half": None}, "has no mlp_half"),
+        ({}, "has no attention_half"),
+        ({"mlp_half": None}, "has no attention_half"),
+        ({"attention_half": None}, "has no mlp_half"),
     ],
 )
 def test_an_adapter_that_lacks_a_part_is_refused_when_it_is_registered(parts, message):
     with pytest.raises(TypeError, match=f"Halves {message}"):
         register(f"{__name__}.Block.forward")(type("Halves", (Adapter,), parts))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("registered")
+def test_an_adapter_without_a_projection_reads_the_grid_of_the_one_that_is_found():
+    class Column(registry.ADAPTERS[f"{__name__}.Block.forward"]):  # type: ignore[misc]
+        projection = ()
+
+        @staticmethod
+        def grid(projection, output, *args, **kwargs):
+            return output.shape[2] * output.shape[3], 1
+
+    register(f"{__name__}.Block.forward")(Column)
+    model: Any = apply_algm(Model(), gbm_layers=[2])
+    model(torch.rand(1, 3, 48, 48))
+    assert model.algm.last_pass.grid == (36, 1)
