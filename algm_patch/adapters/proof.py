@@ -34,24 +34,22 @@ BY_PLACES = "a permutation of the patches does not permute its output: it depend
 
 
 def prove(adapter: type[Structure], block: nn.Module) -> str | None:
-    """Return what differs between a block and the halves of an adapter; None if it is proved."""
+    """Return what differs between a block and the halves of an adapter, or why it cannot be tried; None if proved."""
     with by_itself():
-        window = longest_window(block)
-        if window > MOST:
-            return f"one of its modules has a window of {window} tokens: attention may see part of them only"
         try:
-            own = random_copy(block)
+            return adapter.refusal(block) or why_not(adapter, block)
         except Exception as error:
-            return f"it cannot be copied, to be tried on random tokens: {error}"
-        patches = PATCHES + 2 * window
-        try:
-            for call in adapter.examples(own, adapter.prefix + patches, adapter.prefix):
-                reason = differs(adapter, own, call, patches)
-                if reason is not None:
-                    return reason
-        except Exception as error:
-            return f"on random tokens it raised {type(error).__name__}: {error}"
-    return None
+            return f"tried on random tokens, it raised {type(error).__name__}: {error}"
+
+
+def why_not(adapter: type[Structure], block: nn.Module) -> str | None:
+    """Return why a block is not what the halves of an adapter are; None if it is."""
+    window = longest_window(block)
+    if window > MOST:
+        return f"one of its modules has a window of {window} tokens: attention may see part of them only"
+    own, patches = random_copy(block), PATCHES + 2 * window
+    calls = adapter.examples(own, adapter.prefix + patches, adapter.prefix)
+    return next(filter(None, (differs(adapter, own, call, patches) for call in calls)), None)
 
 
 def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int) -> str | None:
@@ -94,16 +92,15 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
 def merge_of(adapter: type[Structure], block: nn.Module, call: Call, patches: int) -> TokenMap:
     """Return the map of a merge whose result can be foretold, of groups in another order than their tokens.
 
-    It merges the last three patches; or, if attention is not told of sizes, all tokens two by two. If it is not, and
-    the block tells some tokens from others, it merges none.
+    It merges the last three patches; or, if attention is not told of sizes, all tokens two by two. If it is told of
+    places instead, which no such two share, it merges none.
     """
+    tokens = torch.arange(adapter.prefix + patches, device="cpu")
     if adapter.takes_mask(block):
-        labels = torch.arange(adapter.prefix + patches, device="cpu").clamp(max=adapter.prefix + patches - 3)
-    elif call == ((), {}) and not adapter.prefix:
-        labels = torch.arange(2 * patches, device="cpu") // 2
-    else:
-        labels = torch.arange(adapter.prefix + patches, device="cpu")
-    return reordered(labels, adapter.prefix)
+        return reordered(tokens.clamp(max=len(tokens) - 3), adapter.prefix)
+    if call == ((), {}):
+        return reordered(torch.arange(2 * patches, device="cpu") // 2, 0)
+    return reordered(tokens, adapter.prefix)
 
 
 def reordered(labels: Tensor, prefix: int) -> TokenMap:

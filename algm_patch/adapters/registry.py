@@ -168,7 +168,7 @@ def try_structures(block: nn.Module) -> Proof:
     reasons = []
     for each in STRUCTURES:
         if each.fits(block):
-            reason = why_hidden(block) or each.refusal(block) or prove(each, block)
+            reason = why_hidden(block) or prove(each, block)
             if reason is None:
                 return Proof(each, None)
             reasons.append(reason)
