@@ -10,12 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from .handle import Algm
-from .patching.class_swap import swap, unswap, watch
+from .patching.class_swap import feed, swap, unswap, watch
 from .patching.find_vit import Vit, find_decoders, find_vits, modules_around
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
 from .patching.naming import class_name
-from .patching.parts import BlockPart, Part, ProjectionPart, TrunkPart, part_of, patched_modules, runtimes_in
+from .patching.parts import BlockPart, Part, TrunkPart, part_of, patched_modules, runtimes_in
 from .patching.runtime import Runtime
 from .patching.weighing import weighing_of
 from .settings import Settings
@@ -121,14 +121,23 @@ def decoders_of(model: nn.Module, settings: Settings, found: Found) -> dict[nn.M
 
 
 def check_apart(found: Found) -> None:
-    """Raise ValueError if two of the trunks have a module in common."""
+    """Raise ValueError if two of the trunks have a module in common that they cannot share."""
     taken: dict[nn.Module, str] = {}
-    for name, (_, vit) in found.items():
-        for module in set(vit.modules):
-            if module in taken:
-                part = "patch embedding" if module is vit.projection else "block"
-                raise ValueError(f"{taken[module]} and {name} have one {part}. Name one of them in trunks")
-            taken[module] = name
+    for name, (trunk, vit) in found.items():
+        for module in {trunk, *vit.modules}:
+            other = taken.setdefault(module, name)
+            if other != name and not may_share(module, trunk, vit, found[other][0]):
+                part = "block" if module in vit.blocks else "patch embedding"
+                raise ValueError(f"{other} and {name} have one {part}. Name one of them in trunks")
+
+
+def may_share(module: nn.Module, trunk: nn.Module, vit: Vit, other: nn.Module) -> bool:
+    """Return whether another trunk may have a module of a ViT: a convolution, if one trunk is inside the other.
+
+    Then one run of it feeds both.
+    """
+    nested = trunk is not other and (trunk in set(other.modules()) or other in set(trunk.modules()))
+    return nested and module is vit.projection and vit.embedding is None and not vit.cuts
 
 
 def check_free(model: nn.Module, trunk: nn.Module, vit: Vit, decoders: Mapping[nn.Module, nn.Module]) -> None:
@@ -140,8 +149,8 @@ def check_free(model: nn.Module, trunk: nn.Module, vit: Vit, decoders: Mapping[n
             f"{vit.path} feeds too. Call remove_algm first"
         )
     for module in (*vit.modules, *decoders, *decoders.values()):
-        part = part_of(module)
-        if part and (before is None or part.runtimes != before.runtimes):
+        others = runtimes_in([module]) - ({before.runtime} if before else set())
+        if not all(other.linked and may_share(module, trunk, vit, other.trunk) for other in others):
             raise ValueError(
                 f"a {class_name(module)} of {class_name(trunk)} is patched already, as part of another model. "
                 "Call remove_algm on that model first"
@@ -165,7 +174,7 @@ def patch(
     if around:  # of another trunk, which is inside this one and tells itself when a pass is over
         unswap([trunk], set(around.runtimes))
     swap(trunk, "cutting trunk" if vit.cuts else "trunk", TrunkPart(runtime, vit))
-    swap(vit.projection, "projection", ProjectionPart(runtime, vit.grid_reader))
+    feed(vit.projection, runtime, vit.grid_reader)
     if vit.embedding is not None:
         swap(vit.embedding, "embedding", Part(runtime))
     for driver in vit.drivers:

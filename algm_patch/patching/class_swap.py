@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from ..adapters.base import Adapter
 from ..adapters.instance_forward import is_wrapped, rebind
 from ..adapters.registry import readers_of, unpatched
 from ..core.compiling import refuse_jit_script
 from .forwards import METHODS
 from .naming import class_name
-from .parts import OwnerPart, Part, part_of, runtimes_in
+from .parts import AnyPart, OwnerPart, ProjectionPart, part_of
 from .runtime import Runtime
 
 
-def swap(module: nn.Module, role: str, part: Part | OwnerPart) -> None:
+def swap(module: nn.Module, role: str, part: AnyPart) -> None:
     """Patch a module: give it its part, and a class whose methods do it."""
     module.algm_part = part  # type: ignore[assignment]
     cls: Any = type(module)
@@ -33,6 +34,15 @@ def watch(owner: nn.Module, runtime: Runtime) -> None:
         swap(owner, "owner", OwnerPart((runtime,)))
 
 
+def feed(projection: nn.Module, runtime: Runtime, grid_reader: type[Adapter]) -> None:
+    """Patch a patch projection, which may feed another trunk too."""
+    part = part_of(projection)
+    if isinstance(part, ProjectionPart):
+        projection.algm_part = ProjectionPart((*part.feeds, (runtime, grid_reader)))  # type: ignore[assignment]
+    else:
+        swap(projection, "projection", ProjectionPart(((runtime, grid_reader),)))
+
+
 def has_own_forward(owner: nn.Module) -> bool:
     """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
     return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")
@@ -44,16 +54,16 @@ def unswap(modules: Iterable[nn.Module], runtimes: Set[Runtime]) -> None:
     Raises:
         ValueError: if the class of one was changed since; then nothing is undone.
     """
-    left = {module: runtimes_in([module]) - runtimes for module in modules}
+    left = {module: part.without(runtimes) for module in modules if (part := part_of(module))}
     for module in left:
         if "algm_original" not in vars(type(module)):
             raise ValueError(
                 f"the class of {class_name(module)} was changed after apply_algm, to {type(module)}. Undo that first. "
                 "What cannot be undone, such as fully_shard, goes before apply_algm"
             )
-    for module, others in left.items():
-        if others:
-            module.algm_part = OwnerPart(tuple(others))  # type: ignore[assignment]
+    for module, part in left.items():
+        if part is not None:
+            module.algm_part = part  # type: ignore[assignment]
             continue
         change_class(module, unpatched(type(module)))
         del module.__dict__["algm_part"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,7 +41,7 @@ class Vit:
         cuts: whether the trunk cuts the image into patches itself, for a linear projection.
         drivers: modules between the trunk and the sequence with a method that runs the blocks.
         blocks, adapters: in order, each block with its adapter.
-        alone: whether the trunk owns no other sequence of blocks.
+        alone: whether the trunk holds no other sequence of blocks.
     """
 
     path: str
@@ -94,8 +93,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
         sequences = patched
     elif len(sequences) > 1:
         raise ValueError(f"{what_there_is(model, sequences)}. {how_to_choose(sequences, owners)}")
-    counts = Counter(owners.values())
-    return {name: vit_at(model, path, places[path], counts[owners[path]] == 1) for name, path in sequences.items()}
+    return {name: vit_at(model, path, places[path], name == owners[path]) for name, path in sequences.items()}
 
 
 def places_in(model: nn.Module, trunks: str | list[str] | None) -> dict[str, Place]:
@@ -130,7 +128,7 @@ def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.M
     Args:
         path: of the sequence.
         place: of its patch projection.
-        alone: whether the trunk owns no other.
+        alone: whether the trunk holds no other.
 
     Raises:
         ValueError: if it cannot be patched.

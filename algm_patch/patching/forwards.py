@@ -110,8 +110,8 @@ def projection_methods(original: Any, readers: Readers) -> dict[str, Any]:
         part = getattr(self, "algm_part", None)
         output = original.forward(self, *args, **kwargs)
         if part is not None:
-            bookkeeping = bookkeeping_of(part.runtime)
-            bookkeeping.open_pass(part.runtime, part.adapter, self, output, *args, **kwargs)
+            for runtime, adapter in part.feeds:
+                bookkeeping_of(runtime).open_pass(runtime, adapter, self, output, *args, **kwargs)
         return output
 
     return {"forward": forward}

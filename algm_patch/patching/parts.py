@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,12 +24,21 @@ class Part:
         """All that the module is patched for."""
         return (self.runtime,)
 
+    def without(self, runtimes: Set[Runtime]) -> Part | None:
+        """Return what is left of the part without these runtimes; None if nothing is."""
+        return None if self.runtime in runtimes else self
+
 
 @dataclass(frozen=True)
 class OwnerPart:
     """Hold what a patched module around one trunk or several knows."""
 
     runtimes: tuple[Runtime, ...]
+
+    def without(self, runtimes: Set[Runtime]) -> OwnerPart | None:
+        """Return what is left of the part without these runtimes; None if nothing is."""
+        left = tuple(runtime for runtime in self.runtimes if runtime not in runtimes)
+        return OwnerPart(left) if left else None
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,20 @@ class TrunkPart(Part):
 
 
 @dataclass(frozen=True)
-class ProjectionPart(Part):
-    """Hold what a patched patch projection knows."""
+class ProjectionPart:
+    """Hold what a patched patch projection knows: the runtimes that it tells the grid, and how each reads it."""
 
-    adapter: type[Adapter]
+    feeds: tuple[tuple[Runtime, type[Adapter]], ...]
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """All that the module is patched for."""
+        return tuple(runtime for runtime, _ in self.feeds)
+
+    def without(self, runtimes: Set[Runtime]) -> ProjectionPart | None:
+        """Return what is left of the part without these runtimes; None if nothing is."""
+        left = tuple(feed for feed in self.feeds if feed[0] not in runtimes)
+        return ProjectionPart(left) if left else None
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,10 @@ class BlockPart(Part):
     weighing: Weighing | None
 
 
-def part_of(module: nn.Module) -> Part | OwnerPart | None:
+AnyPart = Part | OwnerPart | ProjectionPart
+
+
+def part_of(module: nn.Module) -> AnyPart | None:
     """Return a module's part; None if it is not patched."""
     return module.__dict__.get("algm_part")
 

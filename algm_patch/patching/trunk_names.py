@@ -15,14 +15,17 @@ ALL = "all"
 def names_of(owners: Mapping[str, str]) -> dict[str, str]:
     """Return the path of each sequence of blocks by the name of its ViT.
 
-    That is the path of the module which owns the sequence and the patch embedding, or, if this is the whole model or
-    owns several sequences, the path of the sequence.
+    That is the path of the module which owns the sequence and the patch embedding, or, if this is the whole model, or
+    holds several of the sequences, the path of the sequence.
 
     Args:
         owners: the path of the owner by the path of the sequence.
     """
-    counts = Counter(owners.values())
-    return {owner if owner and counts[owner] == 1 else path: path for path, owner in owners.items()}
+    found = {}
+    for path, owner in owners.items():
+        alone = not any(other.startswith(f"{owner}.") for other in owners if other != path)
+        found[owner if owner and alone else path] = path
+    return found
 
 
 def choose(model: nn.Module, names: Mapping[str, str], trunks: str | Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Trunks that share modules, are inside each other, or are patched before what is around them."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from algm_patch import apply_algm, remove_algm
 from tests.support.contract import trace
 from tests.support.models import build, photo
-from tests.support.several import Alternating, EncoderAndDecoder, Pair, Siamese
+from tests.support.several import Alternating, EncoderAndDecoder, OnTop, Pair, Siamese
 
 SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.5}
 
@@ -74,6 +75,36 @@ def test_a_trunk_inside_a_trunk():
             remove_algm(model)
             assert trace(model) == before
             assert torch.equal(model(image), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [["patch_embed", "frame_blocks"], ["frame_blocks", "patch_embed"], None])
+def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
+    torch.manual_seed(0)
+    model: Any = OnTop()
+    image = photo()
+    before, expected = trace(model), model(image)
+    apply_algm(model, **SETTINGS)
+    assert model.algm is model.patch_embed.algm
+    remove_algm(model)
+    for trunks in order or [["patch_embed", "frame_blocks"]]:
+        apply_algm(model, trunks=trunks, **SETTINGS)
+    assert set(model.algm) == {"patch_embed", "frame_blocks"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged = model(image)
+    assert all(each.tokens_per_layer[1] < 30 for each in model.algm.values())
+    twin = copy.deepcopy(model)
+    model.algm.update(tau=2.0, gbm_layers=[])
+    assert torch.equal(model(image), expected)
+    assert torch.equal(twin(image), merged)
+    remove_algm(model.patch_embed)
+    apply_algm(model, **SETTINGS)
+    model(image)
+    assert model.algm.tokens_per_layer[1] < 30
+    remove_algm(model)
+    assert trace(model) == before
+    assert torch.equal(model(image), expected)
 
 
 @torch.no_grad()

@@ -53,6 +53,20 @@ class Alternating(nn.Module):
         return x
 
 
+class OnTop(nn.Module):
+    """Run more blocks on what a whole ViT leaves, as VGGT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = build("ViT", depth=3, class_token=False, global_pool="avg")
+        self.frame_blocks = build("ViT", depth=2).blocks
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.frame_blocks(self.patch_embed.forward_features(image))
+        return x
+
+
 class EncoderAndDecoder(nn.Module):
     """Run a decoder of the same blocks, without a patch embedding of its own, as MAE does."""
 
