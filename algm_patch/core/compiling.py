@@ -48,6 +48,15 @@ def refuse_jit_trace() -> None:
     )
 
 
+def refuse_fx_trace() -> None:
+    """Raise RuntimeError: ``torch.fx`` copies what blocks do with any tokens, where merges depend on these."""
+    raise RuntimeError(
+        "torch.fx (which torchvision's create_feature_extractor calls) would copy the blocks' operations without the "
+        "merges. Take features by forward hooks on the blocks, or by the model's own method (forward_intermediates, "
+        "output_hidden_states); or call remove_algm(model) first"
+    )
+
+
 def refuse_jit_script(module: object) -> None:
     """Raise RuntimeError: ``torch.jit.script`` reads the source of the forward, and would leave the merges out."""
     raise RuntimeError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .forward_pass import ForwardPass
+from .naming import class_name
 from .runtime import Runtime
 from .tracker import NOT_IN_BACKWARD, Passes, backward_pass, memory_of
 
@@ -15,8 +16,12 @@ from .tracker import NOT_IN_BACKWARD, Passes, backward_pass, memory_of
 MANY_IDLE = 32
 
 
-def check_over(runtime: Runtime) -> None:
-    """Warn, once, if the newest pass of this thread, which is over, went past blocks that were to merge."""
+def check_over(runtime: Runtime, owner: nn.Module | None = None) -> None:
+    """Warn, once, if the newest pass of this thread, which is over, went past blocks that were to merge.
+
+    Args:
+        owner: the module whose forward ended it, if that is known.
+    """
     if torch.compiler.is_compiling() or backward_pass() != NOT_IN_BACKWARD:
         return
     past = runtime.threads.passes.newest
@@ -25,17 +30,17 @@ def check_over(runtime: Runtime) -> None:
     if past.merges.keys() <= past.blocks.keys():
         past.over = True
     elif missing := past.passed_by():
-        warn_of_passed_by(runtime, past, missing)
+        warn_of_passed_by(runtime, past, missing, owner)
 
 
-def warn_of_passed_by(runtime: Runtime, past: ForwardPass, missing: list[int]) -> None:
+def warn_of_passed_by(runtime: Runtime, past: ForwardPass, missing: list[int], owner: nn.Module | None = None) -> None:
     """Warn, once, of a forward pass that went past these blocks (from 0), or past all if none ran."""
     if not runtime.warned:
         runtime.warned = True
-        warnings.warn(no_merge_in(runtime.model_name, past, missing), stacklevel=2)
+        warnings.warn(no_merge_in(runtime.model_name, past, missing, owner), stacklevel=2)
 
 
-def no_merge_in(model: str, past: ForwardPass, missing: list[int]) -> str:
+def no_merge_in(model: str, past: ForwardPass, missing: list[int], owner: nn.Module | None = None) -> str:
     """Return what to do about a forward pass that went past these blocks (from 0), or past all if none ran."""
     if past.taps is not None and past.blocks and missing and max(past.blocks) < missing[0]:
         return (
@@ -49,9 +54,11 @@ def no_merge_in(model: str, past: ForwardPass, missing: list[int]) -> str:
     else:
         found = f"the patch embedding of {model} ran, but none of its blocks did, so nothing merged"
         remedy = "call remove_algm(model)"
+    where = "" if owner is None else f", in {class_name(owner)}.forward or what it calls,"
     return (
-        f"{found}. Code that calls the parts of a block itself (its norms, attention, MLP) goes past the patch: let it "
-        f"call the block, as block(x). If the model is to run like this, {remedy}"
+        f"{found}. Code that calls the parts of a block itself (its norms, attention, MLP){where} goes past the patch: "
+        "let it call the block, as block(x), with what attention is given, such as block(x, attn_mask=mask). If the "
+        f"model is to run like this, {remedy}"
     )
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
-from ..core.compiling import by_frames, refuse_jit_trace
+from ..core.compiling import by_frames, refuse_fx_trace, refuse_jit_trace
 from .bookkeeping import EAGER, TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
@@ -93,6 +94,8 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if isinstance(x, list):
             x, *others = alone(self, x, *others)
             return [forward(self, x, *others, **{name: alone(self, value)[0] for name, value in kwargs.items()})]
+        if isinstance(x, Proxy):  # a model around the patched one is traced
+            refuse_fx_trace()
         runtime = part.runtime
         if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
             return run_block(TRACED, original.forward, self, x, *others, **kwargs)
@@ -143,15 +146,7 @@ def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
             self.algm_part.runtime.belong_to(self)
 
-    @looks_like(original.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original.forward(self, *args, **kwargs)
-        part = getattr(self, "algm_part", None)
-        if part is not None:
-            check_over(part.runtime)
-        return output
-
-    return {"__setstate__": restore, "forward": forward, **driver_methods(original, readers)}
+    return {"__setstate__": restore, **owner_methods(original, readers), **driver_methods(original, readers)}
 
 
 def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
@@ -161,15 +156,17 @@ def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
 
 
 def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
-    """Return the forward of a module around trunks, after which their passes are over."""
+    """Return the forward of a trunk, or a module around trunks, after which their passes are over."""
 
     @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(args, Proxy):
+            refuse_fx_trace()
         output = original.forward(self, *args, **kwargs)
         part = getattr(self, "algm_part", None)
         if part is not None:
             for runtime in part.runtimes:
-                check_over(runtime)
+                check_over(runtime, self)
         return output
 
     return {"forward": forward}

@@ -48,3 +48,28 @@ def test_a_block_without_tokens_answers_as_the_class_does():
         with pytest.raises(TypeError) as found:
             call(model.blocks[0])
         assert str(found.value) == str(expected.value)
+
+
+class Around(torch.nn.Module):
+    """A model that was not patched, around one that was."""
+
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, x):
+        return self.vit.norm(self.vit.blocks(self.vit.patch_embed(x)))
+
+
+@pytest.mark.parametrize("around", [None, Around, torch.nn.Sequential])
+@pytest.mark.parametrize("whole", [False, True])
+def test_tracing_by_fx_is_refused_by_name(around, whole):
+    vit = build("average pooling")
+    model = around(vit) if around else vit
+    torch.fx.symbolic_trace(model)
+    apply_algm(model if whole else vit, **SETTINGS)
+    with pytest.raises(RuntimeError, match=r"create_feature_extractor.*forward hooks on the blocks"):
+        torch.fx.symbolic_trace(model)
+    vit(photo("average pooling"))
+    remove_algm(vit)
+    torch.fx.symbolic_trace(model)
