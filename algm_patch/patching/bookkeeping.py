@@ -36,7 +36,8 @@ def open_pass(
     sequence = trunk.get_submodule(vit.path)
     check_unchanged(sequence, vit.blocks, runtime.model_name)
     prefix = getattr(trunk, "num_prefix_tokens", 0)
-    grids = (output if isinstance(output, Tensor) else output[0]).shape[0]
+    tensors = [each for each in (output if isinstance(output, tuple) else [output]) if isinstance(each, Tensor)]
+    grids = tensors[0].shape[0] if tensors else 0  # an adapter that reads something else says nothing of them
     opened = ForwardPass(runtime.settings, grid, grids, prefix, runtime.depth, trunk.training, runs_in_order(sequence))
     runtime.traced.current = None
     passes.begin(opened)

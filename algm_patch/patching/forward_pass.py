@@ -35,7 +35,7 @@ class ForwardPass:
 
     Attributes:
         batch, width, device: of the tokens before anything merged.
-        embedded: how many grids the patch projection left, in this call and others since blocks last ran.
+        embedded: how many grids the patch projection left, in this call and others that the last block has not seen.
         blocks: the blocks that have run, by number from 0.
         merges: those to carry out, by block from 0.
         taps: blocks (from 0) whose output is read, if the method that runs the blocks is known to read no others;
@@ -80,9 +80,9 @@ class ForwardPass:
             self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
 
     def follow(self, before: ForwardPass) -> None:
-        """Note that the patch projection ran before, maybe for other images of the same sequences."""
-        if not before.blocks:
-            self.doubtful = before.grid != self.grid
+        """Note a pass that has not come to its last block: maybe of other images of the same sequences."""
+        self.doubtful = not before.blocks and before.grid != self.grid
+        if before.grid == self.grid and self.depth - 1 not in before.blocks:
             self.embedded += before.embedded
 
     def again_from(self, layer: int) -> ForwardPass:
@@ -108,8 +108,8 @@ class ForwardPass:
         merged = None if full else before
         length = self.num_prefix_tokens + self.grid[0] * self.grid[1] if merged is None else merged.shape[1]
         if x.dim() != 3 or x.shape[1] != length:
-            grids = (self.batch, self.batch) if self.blocks else (self.embedded, self.grids)
-            views = views_in(x, length, self.grid, *grids) if merged is None and not self.doubtful else 1
+            newest = self.batch if self.blocks else self.grids
+            views = views_in(x, self.grid, length, self.embedded, newest) if merged is None and not self.doubtful else 1
             if views > 1:
                 return self._given_views(layer, x, views)
             before = self._joined(layer, x, before, length, merged is not None)
@@ -138,10 +138,9 @@ class ForwardPass:
 
     def _given_views(self, layer: int, x: Tensor, views: int) -> BlockPass:
         """Return what a block (counted from 0) is to do with several views in each sequence: what it ever did."""
-        grids = self.batch if self.blocks else self.embedded
         if layer in self.merges:
-            raise several_grids(layer, x, self.num_prefix_tokens, self.grid, grids)
-        self.batch, self.width, self.device = grids, x.shape[2], x.device
+            raise several_grids(layer, x, self.num_prefix_tokens, self.grid, self.embedded)
+        self.batch, self.width, self.device = self.embedded, x.shape[2], x.device
         self.blocks[layer] = block = block_of_views(x, self.grid, views, last=layer + 1 == self.depth)
         return block
 

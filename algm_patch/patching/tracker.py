@@ -40,6 +40,8 @@ class TracedPasses:
 
     def begin(self, forward_pass: ForwardPass) -> None:
         """Note that a pass is under way."""
+        if self.current is not None:
+            forward_pass.follow(self.current)
         self.current = self.last = forward_pass
 
     def end(self) -> None:

@@ -47,6 +47,16 @@ class OneByOne(Folding):
         return torch.cat([self.embed(view) for view in views.unbind(1)], 1)
 
 
+class RunOneByOne(Folding):
+    """Runs the first block on one view after the other, and the others on all views of a scene."""
+
+    def forward(self, views):
+        x = torch.cat([self.blocks[0](self.embed(view)) for view in views.unbind(1)], 1)
+        for block in self.blocks[1:]:
+            x = block(x)
+        return x
+
+
 class Alternating(Folding):
     """Runs some blocks on each view, and others on all views of a scene."""
 
@@ -74,7 +84,15 @@ sides, few = st.integers(1, 5), st.integers(0, 3)
 
 @torch.no_grad()
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from([Folding, OneByOne, Alternating]), st.integers(1, 3), st.integers(1, 4), sides, sides, few, few)
+@given(
+    st.sampled_from([Folding, OneByOne, RunOneByOne, Alternating]),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    sides,
+    sides,
+    few,
+    few,
+)
 def test_one_view_is_an_image_and_more_are_refused(kind, batch, views, height, width, inside, before):
     model: Any = kind(inside, before).eval()
     images = scene(batch, views, height, width)
@@ -84,7 +102,7 @@ def test_one_view_is_an_image_and_more_are_refused(kind, batch, views, height, w
             model(images)
         return
     model(images)
-    prefix = inside + (0 if kind is Alternating else before)
+    prefix = inside + (0 if kind in (RunOneByOne, Alternating) else before)
     assert model.algm.last_pass.num_prefix_tokens == prefix
     assert model.algm.last_pass.batch == batch
     labels = model.algm.token_map.labels
@@ -128,6 +146,14 @@ def test_images_that_are_embedded_in_chunks_are_a_batch_with_any_prefix(chunks, 
     x = torch.cat([model.embed(chunk) for chunk in images.chunk(chunks)])
     assert torch.equal(model.blocks[1](model.blocks[0](x)), expected)
     assert model.algm.last_pass.num_prefix_tokens == joined
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Folding, OneByOne])
+def test_an_export_is_refused_too(kind):
+    model: Any = apply_algm(kind().eval(), clap_layer=1, gbm_layers=[2], merge_to=0.5)
+    with pytest.raises(Exception, match=REFUSED):
+        torch.export.export(model, (scene(2, 2, 4, 4),), strict=False)
 
 
 @torch.no_grad()
