@@ -15,11 +15,7 @@ from .registry import unpatched
 # By what they hold: the names that arguments of blocks, and of their attention, have.
 POSITIONS = ("pos", "xpos", "positions")  # [B, P+N, 2]: row and column of every token
 ROTATIONS = ("rope", "rope_or_rope_list", "position_embeddings")  # sines and cosines [..., N, D] of the patches
-BIASES = (
-    "rel_pos_bias",
-    "shared_rel_pos_bias",
-    "shared_rel_pos",
-)  # [heads, P+N, P+N], or of a batch, added to the logits
+BIASES = ("rel_pos_bias", "shared_rel_pos_bias", "shared_rel_pos")  # [heads, P+N, P+N], added to the logits
 SIZES = ("H", "W", "patch_resolution")  # of the grid of all patches
 KINDS = (POSITIONS, ROTATIONS, BIASES, SIZES)
 
@@ -51,7 +47,7 @@ def why_arguments_do_not_fit(block: nn.Module, attention: nn.Module) -> str | No
     for name, parameter in list(inspect.signature(unpatched(type(block)).forward).parameters.items())[2:]:
         if not kind_of(name) and parameter.default not in (None, False):
             return name
-        if kind_of(name) not in ((), SIZES) and name_in(attention, name) is None:
+        if kind_of(name) and name not in SIZES and name_in(attention, name) is None:
             return name
     return None
 
@@ -79,12 +75,11 @@ def fitted(tokens: LayerTokens, name: str, value: Any, held: bool) -> Any:
     Args:
         held: positions go to a rotary embedding that attention holds, which turns all members of a group.
     """
-    kind = kind_of(name)
-    if kind is POSITIONS:
+    if name in POSITIONS:
         return tokens.own(value) if held else tokens.take(value)
-    if kind is ROTATIONS:
+    if name in ROTATIONS:
         return averages(tokens, value) if isinstance(value, Tensor) else tuple(averages(tokens, part) for part in value)
-    return tokens.pair(value) if kind is BIASES else value
+    return tokens.pair(value) if name in BIASES else value
 
 
 def of_images(value: Any, images: Tensor) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_parts import HEADS
-from .block_arguments import BIASES, POSITIONS, ROTATIONS, kind_of, known_arguments, required_arguments
+from .block_arguments import BIASES, POSITIONS, ROTATIONS, known_arguments, required_arguments
 from .block_parts import part_of
 from .cost import layers_in
 from .held_rope import held_rope
@@ -50,16 +50,15 @@ def forms_of(attention: nn.Module, name: str, tokens: int, prefix: int) -> Itera
     """Return what a forward may be given as the argument of this name, most telling first; None: nothing."""
     generator = torch.Generator("cpu").manual_seed(3)
     heads, patches = part_of(attention, HEADS), tokens - prefix
-    kind = kind_of(name)
-    if kind is POSITIONS:
+    if name in POSITIONS:
         places = torch.randint(1, 5, (2, tokens, 2), generator=generator, device="cpu")
         places[:, :prefix] = 0
         return [at_one_place(places, 1), None]
-    if kind is ROTATIONS:
+    if name in ROTATIONS:
         width = layers_in(attention)[0].inputs // heads
         angles = at_one_place(6 * torch.rand(patches, width, generator=generator, device="cpu"), 0)
         return [(angles.sin(), angles.cos()), torch.cat([angles.sin(), angles.cos()], -1), None]
-    if kind is BIASES:
+    if name in BIASES:
         bias = torch.randn(heads, tokens, tokens, generator=generator, device="cpu")
         return [at_one_place(at_one_place(bias, 1), 2), None]
     return [dict(zip("HW", grid_of(patches), strict=True)).get(name, grid_of(patches))]
