@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -44,6 +45,19 @@ def arguments_that_run(block: nn.Module, attention: nn.Module, tokens: int, pref
             return (), given
     assert failure is not None
     raise failure
+
+
+def check_runs_on_no_more(block: nn.Module, attention: nn.Module, tokens: int, prefix: int) -> None:
+    """Raise ValueError if a block that holds a table of the biases of so many tokens takes more: several windows."""
+    for length in (2 * tokens, prefix + 2 * (tokens - prefix)):
+        with suppress(Exception):
+            arguments_that_run(block, attention, length, prefix)
+            break
+    else:
+        return
+    raise ValueError(
+        f"its attention holds biases of {tokens} tokens and takes {length}: it runs in windows, which see only a part"
+    )
 
 
 def forms_of(attention: nn.Module, name: str, tokens: int, prefix: int) -> Iterable[Any]:

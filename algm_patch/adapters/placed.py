@@ -19,7 +19,7 @@ from .block_arguments import (
     of_images,
     why_arguments_do_not_fit,
 )
-from .block_examples import arguments_that_run, with_small_tables
+from .block_examples import arguments_that_run, check_runs_on_no_more, with_small_tables
 from .block_parts import part_of
 from .dinov2 import add_branch
 from .held_rope import held_rope, with_mean_rotations
@@ -78,6 +78,8 @@ class Placed(PreNorm):
         """Yield what the forward takes of each kind: see `Structure.examples`."""
         attention = part_of(block, ATTENTION)
         with_small_tables(attention, tokens, prefix)
+        if has_table(attention):
+            check_runs_on_no_more(block, attention, tokens, prefix)
         yield arguments_that_run(block, attention, tokens, prefix)
 
 

@@ -51,11 +51,14 @@ def random_copy(block: nn.Module) -> nn.Module:
 
 
 def on_cpu(name: str, x: Tensor) -> Tensor:
-    """Return a copy of a buffer; floating point in float32."""
+    """Return a copy of a buffer; floating point in float32, with ones where weights are still to fill in numbers."""
     if x.is_meta:
         raise ValueError(f"its buffer {name} is on the meta device and has no values")
     x = x.detach()
-    return x.to("cpu", torch.float32, copy=True) if x.is_floating_point() else x.to("cpu", copy=True)
+    if not x.is_floating_point():
+        return x.to("cpu", copy=True)
+    x = x.to("cpu", torch.float32, copy=True)
+    return x.masked_fill_(x.isnan(), 1)
 
 
 def random_weights(parameters: dict[str, nn.Parameter]) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:

@@ -18,11 +18,13 @@ MOST = 400
 def longest_window(block: nn.Module) -> int:
     """Return the largest number of tokens that attention may be limited to; 0 if nothing says that it is.
 
-    That is, by an attribute of one of the block's modules, or by a number in their code.
+    That is, by an attribute of one of the block's modules, or by a number in their code. The window of a table of
+    biases is the whole grid: what takes more tokens than that is found out where such tables are cut for a proof.
     """
     found = 0
     for part in block.modules():
-        limits = [tokens_in(value) for name, value in vars(part).items() if any(word in name for word in LIMITS)]
+        attributes = {} if getattr(part, "relative_position_index", None) is not None else vars(part)
+        limits = [tokens_in(value) for name, value in attributes.items() if any(word in name for word in LIMITS)]
         found = max([found, *limits, *(number for number in constants(part) if number <= MOST)])
     return found if found > 4 else 0
 

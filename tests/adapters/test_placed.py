@@ -111,6 +111,26 @@ def test_stochastic_depth_is_the_blocks_own(block, rate):
     assert proof_of(block(rate)).adapter is not None
 
 
+class UnfilledLinear(nn.Linear):
+    """Multiplies its bias by a mask that is not a number until weights are loaded."""
+
+    bias_mask: torch.Tensor
+
+    def __init__(self, width):
+        super().__init__(width, 3 * width)
+        self.register_buffer("bias_mask", torch.full([3 * width], torch.nan))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias * self.bias_mask)
+
+
+def test_a_block_is_proved_before_its_weights_are_loaded():
+    block = dropping(0.0)
+    block.attn.qkv = UnfilledLinear(WIDTH)
+    assert proof_of(block).adapter is not None
+    assert block.attn.qkv.bias_mask.isnan().all()
+
+
 @torch.no_grad()
 def test_positions_may_be_left_out():
     model, image = build("positions"), photo()

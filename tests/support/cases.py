@@ -11,6 +11,7 @@ from tests.support import (
     cases_proved,
     cases_segmenter,
     cases_timm,
+    cases_vendored,
 )
 from tests.support.contract import Case
 
@@ -22,5 +23,6 @@ CASES: dict[str, Case] = {
     **cases_eva01.CASES,
     **cases_hub.CASES,
     **cases_positions.CASES,
+    **cases_vendored.CASES,
     **cases_proved.CASES,
 }

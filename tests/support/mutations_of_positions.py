@@ -153,6 +153,12 @@ class BiasTransposed(BiasAttention):
         return super().weigh(query, key, value, bias.mT)
 
 
+class BiasInWindows(BiasAttention):
+    def forward(self, x, rel_pos_bias=None):
+        windows = x.unflatten(1, (-1, len(self.relative_position_index))).flatten(0, 1)
+        return super().forward(windows, rel_pos_bias).view(x.shape)
+
+
 class BiasTwice(BiasAttention):
     def weigh(self, query, key, value, bias=None):
         return super().weigh(query, key, value, 2 * bias)
@@ -166,11 +172,6 @@ class ScaledTwice(BiasAttention):
 class ValuesShifted(BiasAttention):
     def weigh(self, query, key, value, bias=None):
         return super().weigh(query, key, value.roll(1, 2), bias)
-
-
-class TableAndRope(BiasAttention):
-    def weigh(self, query, key, value, bias=None):
-        return super().weigh(turn(query, angles_of(torch.arange(query.shape[2] * 2).view(-1, 2))), key, value, bias)
 
 
 class TurnsOnlyAFew(FixedRopeAttention):
@@ -233,10 +234,10 @@ MUTATIONS: dict[str, Any] = {
     "a window": lambda: PosBlock(NearOnly()),
     "rotations of the prefix": lambda: ListBlock(TurnsTheFirst()),
     "a bias from key to query": lambda: BiasBlock(BiasTransposed(GRID, own=True)),
+    "a bias in windows": lambda: BiasBlock(BiasInWindows(GRID, own=True)),
     "a bias twice": lambda: BiasBlock(BiasTwice(GRID, own=True)),
     "a scale twice": lambda: BiasBlock(ScaledTwice(GRID, own=True)),
     "values shifted": lambda: BiasBlock(ValuesShifted(GRID, own=True)),
-    "a table and rotations": lambda: BiasBlock(TableAndRope(GRID, own=True)),
     "rotations of some patches": lambda: BiasBlock(TurnsOnlyAFew(rope=FixedRope(GRID))),
     "an MLP that mixes tokens": with_mixing_mlp,
     "the second norm twice": lambda: OtherNorm(Attention()),
