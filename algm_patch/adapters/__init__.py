@@ -50,6 +50,7 @@ from . import (  # noqa: F401, which register
     timm_beit,
     timm_encoders,
     timm_eva,
+    timm_gemma4,
     timm_naflex,
     timm_relpos,
     timm_vit,

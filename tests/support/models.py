@@ -64,6 +64,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("qwen3_vit_88m_enc", {}),
     "DeepSeek": ("deepseek_vit_412m_enc", {}),
+    "Gemma 4": ("gemma4_vit_167m_enc", {"global_pool": "none", "head_dim": 16, "intermediate_size": 128}),
 }
 # Older releases do not have them all.
 FAMILIES, OTHERS, ENCODERS = (
