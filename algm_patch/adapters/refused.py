@@ -19,6 +19,10 @@ FRAMES = "its tokens are a grid of time, height and width, where ALGM merges wit
 MAPPED = "it convolves and pools maps [B, D, H, W] beside its attention, which merged tokens no longer form"
 CHOSEN = "it takes a choice of the patches, drawn anew for each image and padded, which has no grid"
 TEXTED = "words and patches share its sequence, with biases of their places on the page, and no grid but of the patches"
+NEIGHBOURED = "it weighs the neighbours of each place of a full grid, which merged tokens no longer form"
+PLACED = "its attention holds biases for the pairs of places of a full grid, which merged tokens no longer form"
+MIXED = "its attention mixes the heads' logits before softmax, where the weights of merged keys would be mixed too"
+NESTED = "the pixels of each patch are tokens of their own beside it, which merged patches no longer have in common"
 PATCHES_NOT_LAST = "its detection tokens stand after the patches, which ALGM takes for the last tokens"
 CLASS_LAST = "its class token stands after the patches, which ALGM takes for the last tokens"
 GROUPED = "its group tokens stand after the patches, and each stage leaves them alone of the grid"
@@ -46,6 +50,11 @@ REFUSED: dict[str, tuple[str, ...]] = {
         f"{TIMM}.swin_transformer_v2.SwinTransformerV2Block",
         f"{TIMM}.swin_transformer_v2_cr.SwinTransformerV2CrBlock",
         f"{TIMM}.vision_transformer_sam.Block",
+        f"{TIMM}.davit.SpatialBlock",
+        f"{TIMM}.gcvit.GlobalContextVitBlock",
+        f"{TIMM}.maxxvit.MaxxVitBlock",
+        f"{TIMM}.maxxvit.ParallelMaxxVitBlock",
+        f"{TIMM}.nest.TransformerLayer",
         transformers_path("swin.SwinLayer"),
         transformers_path("swinv2.Swinv2Layer"),
         transformers_path("maskformer.MaskFormerSwinLayer"),
@@ -83,6 +92,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
         transformers_path("cvt.CvtLayer"),
     ),
     REDUCED: (
+        f"{TIMM}.twins.Block",
         f"{MMSEG}.twins.GSAEncoderLayer",
         f"{MMSEG}.mit.TransformerEncoderLayer",
     ),
@@ -97,7 +107,20 @@ REFUSED: dict[str, tuple[str, ...]] = {
         transformers_path("vivit.VivitLayer"),
         transformers_path("vjepa2.VJEPA2Layer"),
     ),
-    MAPPED: (transformers_path("swiftformer.SwiftFormerEncoderBlock"),),
+    MAPPED: (
+        f"{TIMM}.coat.SerialBlock",
+        f"{TIMM}.edgenext.SplitTransposeBlock",
+        f"{TIMM}.fastvit.AttentionBlock",
+        f"{TIMM}.metaformer.MetaFormerBlock",
+        f"{TIMM}.swiftformer.Block",
+        f"{TIMM}.visformer.Block",
+        f"{TIMM}.xcit.XCABlock",
+        transformers_path("swiftformer.SwiftFormerEncoderBlock"),
+    ),
+    NEIGHBOURED: (f"{TIMM}.volo.Outlooker",),
+    PLACED: (f"{TIMM}.convit.Block", f"{TIMM}.efficientformer.MetaBlock1d"),
+    MIXED: (f"{TIMM}.cait.LayerScaleBlock",),
+    NESTED: (f"{TIMM}.tnt.Block",),
     CHOSEN: (transformers_path("vilt.ViltLayer"),),
     TEXTED: (transformers_path("layoutlmv3.LayoutLMv3Layer"),),
     BATCH_NOT_FIRST: (transformers_path("bridgetower.BridgeTowerResidualAttention"),),

@@ -25,7 +25,7 @@ from ..adapters.registry import (
 from .find_projection import Place, places_of, takes_patches
 from .naming import as_code, class_name, names
 from .trunk_names import ALL, choose, how_to_choose, names_of, what_there_is
-from .why_none import SEQUENCES, why_none, why_unknown
+from .why_none import SEQUENCES, why_none, why_none_of, why_unknown
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,10 @@ def places_in(model: nn.Module, trunks: str | list[str] | None) -> dict[str, Pla
         patched = [path for path in found if any(map(is_patched, model.get_submodule(path).children()))]
         places = places_of(model, found, [*named, *patched])
         if trunks is None or trunks == ALL:
-            places = {path: place for path, place in places.items() if are_proved(model, path)} or places
+            proved = {path: place for path, place in places.items() if are_proved(model, path)}
+            if not proved and (reason := why_none_of(model, places)):
+                raise ValueError(f"{class_name(model)} cannot be patched: {reason}")
+            places = proved or places
     if not places:
         raise ValueError(f"{class_name(model)} cannot be patched: {why_none(model, found)}")
     return places
@@ -190,15 +193,11 @@ def check_block(path: str, block: nn.Module) -> type[Adapter]:
     adapter = adapter_of(block)
     if adapter is None or refusal_of(block) is not None:
         raise ValueError(f"{as_code(path)} cannot be patched: {why_unknown(block)}")
-    check_version(path, block)
+    too_old = why_too_old(unpatched(type(block)).__module__.partition(".")[0])
+    if too_old is not None:
+        raise ValueError(f"{as_code(path)} cannot be patched: {too_old}")
     check_forward(path, block)
     return adapter
-
-
-def check_version(path: str, block: nn.Module) -> None:
-    reason = why_too_old(unpatched(type(block)).__module__.partition(".")[0])
-    if reason is not None:
-        raise ValueError(f"{as_code(path)} cannot be patched: {reason}")
 
 
 def the_projection(trunk: nn.Module, place: Place, title: str) -> nn.Module:

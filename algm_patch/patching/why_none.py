@@ -47,9 +47,30 @@ def why_none(model: nn.Module, found: Iterable[str]) -> str:
             f"no patch projection leads to its transformer blocks, in {names(sequences)}: ALGM finds no convolution "
             "that cuts an image into their tokens"
         )
-    counts = Counter(full_name(module) for module in model.modules())
-    blocks = [block for path in embedded for block in sequences[path]]
-    return why_unknown(max(blocks, key=lambda block: (not attends_to_others(block), counts[full_name(block)])))
+    return why_unknown(likeliest([sequences[path] for path in embedded]))
+
+
+def why_none_of(model: nn.Module, found: Iterable[str]) -> str | None:
+    """Return why none of several sequences of blocks is proved, or what is refused beside them; None if it is just one.
+
+    Args:
+        found: their paths.
+    """
+    refused = next(filter(refusal_of, model.modules()), None)
+    if refused is not None:
+        return why_unknown(refused)
+    sequences = [list(model.get_submodule(path).children()) for path in found]
+    return why_unknown(likeliest(sequences)) if len(sequences) > 1 else None
+
+
+def likeliest(sequences: Iterable[list[nn.Module]]) -> nn.Module:
+    """Return the block, of those in several sequences, that a ViT is likeliest to be made of: of the most common class.
+
+    A decoder's comes after all others.
+    """
+    blocks = [block for sequence in sequences for block in sequence]
+    counts = Counter(map(full_name, blocks))
+    return max(blocks, key=lambda block: (not attends_to_others(block), counts[full_name(block)]))
 
 
 def why_unknown(block: nn.Module) -> str:

@@ -101,7 +101,15 @@ REFUSED = {
     "convolutional stages": (lambda: timm.create_model("mobilevit_xxs"), "ByobNet .*no patch projection"),
     "unknown blocks": (
         lambda: timm.create_model("cait_xxs24_224"),
-        r"LayerScaleBlock has the parts of a block that ALGM knows, but merged tokens differ from the copies",
+        r"LayerScaleBlock, its attention mixes the heads' logits",
+    ),
+    "unknown blocks beside others": (
+        lambda: timm.create_model("xcit_nano_12_p8_224"),
+        r"Xcit cannot be patched: in .*XCABlock, it convolves and pools maps",
+    ),
+    "several sequences, none proved": (
+        lambda: nn.ModuleDict({"left": vit(block_fn=OwnForward), "right": vit(block_fn=OwnForward)}),
+        r"ModuleDict cannot be patched: .*OwnForward has the parts of a block that ALGM knows, but",
     ),
     "no transformer": (lambda: timm.create_model("resnet18"), "ResNet .*no sequence of transformer blocks"),
     "a head": (lambda: nn.Linear(3, 3), "Linear .*no sequence of transformer blocks"),
