@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from algm_patch import apply_algm
+from algm_patch.core.compiling import ONE_GRAPH
 from tests.support.models import build, photo
 
 WIDTH = 16
@@ -149,6 +150,7 @@ def test_images_that_are_embedded_in_chunks_are_a_batch_with_any_prefix(chunks, 
 
 
 @torch.no_grad()
+@pytest.mark.skipif(not ONE_GRAPH, reason="older exports run other copies of the blocks")
 @pytest.mark.parametrize("kind", [Folding, OneByOne])
 def test_an_export_is_refused_too(kind):
     model: Any = apply_algm(kind().eval(), clap_layer=1, gbm_layers=[2], merge_to=0.5)
