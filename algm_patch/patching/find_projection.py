@@ -146,8 +146,8 @@ def takes_patches(layer: nn.Linear) -> bool:
 
 
 def embeds_words(module: nn.Module, blocks: set[nn.Module]) -> bool:
-    """Return whether what a module makes tokens of is known not to be an image: a table of words or positions."""
-    return any(isinstance(layer, nn.Embedding) for _, layer in outside(module, blocks))
+    """Return whether a module makes tokens of words: with a table that is not one of positions."""
+    return any(isinstance(layer, nn.Embedding) and "pos" not in path.lower() for path, layer in outside(module, blocks))
 
 
 def outside(module: nn.Module, blocks: set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -97,6 +97,31 @@ def test_a_projection_of_videos_or_sounds_leaves_no_grid(projection):
         apply_algm(Strange(projection))
 
 
+class Encoder(nn.Module):
+    """Adds positions, of a table, and runs the blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Embedding(30, WIDTH)
+        self.layers = nn.Sequential(*(Block(WIDTH, 4) for _ in range(5)))
+
+    def forward(self, x):
+        return self.layers(x + self.positions.weight)
+
+
+@torch.no_grad()
+def test_a_table_of_positions_is_none_of_words():
+    model: Any = nn.Sequential(patches(), nn.Flatten(2), Transposed(), Encoder()).eval()
+    apply_algm(model, clap_layer=1, gbm_layers=[3])
+    model(photo())
+    assert model.algm.last_pass.grid == (6, 5)
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.mT
+
+
 class Tower(nn.Module):
     """Embeds words, and runs them through blocks of the kind of the ViT beside it."""
 
