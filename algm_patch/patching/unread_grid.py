@@ -86,10 +86,12 @@ class UnreadGrid(Tensor):
         cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function of torch: on the full grid, unless it asks for the form."""
+        if function in OF_FORM and args[0].full is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs or {})
         grids: list[UnreadGrid] = []
         tree_map_only(cls, grids.append, (args, kwargs))
-        # Of the first kind, autograd must see the grid itself; of the second, it is enough.
-        if any(map(in_a_graph, grids)) or (function in OF_FORM and all(grid.full is None for grid in grids)):
+        if any(map(in_a_graph, grids)):  # autograd must see the grid itself
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs or {})
         args, kwargs = tree_map_only(cls, cls.become_full, (tuple(args), kwargs or {}))
