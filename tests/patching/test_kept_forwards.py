@@ -1,5 +1,7 @@
 """Code that keeps a forward of a patched module, and removes the patch under it."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -52,3 +54,53 @@ def test_a_model_of_transformers():
     assert not torch.equal(model(image).last_hidden_state, expected)
     remove_algm(model)
     assert torch.equal(model(image).last_hidden_state, expected)
+
+
+def by_a_partial(module):
+    """Set a forward that calls the bound method with some of its arguments given."""
+    module.forward = partial(module.forward)
+
+
+def by_the_class(module):
+    """Set a forward that calls the function of the class of now."""
+    module.forward = partial(type(module).forward, module)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [by_a_partial, by_the_class])
+def test_methods_kept_of_each_block(keep):
+    model, image = build("ViT"), photo(batch=1)
+    expected = model(image)
+    apply_algm(model, **SETTINGS)
+    for block in model.blocks:
+        keep(block)
+    assert not torch.equal(model(image), expected)
+    remove_algm(model)
+    assert torch.equal(model(image), expected)
+
+
+@torch.no_grad()
+def test_a_hook_that_runs_what_it_kept():
+    model, image, outputs = build("ViT"), photo(batch=1), []
+    expected = model(image)
+    kept = apply_algm(model, **SETTINGS).forward
+    model.register_forward_pre_hook(lambda *_: outputs.append(kept(image)))
+    assert not torch.equal(model(image), expected)
+    remove_algm(model)
+    assert torch.equal(model(image), expected)
+    assert torch.equal(outputs[1], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ran", [False, True])
+def test_taken_away_under_a_compiled_module(ran):
+    torch.compiler.reset()
+    model, image = build("ViT"), photo(batch=1)
+    expected = model(image)
+    compiled = torch.compile(apply_algm(model, **SETTINGS), backend="eager")
+    if ran:
+        assert not torch.equal(compiled(image), expected)
+    remove_algm(compiled)
+    assert not hasattr(compiled, "algm")
+    assert torch.equal(compiled(image), expected)
+    assert [type(part) for part in model.modules()] == [type(part) for part in build("ViT").modules()]

@@ -108,6 +108,28 @@ def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("build_model", "trunks", "settings"),
+    [
+        (Pair, "all", SETTINGS),
+        (OnTop, ["patch_embed", "frame_blocks"], {"gbm_layers": [2], "merge_to": 0.6}),
+    ],
+    ids=["beside each other", "on top"],
+)
+def test_several_in_one_graph(build_model, trunks, settings):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model, image = apply_algm(build_model(), trunks=trunks, **settings), photo(batch=1)
+    expected = model(image)
+    counts = {path: handle.tokens_per_layer for path, handle in model.algm.items()}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(image), expected)
+        assert {path: handle.tokens_per_layer for path, handle in model.algm.items()} == counts
+    assert torch.equal(torch.export.export(model, (image,)).module()(image), expected)
+
+
+@torch.no_grad()
 def test_a_patched_backbone_in_a_later_model():
     backbone = apply_algm(build("ViT", depth=3), **SETTINGS)
     whole = nn.Sequential(backbone, nn.Linear(3, 2))

@@ -107,6 +107,12 @@ SLOW = {
         r"told_of\[(?!eager|whole-eager)": "an eager and a compiled pass in either order",
         r"leaves_nothing_behind.*-True\]": "the same without strict",
     },
+    "patching/test_kept_forwards": {
+        r"compiled_module\[True\]": "one that is compiled after the patch is taken away",
+    },
+    "patching/test_trunks_in_common": {
+        r"in_one_graph\[on top\]": "two ViTs beside each other in one graph",
+    },
     "patching/test_verbs_in_turn": {
         r"after_the_other\[compile \| (?!calibrate)": "compile, then calibrate; calibrate, tune and panels, compiled",
     },
