@@ -12,7 +12,7 @@ from .block_arguments import given_arguments
 from .block_examples import arguments_that_run
 from .huggingface import Layer
 from .huggingface_attention import attention_of, inner_attention
-from .huggingface_parts import parameter_names, why_unknown
+from .huggingface_parts import parameter_names, returns_tuple, why_unknown
 from .registry import structure, unpatched
 from .structure import Call, Structure
 
@@ -38,6 +38,25 @@ class LikeLayer(Layer, Structure):
         return Layer.attention_half(block, x, tokens, **given_arguments(block, args, kwargs))
 
     @staticmethod
+    def packs(block: Any, *args: Any, **kwargs: Any) -> bool:
+        """Return whether attention fuses, without a mask; and without angles, which may be sines or cosines first."""
+        return not given_arguments(block, args, kwargs) and Layer.packs(block, *args, **kwargs)
+
+    @staticmethod
     def examples(block: Any, tokens: int, prefix: int) -> Iterable[Call]:
         """Yield what the forward takes of each kind: see `Structure.examples`."""
         yield arguments_that_run(block, inner_attention(attention_of(block)), tokens, prefix)
+
+
+@structure
+class LikeOldLayer(LikeLayer):
+    """Split a block that returns None beside its tokens, in the place of a map of attention."""
+
+    @staticmethod
+    def fits(block: Any) -> bool:
+        """Return whether the block may return a map, too: see `Structure.fits`."""
+        return LikeLayer.fits(block) and returns_tuple(block)
+
+    @staticmethod
+    def pack(block: Any, x: Tensor) -> Any:
+        return x, None

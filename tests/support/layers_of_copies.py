@@ -65,6 +65,13 @@ class OldLayer(nn.Module):
         return (self.output(self.intermediate(self.layernorm_after(hidden_states)), hidden_states), *maps)
 
 
+class OldFusedLayer(OldLayer):
+    """Returns None where its attention has no map."""
+
+    def forward(self, hidden_states: Tensor, head_mask: Any = None, output_attentions: bool = False) -> Any:
+        return (*super().forward(hidden_states, head_mask, output_attentions), None)
+
+
 class NewAttention(nn.Module):
     """Returns its tokens and no map, and turns the patches by the angles that it is given."""
 
@@ -77,26 +84,31 @@ class NewAttention(nn.Module):
         parts = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (part(hidden_states).unflatten(2, (HEADS, HEAD)).transpose(1, 2) for part in parts)
         if position_embeddings is not None:
-            query, key = (turned(part, *position_embeddings) for part in (query, key))
+            query, key = (self.turned(part, *position_embeddings) for part in (query, key))
         y = scaled_dot_product_attention(query, key, value, attention_mask)
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 
+    def turned(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        prefix, patches = x.tensor_split([x.shape[-2] - sine.shape[-2]], -2)
+        left, right = patches.chunk(2, -1)
+        y = patches * cosine.to(x) + torch.cat([-right, left], -1) * sine.to(x)
+        return torch.cat([prefix, y], -2)
 
-def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Return ``x`` with its last tokens, the patches, turned."""
-    prefix, patches = x.tensor_split([x.shape[-2] - sine.shape[-2]], -2)
-    left, right = patches.chunk(2, -1)
-    y = patches * cosine.to(x) + torch.cat([-right, left], -1) * sine.to(x)
-    return torch.cat([prefix, y], -2)
+
+class SinesFirst(NewAttention):
+    """Takes sines before cosines."""
+
+    def turned(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        return super().turned(x, sine, cosine)
 
 
 class NewLayer(nn.Module):
     """Returns its tokens, and needs an attention mask that may be None."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.self_attn = NewAttention()
+        self.self_attn = attention
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, hidden_states: Tensor, attention_mask: Any, position_embeddings: Any = None) -> Tensor:

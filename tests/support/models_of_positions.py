@@ -25,7 +25,7 @@ from tests.support.attention_of_positions import (
     angles_of,
     places,
 )
-from tests.support.layers_of_copies import NewLayer, OldLayer
+from tests.support.layers_of_copies import NewAttention, NewLayer, OldFusedLayer, OldLayer, SinesFirst
 from tests.support.models import GRID
 
 PATCH = 16
@@ -226,7 +226,9 @@ KINDS: dict[str, Any] = {
     "MLP that adds": lambda: (FfnBlock(Attention(fused=True)), ""),
     "MLP that adds, one norm": lambda: (OneNormBlock(Attention(fused=True)), ""),
     "layer that returns a tuple": lambda: (OldLayer(), ""),
-    "layer that returns its tokens": lambda: (NewLayer(), "embeddings"),
+    "layer that returns a tuple with no map": lambda: (OldFusedLayer(), ""),
+    "layer that returns its tokens": lambda: (NewLayer(NewAttention()), "embeddings"),
+    "layer that is told sines first": lambda: (NewLayer(SinesFirst()), "embeddings"),
 }
 
 
