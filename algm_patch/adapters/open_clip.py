@@ -15,6 +15,7 @@ from .refused import BATCH_NOT_FIRST
 from .registry import path_of, reads_blocks, register
 
 CLIP = "open_clip.transformer"
+ATTENTION = f"{CLIP}.Attention.forward"
 
 
 class ClipBlock(Adapter):
@@ -29,7 +30,10 @@ class ClipBlock(Adapter):
 
 @register(f"{CLIP}.ResidualAttentionBlock.forward")
 class ResidualAttentionBlock(ClipBlock):
-    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key."""
+    """Split a block with torch's MultiheadAttention, which adds a float padding mask to the logits of each key.
+
+    From open_clip 4 on it has open_clip's own attention, which adds any mask.
+    """
 
     @staticmethod
     def attention_half(
@@ -38,6 +42,10 @@ class ResidualAttentionBlock(ClipBlock):
         if k_x is not None or v_x is not None:
             raise ValueError("k_x, v_x: attention to tokens other than the image's own. Call remove_algm first")
         y, heads = block.ln_1(x), block.attn.num_heads
+        if is_own(block.attn, ATTENTION):
+            if attn_mask is not None and tokens.token_map is not None:
+                attn_mask = split_heads(attn_mask.to(y.dtype), heads)
+            return x + block.ls_1(block.attention(q_x=y, attn_mask=tokens.attention_mask(attn_mask)))
         if attn_mask is not None and tokens.token_map is not None:
             attn_mask = tokens.pair(split_heads(attn_mask, heads)).expand(-1, heads, -1, -1).flatten(0, 1)
         if tokens.key_bias is None:
@@ -51,11 +59,11 @@ class ResidualAttentionBlock(ClipBlock):
     @staticmethod
     def takes_mask(block: Any) -> bool:
         own = path_of(type(block).attention) == f"{CLIP}.ResidualAttentionBlock.attention"
-        return own and is_own(block.attn, path_of(nn.MultiheadAttention.forward))
+        return own and is_own(block.attn, path_of(nn.MultiheadAttention.forward), ATTENTION)
 
     @staticmethod
     def refusal(block: Any) -> str | None:
-        return None if block.attn.batch_first else BATCH_NOT_FIRST
+        return None if getattr(block.attn, "batch_first", True) else BATCH_NOT_FIRST
 
 
 @register(f"{CLIP}.CustomResidualAttentionBlock.forward")
@@ -66,14 +74,14 @@ class CustomResidualAttentionBlock(ClipBlock):
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, attn_mask: Tensor | None = None) -> Tensor:
         if attn_mask is not None and tokens.token_map is not None:
             attn_mask = split_heads(attn_mask, block.attn.num_heads)
-            if attn_mask.dtype == torch.bool:  # True: not attended to
+            if attn_mask.dtype == torch.bool and hasattr(block.attn, "use_fsdpa"):  # until open_clip 3: what is left out
                 attn_mask = x.new_zeros(attn_mask.shape).masked_fill_(attn_mask, -torch.inf)
         y = block.attn(block.ln_1(x), attn_mask=tokens.attention_mask(attn_mask))
         return x + block.ls_1(block.ln_attn(y))
 
     @staticmethod
     def takes_mask(block: Any) -> bool:
-        return is_own(block.attn, f"{CLIP}.Attention.forward")
+        return is_own(block.attn, ATTENTION)
 
 
 def split_heads(mask: Tensor, heads: int) -> Tensor:

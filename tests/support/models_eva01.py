@@ -86,7 +86,7 @@ def import_backbones(seg: Path) -> Any:
 @contextmanager
 def old_libraries() -> Iterator[None]:
     """Make importable, for a while, the names that this code imports from mmcv 1, mmseg 0 and its compiled op."""
-    registry = SimpleNamespace(register_module=lambda: lambda cls: cls)
+    registry = SimpleNamespace(register_module=lambda **options: lambda cls: cls)
     stubs: dict[str, dict[str, Any]] = {
         "mmcv": {},
         "mmcv.runner": {"BaseModule": nn.Module, "load_checkpoint": None},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -10,7 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from tests.support.third_party_rows import Built, bare_packages, image, load, row
+from tests.support.models_mmseg import CompiledOps
+from tests.support.third_party_rows import Built, bare_packages, image, load, row, stubs
 
 DINO: dict[str, Any] = {"embed_dim": 64, "depth": 5, "num_heads": 4, "patch_size": 14, "img_size": 70}
 
@@ -139,8 +141,8 @@ def radio_model(cpe_max_size: int | None) -> Any:
 
 def mmpretrain(name: str, **options: Any) -> Built:
     """Return one of mmpretrain's backbones."""
-    bare = load("tests.support.models_mmseg")
-    load("sys").modules.setdefault("mmcv._ext", bare.CompiledOps("mmcv._ext"))
+    sys.modules.setdefault("mmcv._ext", CompiledOps("mmcv._ext"))
+    bare_packages("mmpretrain", "mmpretrain.models")
     arch = {"embed_dims": 64, "num_layers": 5, "num_heads": 4, "feedforward_channels": 128}
     backbone = getattr(load("mmpretrain.models.backbones"), name)
     model = backbone(arch=arch, img_size=(80, 96), patch_size=16, out_type="featmap", out_indices=[1, 4], **options)
@@ -191,6 +193,20 @@ def vitpose() -> Built:
     return model, lambda: model(image(96, 80))
 
 
+def load_lightning_pose(name: str) -> Any:
+    """Return a module of lightning-pose's models, imported without what reads and augments its data."""
+    bare_packages("lightning_pose", "lightning_pose.data")
+    with stubs(
+        imgaug={},
+        imgaug__augmenters={"Sequential": None},
+        imgaug__augmenters__size={},
+        imgaug__augmentables={"Keypoint": None},
+        aniposelib={},
+        aniposelib__cameras={"CameraGroup": object},
+    ):
+        return load(f"lightning_pose.models.{name}")
+
+
 def lightning_pose_encoder(model: Any) -> Any:
     """Return a context in which transformers' models come with random weights and not from the hub."""
     return mock.patch("transformers.AutoModel.from_pretrained", lambda name: model)
@@ -204,7 +220,7 @@ def dinov2_of_transformers() -> Any:
 
 @row("lightning-pose")
 def lightning_pose() -> Built:
-    module = load("lightning_pose.models.heatmap_tracker")
+    module = load_lightning_pose("heatmap_tracker")
     with lightning_pose_encoder(dinov2_of_transformers()):
         model = module.HeatmapTracker(2, backbone="vits_dinov2", pretrained=False, image_size=96)
     return model, lambda: model(image(96, 96))
@@ -212,7 +228,7 @@ def lightning_pose() -> Built:
 
 @row("lightning-pose")
 def lightning_pose_views() -> Built:
-    module = load("lightning_pose.models.heatmap_tracker_multiview")
+    module = load_lightning_pose("heatmap_tracker_multiview")
     with lightning_pose_encoder(dinov2_of_transformers()):
         model = module.HeatmapTrackerMultiviewTransformer(2, 3, backbone="vits_dinov2", pretrained=False, image_size=96)
     return model, lambda: model(image(96, 96, batch=6).unflatten(0, (2, 3)))
