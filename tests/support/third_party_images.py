@@ -195,12 +195,12 @@ def vitpose() -> Built:
 
 def load_lightning_pose(name: str) -> Any:
     """Return a module of lightning-pose's models, imported without what reads and augments its data."""
-    bare_packages("lightning_pose", "lightning_pose.data")
+    bare_packages("lightning_pose")
     with stubs(
         imgaug={},
-        imgaug__augmenters={"Sequential": None},
+        imgaug__augmenters={"Sequential": object},
         imgaug__augmenters__size={},
-        imgaug__augmentables={"Keypoint": None},
+        imgaug__augmentables={"Keypoint": object},
         aniposelib={},
         aniposelib__cameras={"CameraGroup": object},
     ):
