@@ -15,21 +15,14 @@ import json
 import os
 import subprocess
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-import torch
-from torch import Tensor, nn
+from tests.support import third_party_geometry, third_party_images, third_party_others, third_party_segmentation
+from tests.support.third_party_facts import try_row
+from tests.support.third_party_rows import ROWS, Row
 
-from algm_patch import apply_algm, remove_algm
-from tests.support import third_party_geometry, third_party_images, third_party_segmentation  # noqa: F401: their rows
-from tests.support.contract import SETTINGS, permute_in_place_of_clap, trace
-from tests.support.models_mmseg import with_random_weights
-from tests.support.third_party_rows import ROWS, Built, Row
+# Importing them adds their rows to ROWS.
+MODULES = (third_party_geometry, third_party_images, third_party_segmentation, third_party_others)
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "third_party.md"
@@ -84,127 +77,6 @@ def commit(checkout: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-# -- one row
-
-
-def try_row(row: Row, folder: Path) -> dict[str, str]:
-    """Return what came of one model, as cells of the table."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    sys.path[:0] = [str(folder / name) for name in row.folders]
-    sys.path.append(str(folder / ".deps"))
-    os.chdir(folder / row.folders[0])  # some read files of their own from there
-    try:
-        model, forward = row.build()
-    except Exception as error:
-        traceback.print_exc()
-        return {"outcome": f"could not be built: {told(error)}"}
-    cells = {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
-    with_random_weights(model)
-    try:
-        apply_algm(model, **SETTINGS, **row.settings)
-    except Exception as error:
-        traceback.print_exc()
-        return cells | {"outcome": f"refused: {told(error)}"}
-    remove_algm(model)
-    try:
-        return cells | facts((model, forward), row.settings)
-    except Exception as error:
-        traceback.print_exc()
-        return cells | {"outcome": f"patched, then: {told(error)}"}
-
-
-@torch.no_grad()
-def facts(built: Built, settings: dict[str, Any]) -> dict[str, str]:
-    """Return the facts of a model that takes the patch."""
-    model, forward = built
-    expected, before = list(tensors(forward())), trace(model)
-    if not equal(forward, expected):
-        raise RuntimeError("the unpatched model gives something else each time")
-    if not all(each.isfinite().all() for each in expected):
-        raise RuntimeError("the unpatched model gives numbers that are not finite")
-    apply_algm(model, **SETTINGS, **settings)
-    merged = list(tensors(forward()))
-    handles = handles_of(model)
-    tokens = {name: handle.tokens_per_layer for name, handle in handles.items()}
-    taps = {name: handle.last_pass.taps for name, handle in handles.items()}
-    apply_algm(model, **{**SETTINGS, **settings, "tau": 2, "gbm_layers": []})
-    nothing_merged = equal(forward, expected)
-    with pytest.MonkeyPatch.context() as patch:
-        permute_in_place_of_clap(patch)
-        apply_algm(model, **{**SETTINGS, **settings, "gbm_layers": []})
-        shuffled = list(tensors(forward()))
-    remove_algm(model)
-    return {
-        "outcome": "patched" if any(map(merges, tokens.values())) else "patched, but nothing merges",
-        "tokens after each layer": "; ".join(f"{name} {shorter(each)}".strip() for name, each in tokens.items()),
-        "between blocks": "; ".join("merged" if each is not None else "full grid" for each in taps.values()),
-        "full grid outside": yes([each.shape for each in merged] == [each.shape for each in expected]),
-        "merging nothing": "bitwise" if nothing_merged else "DIFFERS",
-        "shuffled tokens": f"{difference(shuffled, expected):.0e}",
-        "removed": "bitwise" if trace(model) == before and equal(forward, expected) else "DIFFERS",
-    }
-
-
-def handles_of(model: Any) -> dict[str, Any]:
-    """Return the handles of the ViTs in a model by name; of the only one, under no name."""
-    return {"": model.algm}
-
-
-def merges(tokens: list[int]) -> bool:
-    """Return whether there are fewer tokens in the end."""
-    return len(set(tokens)) > 1
-
-
-def shorter(tokens: list[int]) -> str:
-    """Return token counts in words: "31 12x3 8"."""
-    runs: list[list[int]] = []
-    for count in tokens:
-        if runs and runs[-1][0] == count:
-            runs[-1][1] += 1
-        else:
-            runs.append([count, 1])
-    return " ".join(str(count) if times == 1 else f"{count}x{times}" for count, times in runs)
-
-
-def tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating point tensors in whatever a model returns."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict):
-        for each in output.values():
-            yield from tensors(each)
-    elif isinstance(output, (list, tuple)):
-        for each in output:
-            yield from tensors(each)
-    elif hasattr(output, "__dict__"):
-        yield from tensors(vars(output))
-
-
-def equal(forward: Callable[[], Any], expected: list[Tensor]) -> bool:
-    """Return whether a model gives the very same numbers."""
-    found = list(tensors(forward()))
-    return len(found) == len(expected) and all(map(torch.equal, found, expected))
-
-
-def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest difference, relative to the spread of the tensor that it is in."""
-    pairs = [(one, other) for one, other in zip(found, expected, strict=True) if other.numel()]
-    return max(float((one - other).abs().max() / (other.std(correction=0) + 1e-12)) for one, other in pairs)
-
-
-def told(error: BaseException) -> str:
-    """Return an error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".replace("|", "/")
-
-
-def yes(fact: bool) -> str:
-    """Return a fact as a cell."""
-    return "yes" if fact else "NO"
-
-
 # -- the table
 
 TITLE = """# Public projects on their own code
@@ -212,7 +84,8 @@ TITLE = """# Public projects on their own code
 Written by `python tests/third_party.py FOLDER`: each model class as its project defines it, built small and with random
 weights, patched, run and restored.
 
-- *between blocks*: whether merged tokens stay merged from block to block, or every block gives back the full grid.
+- *between blocks*: whether merged tokens stay merged from block to block, and how often a loop that is not known read
+  the full grid there; or every block gives back the full grid.
 - *full grid outside*: whether every output of the model has the shape that it has without the patch.
 - *merging nothing*: whether a patch that merges nothing leaves the output as it is, bit for bit.
 - *shuffled tokens*: the largest difference in the output, relative to its spread, if the patches are shuffled where

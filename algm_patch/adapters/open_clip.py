@@ -74,7 +74,9 @@ class CustomResidualAttentionBlock(ClipBlock):
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens, attn_mask: Tensor | None = None) -> Tensor:
         if attn_mask is not None and tokens.token_map is not None:
             attn_mask = split_heads(attn_mask, block.attn.num_heads)
-            if attn_mask.dtype == torch.bool and hasattr(block.attn, "use_fsdpa"):  # until open_clip 3: what is left out
+            if attn_mask.dtype == torch.bool and hasattr(
+                block.attn, "use_fsdpa"
+            ):  # until open_clip 3: what is left out
                 attn_mask = x.new_zeros(attn_mask.shape).masked_fill_(attn_mask, -torch.inf)
         y = block.attn(block.ln_1(x), attn_mask=tokens.attention_mask(attn_mask))
         return x + block.ls_1(block.ln_attn(y))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from tests.support.third_party_rows import Built, image, load, row
@@ -34,7 +32,9 @@ def depth_anything_v2_metric() -> Built:
 
 @row("Video-Depth-Anything")
 def video_depth_anything() -> Built:
-    model = load("video_depth_anything.video_depth").VideoDepthAnything("vits", features=64, out_channels=[48, 96, 192, 384])
+    model = load("video_depth_anything.video_depth").VideoDepthAnything(
+        "vits", features=64, out_channels=[48, 96, 192, 384]
+    )
     return model, lambda: model(image(70, 98, batch=3)[None])
 
 
@@ -58,20 +58,27 @@ def moge_encoder() -> Built:
     return model, lambda: model(image(80, 96), 5, 6, return_class_token=True)
 
 
-@row("vggt")
-def vggt_aggregator() -> Built:
+def vggt() -> Built:
+    """Return VGGT's trunk: a DINOv2, then blocks in turn on each frame and on all frames together."""
     model = load("vggt.models.aggregator").Aggregator(
         img_size=70, embed_dim=384, depth=6, num_heads=6, patch_embed="dinov2_vits14_reg"
     )
     return model, lambda: model(image(70, 98, batch=6).unflatten(0, (2, 3)))
 
 
-@row("vggt")
+@row("vggt", trunks="patch_embed")
 def vggt_patch_embed() -> Built:
-    model = load("vggt.layers.vision_transformer").vit_small(
-        img_size=70, patch_size=14, num_register_tokens=4, block_chunks=0, init_values=1.0
-    )
-    return model, lambda: (model(image(70, 98)), model.get_intermediate_layers(image(70, 98), [2, 5, 11]))
+    return vggt()
+
+
+@row("vggt", trunks="frame_blocks")
+def vggt_frame_blocks() -> Built:
+    return vggt()
+
+
+@row("vggt", trunks="global_blocks")
+def vggt_global_blocks() -> Built:
+    return vggt()
 
 
 @row("Pi3")
@@ -86,7 +93,7 @@ def pi3() -> Built:
     return model, lambda: model(image(70, 98)[None])
 
 
-@row("ml-depth-pro", "ml-depth-pro/src")
+@row("ml-depth-pro", "ml-depth-pro/src", trunks="all")
 def depth_pro() -> Built:
     def vit() -> nn.Module:
         vit = timm.create_model("vit_small_patch16_384", dynamic_img_size=True)
@@ -139,8 +146,14 @@ def dust3r_dpt() -> Built:
 @row("mast3r", "mast3r", "mast3r/dust3r", "mast3r/dust3r/croco")
 def mast3r() -> Built:
     model = load("mast3r.model").AsymmetricMASt3R(
-        img_size=(96, 96), enc_depth=12, dec_depth=12, pos_embed="RoPE100", head_type="catmlp+dpt",
-        output_mode="pts3d+desc24", two_confs=True, **CROCO
+        img_size=(96, 96),
+        enc_depth=12,
+        dec_depth=12,
+        pos_embed="RoPE100",
+        head_type="catmlp+dpt",
+        output_mode="pts3d+desc24",
+        two_confs=True,
+        **CROCO,
     )
     return model, lambda: model(*pair())
 

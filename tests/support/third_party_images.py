@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import timm
 import torch
 from torch import nn
 
-from tests.support.models_mmseg import CompiledOps
-from tests.support.third_party_rows import Built, bare_packages, image, load, row, stubs
+from tests.support.third_party_rows import Built, image, load, row
 
 DINO: dict[str, Any] = {"embed_dim": 64, "depth": 5, "num_heads": 4, "patch_size": 14, "img_size": 70}
 
@@ -39,7 +36,10 @@ def dinov3_vit(**options: Any) -> Any:
 @row("dinov3")
 def dinov3() -> Built:
     model = initialized(dinov3_vit())
-    return model, lambda: (model.forward_features(image(80, 96)), model.get_intermediate_layers(image(80, 96), n=[1, 7]))
+    return model, lambda: (
+        model.forward_features(image(80, 96)),
+        model.get_intermediate_layers(image(80, 96), n=[1, 7]),
+    )
 
 
 @row("dinov3")
@@ -103,7 +103,10 @@ def lightly_train_dinov2() -> Built:
     model = load("lightly_train._models.dinov2_vit.dinov2_vit").DINOv2ViTModelWrapper(
         vits.DinoVisionTransformer(**DINO, init_values=0.1, num_register_tokens=4, block_chunks=0)
     )
-    return model, lambda: (model.forward_features(image(70, 98)), model.forward_multiscale_features(image(70, 98), [1, 3]))
+    return model, lambda: (
+        model.forward_features(image(70, 98)),
+        model.forward_multiscale_features(image(70, 98), [1, 3]),
+    )
 
 
 @row("lightly-train", "lightly-train/src", "lightly")
@@ -137,113 +140,3 @@ def radio_model(cpe_max_size: int | None) -> Any:
     vit = radio.create_model_from_args(SimpleNamespace(cpe_max_size=cpe_max_size, **given))
     conditioner = load("radio.input_conditioner").get_default_conditioner()
     return radio.RADIOModel(vit, conditioner, 16, 128, radio.Resolution(96, 96), torch.tensor([0]))
-
-
-def mmpretrain(name: str, **options: Any) -> Built:
-    """Return one of mmpretrain's backbones."""
-    sys.modules.setdefault("mmcv._ext", CompiledOps("mmcv._ext"))
-    bare_packages("mmpretrain", "mmpretrain.models")
-    arch = {"embed_dims": 64, "num_layers": 5, "num_heads": 4, "feedforward_channels": 128}
-    backbone = getattr(load("mmpretrain.models.backbones"), name)
-    model = backbone(arch=arch, img_size=(80, 96), patch_size=16, out_type="featmap", out_indices=[1, 4], **options)
-    return model, lambda: model(image(80, 96))
-
-
-@row("mmpretrain")
-def mmpretrain_vit() -> Built:
-    return mmpretrain("VisionTransformer")
-
-
-@row("mmpretrain")
-def mmpretrain_beit() -> Built:
-    return mmpretrain("BEiTViT", layer_scale_init_value=0.5)
-
-
-@row("mmpretrain")
-def mmpretrain_deit() -> Built:
-    return mmpretrain("DistilledVisionTransformer")
-
-
-@row("mmpretrain")
-def mmpretrain_deit3() -> Built:
-    return mmpretrain("DeiT3")
-
-
-@row("mmpretrain")
-def mmpretrain_eva02() -> Built:
-    return mmpretrain("ViTEVA02", sub_ln=True)
-
-
-@row("mmpretrain")
-def mmpretrain_sam() -> Built:
-    _, load_first = mmpretrain("VisionTransformer")
-    arch = {"embed_dims": 64, "num_layers": 5, "num_heads": 4, "feedforward_channels": 128, "global_attn_indexes": [4]}
-    model = load("mmpretrain.models.backbones").ViTSAM(arch, img_size=96, patch_size=16, out_channels=16, window_size=3)
-    return model, lambda: model(image(96, 96))
-
-
-# -- keypoints, cells
-
-
-@row("ViTPose", "ViTPose", "mmcv1")
-def vitpose() -> Built:
-    bare_packages("mmpose", "mmpose.models", "mmpose.models.backbones")
-    vit = load("mmpose.models.backbones.vit").ViT
-    model = vit((96, 80), 16, embed_dim=64, depth=5, num_heads=4, qkv_bias=True)
-    return model, lambda: model(image(96, 80))
-
-
-def load_lightning_pose(name: str) -> Any:
-    """Return a module of lightning-pose's models, imported without what reads and augments its data."""
-    bare_packages("lightning_pose")
-    with stubs(
-        imgaug={},
-        imgaug__augmenters={"Sequential": object},
-        imgaug__augmenters__size={},
-        imgaug__augmentables={"Keypoint": object},
-        aniposelib={},
-        aniposelib__cameras={"CameraGroup": object},
-    ):
-        return load(f"lightning_pose.models.{name}")
-
-
-def lightning_pose_encoder(model: Any) -> Any:
-    """Return a context in which transformers' models come with random weights and not from the hub."""
-    return mock.patch("transformers.AutoModel.from_pretrained", lambda name: model)
-
-
-def dinov2_of_transformers() -> Any:
-    transformers = load("transformers")
-    size = {"hidden_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4}
-    return transformers.Dinov2Model(transformers.Dinov2Config(image_size=96, patch_size=16, **size))
-
-
-@row("lightning-pose")
-def lightning_pose() -> Built:
-    module = load_lightning_pose("heatmap_tracker")
-    with lightning_pose_encoder(dinov2_of_transformers()):
-        model = module.HeatmapTracker(2, backbone="vits_dinov2", pretrained=False, image_size=96)
-    return model, lambda: model(image(96, 96))
-
-
-@row("lightning-pose")
-def lightning_pose_views() -> Built:
-    module = load_lightning_pose("heatmap_tracker_multiview")
-    with lightning_pose_encoder(dinov2_of_transformers()):
-        model = module.HeatmapTrackerMultiviewTransformer(2, 3, backbone="vits_dinov2", pretrained=False, image_size=96)
-    return model, lambda: model(image(96, 96, batch=6).unflatten(0, (2, 3)))
-
-
-@row("cellpose", "cellpose", "segment-anything")
-def cellpose_sam() -> Built:
-    bare_packages("cellpose")
-    model = load("cellpose.vit_sam").Transformer(backbone="vit_b", bsize=64)
-    return model, lambda: model(image(64, 64, batch=1))
-
-
-@row("segment-anything")
-def segment_anything() -> Built:
-    vit = load("segment_anything.modeling").ImageEncoderViT
-    size = {"embed_dim": 64, "depth": 5, "num_heads": 4, "out_chans": 16}
-    model = vit(96, 16, **size, use_rel_pos=True, window_size=3, global_attn_indexes=(1, 4))
-    return model, lambda: model(image(96, 96))

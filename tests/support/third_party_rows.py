@@ -67,7 +67,9 @@ def load(name: str) -> Any:
 def image(height: int, width: int, batch: int = 2) -> Tensor:
     """Return images [B, 3, H, W]: smooth, so that neighbours are alike, with some texture."""
     generator = torch.Generator().manual_seed(0)
-    smooth = nn.functional.interpolate(torch.randn(batch, 3, 3, 3, generator=generator), (height, width), mode="bilinear")
+    smooth = nn.functional.interpolate(
+        torch.randn(batch, 3, 3, 3, generator=generator), (height, width), mode="bilinear"
+    )
     return smooth + 0.1 * torch.randn(batch, 3, height, width, generator=generator)
 
 
@@ -101,4 +103,3 @@ def stubs(**modules: dict[str, Any]) -> Iterator[None]:
         for name in modules:
             del sys.modules[name.replace("__", ".")]
         sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
-

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import abc
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tests.support import cases_segmenter, models_eva01, models_mmseg
@@ -26,52 +24,46 @@ class EncoderDecoder(nn.Module):
         return self.decode_head(self.backbone(x))
 
 
-def beside(folder: str) -> None:
-    """Tell the tests' own models where the checkouts are: beside the one that a row runs in."""
-    place = str(Path.cwd()).removesuffix(folder).rstrip("/")
-    os.environ["ALGM_THIRD_PARTY"] = place
-
-
 # -- the paper's four networks
 
 
 @row("segmenter")
 def segmenter() -> Built:
-    beside("segmenter")
     model = cases_segmenter.build("mask")
     return model, lambda: model(image(96, 80))
 
 
 @row("segmenter")
 def segmenter_linear() -> Built:
-    beside("segmenter")
     model = cases_segmenter.build("linear")
     return model, lambda: model(image(96, 80))
 
 
-@row("SETR", "SETR", "mmcv1")
-def setr_pup() -> Built:
+def setr(backbone: str, head: str) -> tuple[Any, Any]:
+    """Return the modules with a backbone and a head of SETR's authors, who have mmseg 0.6 beside them."""
     sys.modules.setdefault("mmcv._ext", models_mmseg.CompiledOps("mmcv._ext"))
     bare_packages("mmseg", "mmseg.models", "mmseg.models.backbones", "mmseg.models.decode_heads")
     with stubs(torch___six={"container_abcs": abc}, mmseg__core={"build_pixel_sampler": None}):
-        vit = load("mmseg.models.backbones.vit").VisionTransformer
-        head = load("mmseg.models.decode_heads.vit_up_head").VisionTransformerUpHead
-    backbone = vit(img_size=(96, 96), embed_dim=64, depth=8, num_heads=4, random_init=True)
+        return load(f"mmseg.models.backbones.{backbone}"), load(f"mmseg.models.decode_heads.{head}")
+
+
+@row("SETR", "SETR", "mmcv1")
+def setr_pup() -> Built:
+    backbones, heads = setr("vit", "vit_up_head")
+    backbone = backbones.VisionTransformer(img_size=(96, 96), embed_dim=64, depth=8, num_heads=4, random_init=True)
     up = {"num_conv": 4, "num_upsampe_layer": 4, "img_size": 96, "embed_dim": 64, "norm_cfg": {"type": "BN"}}
-    model = EncoderDecoder(backbone, head(in_channels=64, channels=64, in_index=7, num_classes=3, **up))
+    head = heads.VisionTransformerUpHead(in_channels=64, channels=64, in_index=7, num_classes=3, **up)
+    model = EncoderDecoder(backbone, head)
     return model, lambda: model(image(96, 96))
 
 
 @row("SETR", "SETR", "mmcv1")
 def setr_mla() -> Built:
-    sys.modules.setdefault("mmcv._ext", models_mmseg.CompiledOps("mmcv._ext"))
-    bare_packages("mmseg", "mmseg.models", "mmseg.models.backbones", "mmseg.models.decode_heads")
-    with stubs(torch___six={"container_abcs": abc}, mmseg__core={"build_pixel_sampler": None}):
-        vit = load("mmseg.models.backbones.vit_mla").VIT_MLA
-        head = load("mmseg.models.decode_heads.vit_mla_head").VIT_MLAHead
+    backbones, heads = setr("vit_mla", "vit_mla_head")
     norm: dict[str, Any] = {"norm_cfg": {"type": "BN"}}
-    backbone = vit(img_size=96, embed_dim=64, depth=8, num_heads=4, mla_channels=32, mla_index=(1, 3, 5, 7), **norm)
-    model = EncoderDecoder(backbone, head(96, 32, 16, in_channels=64, channels=64, num_classes=3, **norm))
+    size = {"img_size": 96, "embed_dim": 64, "depth": 8, "num_heads": 4}
+    backbone = backbones.VIT_MLA(**size, mla_channels=32, mla_index=(1, 3, 5, 7), **norm)
+    model = EncoderDecoder(backbone, heads.VIT_MLAHead(96, 32, 16, in_channels=64, channels=64, num_classes=3, **norm))
     return model, lambda: model(image(96, 96))
 
 
@@ -134,7 +126,6 @@ def token_pruning() -> Built:
 
 def eva01(name: str) -> Built:
     """Return one of the models of EVA-01's segmentation code."""
-    beside("EVA/EVA-01/seg")
     model = models_eva01.build(name)
     return model, lambda: model(models_eva01.image_of(name))
 
