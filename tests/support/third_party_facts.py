@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import algm_patch
 from algm_patch import apply_algm, remove_algm
-from algm_patch.patching.find_vit import full_name
 from algm_patch.patching.forward_pass import ForwardPass
+from algm_patch.patching.naming import full_name
 from algm_patch.trunks import Trunks
 from tests.support.contract import SETTINGS, permute_in_place_of_clap, trace
 from tests.support.models_mmseg import with_random_weights

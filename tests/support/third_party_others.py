@@ -10,10 +10,15 @@ from tests.support.models_mmseg import CompiledOps
 from tests.support.third_party_rows import Built, bare_packages, image, load, row, stubs
 
 
-def mmpretrain(name: str, **options: Any) -> Built:
-    """Return one of mmpretrain's backbones."""
+def mmpretrain_packages() -> None:
+    """Make mmpretrain importable on mmcv without compiled ops, and without its data sets and language models."""
     sys.modules.setdefault("mmcv._ext", CompiledOps("mmcv._ext"))
     bare_packages("mmpretrain", "mmpretrain.models")
+
+
+def mmpretrain(name: str, **options: Any) -> Built:
+    """Return one of mmpretrain's backbones."""
+    mmpretrain_packages()
     arch = {"embed_dims": 64, "num_layers": 5, "num_heads": 4, "feedforward_channels": 128}
     backbone = getattr(load("mmpretrain.models.backbones"), name)
     model = backbone(arch=arch, img_size=(80, 96), patch_size=16, out_type="featmap", out_indices=[1, 4], **options)
@@ -47,7 +52,7 @@ def mmpretrain_eva02() -> Built:
 
 @row("mmpretrain")
 def mmpretrain_sam() -> Built:
-    _, load_first = mmpretrain("VisionTransformer")
+    mmpretrain_packages()
     arch = {"embed_dims": 64, "num_layers": 5, "num_heads": 4, "feedforward_channels": 128, "global_attn_indexes": [4]}
     model = load("mmpretrain.models.backbones").ViTSAM(arch, img_size=96, patch_size=16, out_channels=16, window_size=3)
     return model, lambda: model(image(96, 96))
@@ -80,7 +85,7 @@ def load_lightning_pose(name: str) -> Any:
 
 def lightning_pose_encoder(model: Any) -> Any:
     """Return a context in which transformers' models come with random weights and not from the hub."""
-    return mock.patch("transformers.AutoModel.from_pretrained", lambda name: model)
+    return mock.patch("transformers.AutoModel.from_pretrained", return_value=model)
 
 
 def dinov2_of_transformers() -> Any:

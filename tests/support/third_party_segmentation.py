@@ -115,15 +115,6 @@ def segvit_mmseg1() -> Built:
     return model, lambda: model(image(96, 96))
 
 
-@row("Dynamic-Token-Pruning")
-def token_pruning() -> Built:
-    models_mmseg.mmseg()
-    bare_packages("mmseg_custom", "mmseg_custom.backbone")
-    vit = load("mmseg_custom.backbone.vit_prune").ViT_prune
-    model = vit(num_classes=3, img_size=96, embed_dims=64, num_layers=5, num_heads=4)
-    return model, lambda: model(image(96, 96), model)
-
-
 def eva01(name: str) -> Built:
     """Return one of the models of EVA-01's segmentation code."""
     model = models_eva01.build(name)
