@@ -85,6 +85,8 @@ class BeitTransformerEncoderLayer(MmsegBlock):
 @reads_blocks(
     f"{BACKBONES}.vit.VisionTransformer.forward", f"{BACKBONES}.beit.BEiT.forward", f"{BACKBONES}.mae.MAE.forward"
 )
-def blocks_read(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int]:
-    """Return the blocks whose output the trunk returns, and the last."""
+def blocks_read(trunk: Any, *args: Any, **kwargs: Any) -> Iterable[int] | None:
+    """Return the blocks whose output the trunk returns, and the last; None for SETR's trunk in its fork of mmseg."""
+    if not hasattr(trunk, "layers"):
+        return None
     return [*trunk.out_indices, len(trunk.layers) - 1]

@@ -6,7 +6,7 @@ A subclass with a method of its own is another function, and is not mistaken for
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,9 +33,12 @@ class Proof(NamedTuple):
     reason: str | None
 
 
+Reader = Callable[..., Iterable[int] | None]
+R = TypeVar("R", bound=Reader)
+
 # All by the path of a function: see `path_of`.
 ADAPTERS: dict[str, type[Adapter]] = {}
-READERS: dict[str, Callable[..., Iterable[int]]] = {}
+READERS: dict[str, Reader] = {}
 HEADS: dict[str, str] = {}
 # Tried in this order on blocks that no adapter is registered for.
 STRUCTURES: list[type[Structure]] = []
@@ -77,17 +80,18 @@ def check_complete(adapter: type[Adapter]) -> None:
             raise TypeError(f"{name} has no {half}: write that part of the block's forward as a static method")
 
 
-def reads_blocks(*methods: str) -> Callable[[Callable[..., Iterable[int]]], Callable[..., Iterable[int]]]:
+def reads_blocks(*methods: str) -> Callable[[R], R]:
     """Register the decorated function as the one that knows which blocks' outputs these methods read.
 
     The function takes the arguments of a call of the method, and returns the blocks (from 0) whose output that call
-    reads. The method must pass every other block's output on to the next block and nowhere else.
+    reads; None if the method is another one of the same path, in a fork of the library. The method must pass every
+    other block's output on to the next block and nowhere else.
 
     Args:
         methods: paths of methods that run the blocks.
     """
 
-    def add(blocks_read: Callable[..., Iterable[int]]) -> Callable[..., Iterable[int]]:
+    def add(blocks_read: R) -> R:
         READERS.update(dict.fromkeys(methods, blocks_read))
         return blocks_read
 
@@ -181,7 +185,7 @@ def why_hidden(block: nn.Module) -> str | None:
     return None if hidden is None else f"its {hidden} has a forward set on the instance. Undo what set it first"
 
 
-def readers_of(cls: type[nn.Module]) -> dict[str, Callable[..., Iterable[int]]]:
+def readers_of(cls: type[nn.Module]) -> dict[str, Reader]:
     """Return the methods of a class that run the blocks, by name, each with the function that knows what it reads."""
     found = {}
     for path, blocks_read in READERS.items():

@@ -13,7 +13,6 @@ Something may keep such a forward of a module from which the patch was removed (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -21,16 +20,17 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
+from ..adapters.registry import Reader
 from ..core.compiling import by_frames, refuse_fx_trace, refuse_jit_trace
 from .bookkeeping import EAGER, TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
-from .not_the_grid import alone
+from .not_the_grid import alone, refuse_tuple
 from .runtime import Runtime
 from .signatures import looks_like
 
 # Methods that run the blocks, by name, each with the function that tells which blocks a call of it reads.
-Readers = dict[str, Callable[..., Iterable[int]]]
+Readers = dict[str, Reader]
 
 
 def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -94,6 +94,8 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if isinstance(x, list):
             x, *others = alone(self, x, *others)
             return [forward(self, x, *others, **{name: alone(self, value)[0] for name, value in kwargs.items()})]
+        if isinstance(x, tuple):
+            refuse_tuple(self, x)
         if isinstance(x, Proxy):  # a model around the patched one is traced
             refuse_fx_trace()
         runtime = part.runtime
@@ -177,13 +179,14 @@ def driver_methods(original: Any, readers: Readers) -> dict[str, Any]:
     return {name: telling_what_it_reads(getattr(original, name), blocks_read) for name, blocks_read in readers.items()}
 
 
-def telling_what_it_reads(method: Any, blocks_read: Callable[..., Iterable[int]]) -> Any:
+def telling_what_it_reads(method: Any, blocks_read: Reader) -> Any:
     """Return a method that runs the blocks, which says first whose output it reads."""
 
     def read(bookkeeping: Bookkeeping, self: Any, *args: Any, **kwargs: Any) -> Any:
         runtime = self.algm_part.runtime
         passes = runtime.passes
-        outer, passes.taps = passes.taps, frozenset(blocks_read(self, *args, **kwargs))
+        known = blocks_read(self, *args, **kwargs)
+        outer, passes.taps = passes.taps, None if known is None else frozenset(known)
         try:
             output = method(self, *args, **kwargs)
             bookkeeping.close_pass(runtime, passes, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -45,3 +45,11 @@ def alone(block: Any, *inputs: Any) -> list[Any]:
                 "one batch of tokens with one grid. Run them one after the other, or call remove_algm first"
             )
     return [given[0] if isinstance(given, list) else given for given in inputs]
+
+
+def refuse_tuple(block: Any, given: tuple[Any, ...]) -> NoReturn:
+    """Raise ValueError: a block was given several tensors in the place of its tokens."""
+    raise ValueError(
+        f"{type(block).__name__} was given a tuple of {len(given)} as its tokens, such as queries of a smaller grid "
+        "and the keys that they look at, where ALGM expects one batch of tokens with one grid. Call remove_algm first"
+    )

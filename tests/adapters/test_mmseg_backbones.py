@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.models import VisionTransformer
 from torch import nn
 
 from algm_patch import apply_algm, remove_algm
@@ -144,3 +145,27 @@ def test_checkpointing_turned_on_by_the_runner():
     plain, recomputed = (gradients_of(model, photo().requires_grad_()) for model in models)
     assert len(plain) == len(list(models[0].parameters()))
     assert_same(recomputed, plain)
+
+
+class Fork(VisionTransformer):  # type: ignore[misc]
+    """Stands for SETR's trunk: under the path of mmsegmentation's, but its blocks are elsewhere."""
+
+    def forward(self, image):
+        x, outputs = self._pos_embed(self.patch_embed(image)), []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return tuple(outputs)
+
+
+@torch.no_grad()
+def test_a_fork_may_have_another_trunk_at_the_same_path(monkeypatch):
+    monkeypatch.setattr(Fork.forward, "__module__", "mmseg.models.backbones.vit")
+    monkeypatch.setattr(Fork.forward, "__qualname__", "VisionTransformer.forward")
+    model, image = Fork(img_size=(96, 80), embed_dim=64, depth=5, num_heads=4).eval(), photo()
+    expected = model(image)
+    apply_algm(model, **{**SETTINGS, "tau": 2, "gbm_layers": []})
+    assert all(map(torch.equal, model(image), expected))
+    apply_algm(model, **SETTINGS)
+    assert [output.shape for output in model(image)] == [output.shape for output in expected]
+    assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < 31

@@ -8,6 +8,7 @@ from torch import nn
 
 from algm_patch import Adapter, apply_algm, register
 from algm_patch.adapters import registry
+from tests.support.models import build, photo
 
 
 class Block(nn.Module):
@@ -82,3 +83,12 @@ def test_a_list_of_several_is_refused_in_words():
     apply_algm(model, gbm_layers=[3])
     with pytest.raises(ValueError, match=r"Block was given a list of 2 tensors, .* Run them one after the other"):
         model(image, image)
+
+
+@torch.no_grad()
+def test_a_tuple_of_tokens_is_refused_in_words():
+    """As a layer that shrinks the grid is given it: its queries, and what they look at."""
+    model = apply_algm(build("ViT"))
+    x = model._pos_embed(model.patch_embed(photo()))
+    with pytest.raises(ValueError, match=r"Block was given a tuple of 2 as its tokens, .* one batch of tokens"):
+        model.blocks[0]((x, x))

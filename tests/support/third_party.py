@@ -18,3 +18,9 @@ def third_party(name: str) -> Path:
     if str(path) not in sys.path:  # nothing of a checkout can be installed
         sys.path.append(str(path))
     return path
+
+
+def import_from(*checkouts: Path, needed: Path) -> None:
+    """Make checkouts importable before anything that is installed, and what they need after it."""
+    sys.path[:0] = map(str, checkouts)
+    sys.path.append(str(needed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from algm_patch.patching.naming import full_name
 from algm_patch.trunks import Trunks
 from tests.support.contract import SETTINGS, permute_in_place_of_clap, trace
 from tests.support.models_mmseg import with_random_weights
+from tests.support.third_party import import_from
 from tests.support.third_party_rows import Built, Row
 from tests.support.third_party_segmentation import EncoderDecoder
 
@@ -30,8 +30,7 @@ def try_row(row: Row, folder: Path) -> dict[str, str]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sys.path[:0] = [str(folder / name) for name in row.folders]
-    sys.path.append(str(folder / ".deps"))
+    import_from(*(folder / name for name in row.folders), needed=folder / ".deps")
     os.chdir(folder / row.folders[0])  # some read files of their own from there
     os.environ["ALGM_THIRD_PARTY"] = str(folder)  # for models that tests build too
     try:
