@@ -147,7 +147,7 @@ def test_checkpointing_turned_on_by_the_runner():
     assert_same(recomputed, plain)
 
 
-class Fork(VisionTransformer):  # type: ignore[misc]
+class Fork(VisionTransformer):
     """Stands for SETR's trunk: under the path of mmsegmentation's, but its blocks are elsewhere."""
 
     def forward(self, image):

@@ -119,6 +119,9 @@ SLOW = {
     "test_segmentation": {
         r"test_processes_share_the_images\[accelerate\]": "the same with torchrun",
     },
+    "test_third_party": {
+        r"ends_the_run\[(?!a ViT|ends the process)": "a project that is patched, and one that ends its process",
+    },
     "test_training_benchmark": {
         r"rows_of_table_4d": "each way to train, by itself",
     },
