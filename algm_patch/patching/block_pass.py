@@ -31,9 +31,9 @@ class BlockPass:
         num_prefix_tokens: those that stand before the patches here. They may become more from block to block.
         merges: those to carry out here.
         tokens: what the block's attention must know of its tokens.
-        idle: whether nothing was merged before, and nothing merges here; or the block is given several views.
-        views: how many views, frames or crops the sequences hold that the block is given. Of several it is given the
-            full grids, and leaves them.
+        idle: whether nothing was merged before, and nothing merges here.
+        views: how many views, frames or crops each sequence holds that the block is given. Of several it is given the
+            full grids, and leaves them; maps and tokens are of whole sequences.
         plans: of the merges, made when the tokens first come by.
         unread: the full grid, while nothing has read it.
         handed: whether the block before handed its merged tokens on.

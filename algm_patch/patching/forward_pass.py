@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from ..settings.settings import Settings
 from .block_pass import BlockPass, Regroup
 from .merges import Merge, merges_of
 from .not_the_grid import not_whole, several_grids
-from .views import block_of_views, views_in
+from .views import block_of_views, rows_of, views_in
 
 
 class ForwardPass:
@@ -111,7 +112,7 @@ class ForwardPass:
             newest = self.batch if self.blocks else self.grids
             views = views_in(x, self.grid, length, self.embedded, newest) if merged is None and not self.doubtful else 1
             if views > 1:
-                return self._given_views(layer, x, views)
+                return self._given_views(layer, x, views, before)
             before = self._joined(layer, x, before, length, merged is not None)
         if merged is None:
             self.batch, self.width, self.device = x.shape[0], x.shape[2], x.device
@@ -128,21 +129,21 @@ class ForwardPass:
         waits, idle = gives_grid and not surely_read and not last, before is None and not merges
         prefix = self.num_prefix_tokens
         block = BlockPass(before, before, regroup, gives_grid, waits, last, prefix, merges, tokens, idle)
-        self.blocks[layer] = block
-        return block
+        return self.blocks.setdefault(layer, block)
 
     def _block_before(self, layer: int) -> BlockPass | None:
         """Return the last block that has run before this one (counted from 0) on sequences of one grid each."""
         earlier = [index for index, block in self.blocks.items() if index < layer and block.views == 1]
         return self.blocks[max(earlier)] if earlier else None
 
-    def _given_views(self, layer: int, x: Tensor, views: int) -> BlockPass:
-        """Return what a block (counted from 0) is to do with several views in each sequence: what it ever did."""
+    def _given_views(self, layer: int, x: Tensor, views: int, before: TokenMap | None) -> BlockPass:
+        """Return what a block (counted from 0) is to do with several views in each sequence: attend, and not merge."""
         if layer in self.merges:
             raise several_grids(layer, x, self.num_prefix_tokens, self.grid, self.embedded)
         self.batch, self.width, self.device = self.embedded, x.shape[2], x.device
-        self.blocks[layer] = block = block_of_views(x, self.grid, views, last=layer + 1 == self.depth)
-        return block
+        rows = rows_of(before, x) if self.settings.merge_to is None else None  # which waits for no device
+        tokens, last = replace(self._tokens_of(rows, x.dtype), num_prefix_tokens=0), layer + 1 == self.depth
+        return self.blocks.setdefault(layer, block_of_views(x, self.grid, views, last, tokens))
 
     def _joined(self, layer: int, x: Tensor, before: TokenMap | None, length: int, merged: bool) -> TokenMap | None:
         """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..core.layer_tokens import LayerTokens
-from .block_pass import BlockPass
+from ..core.packing import Packing
+from ..core.token_map import TokenMap
+from .block_pass import BlockPass, Regroup
 
 
 def views_in(x: Tensor, grid: tuple[int, int], length: int, grids: int, newest: int) -> int:
@@ -24,11 +27,37 @@ def views_in(x: Tensor, grid: tuple[int, int], length: int, grids: int, newest: 
     return max(2, grids // max(1, x.shape[0]))
 
 
-def block_of_views(x: Tensor, grid: tuple[int, int], views: int, last: bool) -> BlockPass:
-    """Return the part of a block that is given several views in each sequence: it runs as ever, on the full grids.
+def rows_of(views: TokenMap | None, x: Tensor) -> TokenMap | None:
+    """Return the map of each sequence as a whole, of the map of each view; None if it is not known to fit the tokens.
 
-    Where one view ends in a sequence, and in which order its patches stand there, is not known.
+    It fits if the copies that each group has there are equal: a sequence then holds one view after the other, or might.
+
+    Args:
+        x: [B, V * L, D], the full grids, with the prefix of each view.
     """
-    prefix = max(0, x.shape[1] // views - grid[0] * grid[1])  # of each
-    tokens = LayerTokens(None, None, prefix)
-    return BlockPass(None, None, "none", True, False, last, prefix, [], tokens, idle=True, views=views)
+    if views is None or torch.compiler.is_compiling():
+        return None
+    batch, length = views.labels.shape
+    if x.shape[0] * x.shape[1] != batch * length:
+        return None
+    each = x.reshape(batch, length, x.shape[2])
+    if not torch.equal(views.unmerge(views.take(each)), each):
+        return None
+    counts = (views.sizes > 0).sum(1).view(x.shape[0], -1)
+    starts = counts.cumsum(1) - counts
+    labels = (views.labels.view(*counts.shape, length) + starts[..., None]).flatten(1)
+    packing = Packing.read(counts.sum(1))
+    sizes = packing.unpack(views.pack(views.sizes).reshape(1, -1))
+    return TokenMap(labels, sizes, None if packing.even else packing)
+
+
+def block_of_views(x: Tensor, grid: tuple[int, int], views: int, last: bool, tokens: LayerTokens) -> BlockPass:
+    """Return the part of a block that is given several views in each sequence.
+
+    Args:
+        x: [B, L, D].
+        tokens: merged, if their order is known; else the block runs as ever, on the full grids.
+    """
+    rows, prefix = tokens.token_map, max(0, x.shape[1] // views - grid[0] * grid[1])  # of each
+    regroup: Regroup = "none" if rows is None else "take"
+    return BlockPass(rows, rows, regroup, True, False, last, prefix, [], tokens, idle=rows is None, views=views)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..adapters.cost import CONVOLUTIONS, BlockCost, explain_failure, layers_in, without_memory
 from ..core.matching import num_proposals, num_receivers
+from ..patching.block_pass import BlockPass
 from ..patching.find_vit import Vit
 from ..patching.forward_pass import ForwardPass
 
@@ -45,9 +46,10 @@ class VitCost:
             before = whole if block.before is None else token_counts(block.before.sizes)
             after = whole if block.after is None else token_counts(block.after.sizes)
             in_mlp = after if past.settings.place == "before_mlp" else before
-            # Attention of several views in one sequence is shared by them.
-            views = block.views
-            costs = [self.blocks[layer](a * views, m * views) // views for a, m in zip(before, in_mlp, strict=True)]
+            if block.views > 1:  # each has its part in the cost of its sequence, in which nothing merges
+                before = [count * block.views for count in whole] if block.before is None else each_view(before, block)
+                in_mlp = before
+            costs = [self.blocks[layer](*counts) // block.views for counts in zip(before, in_mlp, strict=True)]
             totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
             for plan in block.plans.values():
                 matching = [matching_cost(n, block.num_prefix_tokens, plan.width) for n in token_counts(plan.sizes)]
@@ -62,6 +64,11 @@ class VitCost:
             count = (block.num_prefix_tokens + patches) * block.views
             total += self.blocks[layer](count, count) // block.views
         return total
+
+
+def each_view(counts: list[int], block: BlockPass) -> list[int]:
+    """Return for each view how many tokens its sequence has."""
+    return [count for count in counts for _ in range(block.views)]
 
 
 def vit_cost(trunk: nn.Module, vit: Vit, grid: tuple[int, int]) -> VitCost:

@@ -83,7 +83,7 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
             before, after = token_range(plan.sizes), token_range(plan.step.sizes)
             lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
     if mixed := [str(layer + 1) for layer, block in blocks if block.views > 1]:
-        lines.append(f"  several views in one sequence, on their full grids, in layer {', '.join(mixed)}")
+        lines.append(f"  several views in one sequence, where nothing more merges, in layer {', '.join(mixed)}")
     if past.taps is None:
         lines.append(f"  {between_blocks(blocks)}")
     elif given := [str(layer + 1) for layer, block in blocks if block.gives_grid and block.after is not None]:
@@ -104,12 +104,15 @@ def between_blocks(blocks: list[tuple[int, BlockPass]]) -> str:
 
 
 def tokens_per_layer(past: ForwardPass) -> list[int]:
-    """Return the tokens, prefix included, that each block of a forward pass left; the most of any image."""
+    """Return the tokens, prefix included, that each block of a forward pass left; the most of any image.
+
+    Of several views in one sequence, each has the same part.
+    """
     patches = past.grid[0] * past.grid[1]
     blocks = [past.blocks[layer] for layer in sorted(past.blocks)]
-    return [
-        block.num_prefix_tokens + patches if block.after is None else block.after.sizes.shape[1] for block in blocks
-    ]
+    whole = [block.num_prefix_tokens + patches for block in blocks]
+    left = [None if block.after is None else -(-block.after.sizes.shape[1] // block.views) for block in blocks]
+    return [count if merged is None else merged for count, merged in zip(whole, left, strict=True)]
 
 
 def token_range(sizes: Tensor) -> str:
