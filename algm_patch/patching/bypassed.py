@@ -11,6 +11,7 @@ from .forward_pass import ForwardPass
 from .naming import class_name
 from .runtime import Runtime
 from .tracker import NOT_IN_BACKWARD, Passes, backward_pass, memory_of
+from .unread_grid import make_unread
 
 # So many patch embeddings in a row without a block are no crops or frames that go through the blocks together.
 MANY_IDLE = 32
@@ -27,6 +28,8 @@ def check_over(runtime: Runtime, owner: nn.Module | None = None) -> None:
     past = runtime.threads.passes.newest
     if past is None or past.over:
         return
+    if past.waited:
+        make_unread(past.blocks.values())  # of a loop that ended before the last block
     if past.merges.keys() <= past.blocks.keys():
         past.over = True
     elif missing := past.passed_by():

@@ -112,6 +112,7 @@ def make_unread(blocks: Iterable[BlockPass]) -> None:
         grid = None if block.unread is None else block.unread()
         if grid is not None:
             grid.become_full()
+        block.unread = None
 
 
 def in_a_graph(grid: UnreadGrid) -> bool:

@@ -100,7 +100,10 @@ def between_blocks(blocks: list[tuple[int, BlockPass]]) -> str:
     line = "every block gave back the full grid: a method that ALGM does not know ran them"
     if any(block.waits for _, block in blocks):
         return line
-    return f"{line}, with gradients or a compiler. With neither, they give it back where something reads it"
+    return (
+        f"{line}, with gradients or a compiler. With neither, they give it back where something reads it; and always, "
+        "if algm_patch.adapters.reads_blocks names what the method reads"
+    )
 
 
 def tokens_per_layer(past: ForwardPass) -> list[int]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from algm_patch import apply_algm
 from tests.support.batches import unlike
@@ -72,6 +73,7 @@ def test_a_loop_that_needs_gradients_is_told_what_it_pays():
     kept = run_loop(model, photo(), ["keep"] * 5)
     assert all(type(x) is torch.Tensor and x.requires_grad for x in kept)
     assert "ran them, with gradients or a compiler. With neither, they give it back where" in str(model.algm)
+    assert "reads_blocks" in str(model.algm)
 
 
 @torch.no_grad()
@@ -81,6 +83,31 @@ def test_behind_the_last_block_all_is_ordinary():
     assert {type(x) for x in kept} == {torch.Tensor}
     with at_every_block():
         assert_same(kept, run_loop(model, photo(), ["keep"] * 5))
+
+
+class EndsEarly(nn.Module):
+    """Runs four of five blocks, and returns what they left."""
+
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, image):
+        x, kept = self.vit._pos_embed(self.vit.patch_embed(image)), []
+        for block in self.vit.blocks[:4]:
+            x = block(x)
+            kept.append(x)
+        return kept
+
+
+@torch.no_grad()
+def test_behind_a_loop_that_ends_early_all_is_ordinary():
+    model = apply_algm(EndsEarly(build("ViT")), **SETTINGS)
+    kept = model(photo())
+    assert "nothing read the full grid" in str(model.algm)
+    assert {type(x) for x in kept} == {torch.Tensor}
+    with at_every_block():
+        assert_same(kept, model(photo()))
 
 
 @torch.no_grad()
