@@ -10,9 +10,6 @@ A copy of the block, with random weights, is run beside the halves:
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
 from ..core.token_map import TokenMap
+from .by_itself import by_itself, devices_of, seeded
 from .cost import layers_in
 from .proof_key import state_of
 from .random_copy import normal, random_copy
@@ -35,19 +33,22 @@ BY_PLACES = "a permutation of the patches does not permute its output: it depend
 
 def prove(adapter: type[Structure], block: nn.Module) -> str | None:
     """Return what differs between a block and the halves of an adapter, or why it cannot be tried; None if proved."""
-    with by_itself():
-        try:
-            return adapter.refusal(block) or why_not(adapter, block)
-        except Exception as error:
-            return f"tried on random tokens, it raised {type(error).__name__}: {error}"
+    reason = None
+    for device in devices_of(block):
+        with by_itself(device):
+            try:
+                return adapter.refusal(block) or why_not(adapter, block, device)
+            except Exception as error:
+                reason = f"tried on random tokens, it raised {type(error).__name__}: {error}"
+    return reason
 
 
-def why_not(adapter: type[Structure], block: nn.Module) -> str | None:
+def why_not(adapter: type[Structure], block: nn.Module, device: torch.device) -> str | None:
     """Return why a block is not what the halves of an adapter are; None if it is."""
     window = longest_window(block)
     if window > MOST:
         return f"one of its modules has a window of {window} tokens: attention may see part of them only"
-    own, patches = random_copy(block), PATCHES + 2 * window
+    own, patches = random_copy(block).to(device), PATCHES + 2 * window
     calls = adapter.examples(own, adapter.prefix + patches, adapter.prefix)
     return next(filter(None, (differs(adapter, own, call, patches) for call in calls)), None)
 
@@ -58,7 +59,7 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
     token_map = merge_of(adapter, block, call, patches)
     generator = torch.Generator("cpu").manual_seed(1)
     width = layers_in(block)[0].inputs
-    x = token_map.unmerge(normal((*token_map.sizes.shape, width), generator))
+    x = token_map.unmerge(normal((*token_map.sizes.shape, width), generator).to(token_map.sizes.device))
     before = state_of(block)
     with torch.no_grad():
         # Merged tokens go first: what a call leaves behind for the next would not fit it.
@@ -76,8 +77,8 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
         return f"its forward leaves {left} behind, in which merged tokens would not be known"
     block.train()
     x = x.flip(0)  # for whatever was kept of these images
-    output = seeded(lambda: block(x.clone(), *args, **kwargs))
-    halves = seeded(lambda: run_halves(adapter, block, x, LayerTokens(None, None, adapter.prefix), call))
+    output = seeded(x.device, lambda: block(x.clone(), *args, **kwargs))
+    halves = seeded(x.device, lambda: run_halves(adapter, block, x, LayerTokens(None, None, adapter.prefix), call))
     block.eval()
     if (reason := differ(adapter.pack(block, halves), output, adapter.rounding)) is not None:
         return f"the halves differ from its forward {reason} in training"
@@ -95,11 +96,11 @@ def merge_of(adapter: type[Structure], block: nn.Module, call: Call, patches: in
     It merges the last three patches; or, if attention is not told of sizes, all tokens two by two. If it is told of
     places instead, which no such two share, it merges none.
     """
-    tokens = torch.arange(adapter.prefix + patches, device="cpu")
+    tokens = torch.arange(adapter.prefix + patches)
     if adapter.takes_mask(block):
         return reordered(tokens.clamp(max=len(tokens) - 3), adapter.prefix)
     if call == ((), {}):
-        return reordered(torch.arange(2 * patches, device="cpu") // 2, 0)
+        return reordered(torch.arange(2 * patches) // 2, 0)
     return reordered(tokens, adapter.prefix)
 
 
@@ -109,8 +110,8 @@ def reordered(labels: Tensor, prefix: int) -> TokenMap:
     orders = [
         torch.cat(
             [
-                torch.arange(prefix, device="cpu"),
-                torch.randperm(count - prefix, generator=generator, device="cpu") + prefix,
+                torch.arange(prefix),
+                torch.randperm(count - prefix, generator=generator, device="cpu").to(labels.device) + prefix,
             ]
         )[labels]
         for _ in range(IMAGES)
@@ -128,7 +129,7 @@ def run_merged(adapter: type[Structure], block: nn.Module, x: Tensor, token_map:
 def why_merged_differ(adapter: type[Structure], block: nn.Module, x: Tensor, call: Call, gap: float) -> str:
     """Return why merged tokens differ, by so much, from the copies that they hold."""
     args, kwargs = call
-    permuted = reordered(torch.arange(x.shape[1], device="cpu"), adapter.prefix)
+    permuted = reordered(torch.arange(x.shape[1]), adapter.prefix)
     found = run_halves(adapter, block, permuted.take(x), LayerTokens(permuted, None, adapter.prefix), call)
     if distance(found, permuted.take(tokens_of(block(x.clone(), *args, **kwargs)))) > ROUNDED:
         return BY_PLACES
@@ -184,30 +185,3 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str | None:
 def tokens_of(output: Any) -> Tensor:
     """Return the tokens in a block's output."""
     return output[0] if isinstance(output, tuple | list) else output
-
-
-# -- leaving no trace
-
-
-def seeded(compute: Callable[[], Any]) -> Any:
-    """Return what is computed with random numbers of one seed."""
-    torch.default_generator.manual_seed(0)
-    random.seed(0)
-    return compute()
-
-
-def no_autocast() -> torch.autocast:
-    """Return a context in which the CPU computes in the dtype of its tensors."""
-    return torch.autocast("cpu", enabled=False)
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """Run what the caller's context does not change, and which leaves no trace in it."""
-    state, others = torch.default_generator.get_state(), random.getstate()
-    try:
-        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), no_autocast():
-            yield
-    finally:
-        torch.default_generator.set_state(state)
-        random.setstate(others)

@@ -7,9 +7,10 @@ from math import prod
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-# In names of attributes that limit which tokens meet. A proof on fewer tokens than that would not see the limit.
+# In names of what limits which tokens meet. A proof on fewer tokens than that would not see the limit.
 LIMITS = ("window", "local", "neighb", "chunk", "kernel", "dilat", "radius", "band", "span", "block_size", "stride")
 # Of more than so many tokens a proof would take long.
 MOST = 400
@@ -18,15 +19,31 @@ MOST = 400
 def longest_window(block: nn.Module) -> int:
     """Return the largest number of tokens that attention may be limited to; 0 if nothing says that it is.
 
-    That is, by an attribute of one of the block's modules, or by a number in their code. The window of a table of
-    biases is the whole grid: what takes more tokens than that is found out where such tables are cut for a proof.
+    That is, by an attribute of one of the block's modules, half a mask that it holds, or a number in their code. The
+    window of a table of biases is the whole grid: what takes more tokens than that is found out where such tables are
+    cut for a proof.
     """
     found = 0
     for part in block.modules():
         attributes = {} if getattr(part, "relative_position_index", None) is not None else vars(part)
-        limits = [tokens_in(value) for name, value in attributes.items() if any(word in name for word in LIMITS)]
-        found = max([found, *limits, *(number for number in constants(part) if number <= MOST)])
+        limits = [tokens_in(value) for name, value in attributes.items() if says_limit(name)]
+        masks = [
+            buffer.shape[-1] // 2 - 4 for buffer in part._buffers.values() if buffer is not None and is_mask(buffer)
+        ]
+        found = max([found, *limits, *masks, *(number for number in numbers_in_code(part) if number <= MOST)])
     return found if found > 4 else 0
+
+
+def is_mask(buffer: Tensor) -> bool:
+    """Return whether a buffer may say which tokens meet: for pairs of tokens, where minus infinity or False is."""
+    if buffer.dim() < 2 or buffer.shape[-1] != buffer.shape[-2] or buffer.is_meta:
+        return False
+    return buffer.dtype == torch.bool or (buffer.is_floating_point() and bool((buffer < -1000).any()))
+
+
+def says_limit(name: str) -> bool:
+    """Return whether what has this name may limit which tokens meet."""
+    return any(word in name.lower() for word in LIMITS)
 
 
 def tokens_in(size: Any) -> int:
@@ -35,10 +52,13 @@ def tokens_in(size: Any) -> int:
     return prod(sides) if sides and all(type(side) is int for side in sides) else 0
 
 
-def constants(part: nn.Module) -> Iterator[int]:
-    """Yield the whole numbers in the code of a module's methods, if it is not one of torch."""
+def numbers_in_code(part: nn.Module) -> Iterator[int]:
+    """Yield the whole numbers in the code of a module's methods, and limits by name, if it is not one of torch."""
     for cls in type(part).__mro__:
-        if not cls.__module__.startswith("torch."):
-            for name, method in vars(cls).items():
-                if isinstance(method, FunctionType) and not name.startswith("__"):
-                    yield from (each for each in method.__code__.co_consts if type(each) is int)
+        if cls.__module__.startswith("torch."):
+            continue
+        for name, method in vars(cls).items():
+            if isinstance(method, FunctionType) and not name.startswith("__"):
+                code = method.__code__
+                named = [method.__globals__.get(other) for other in code.co_names if says_limit(other)]
+                yield from (each for each in (*code.co_consts, *named) if type(each) is int)

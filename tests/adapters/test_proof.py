@@ -194,6 +194,15 @@ def test_the_context_of_the_caller_does_not_matter(context):
         assert registry.try_structures(block).reason is None
 
 
+def test_coarse_products_that_the_caller_allows_stay_allowed():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert registry.try_structures(TimmBlock()).reason is None
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 # -- models without numbers, and blocks that are no ViT's
 
 
