@@ -11,12 +11,13 @@ from torch import nn
 
 from .handle import Algm
 from .patching.class_swap import feed, swap, unswap, watch
-from .patching.find_vit import Vit, find_decoders, find_vits, modules_around
+from .patching.find_vit import Vit, find_decoders, find_vits
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
 from .patching.naming import class_name
 from .patching.parts import BlockPart, Part, TrunkPart, part_of, patched_modules, runtimes_in
 from .patching.runtime import Runtime
+from .patching.trunk_names import modules_around
 from .patching.weighing import weighing_of
 from .settings import Settings
 from .settings.checks import check_settings
@@ -173,7 +174,8 @@ def patch(
     around = part_of(trunk)
     if around:  # of another trunk, which is inside this one and tells itself when a pass is over
         unswap([trunk], set(around.runtimes))
-    swap(trunk, "cutting trunk" if vit.cuts else "trunk", TrunkPart(runtime, vit))
+    role = f"{'cutting ' if vit.cuts else ''}trunk{'' if vit.driven else ' of several'}"
+    swap(trunk, role, TrunkPart(runtime, vit))
     feed(vit.projection, runtime, vit.grid_reader)
     if vit.embedding is not None:
         swap(vit.embedding, "embedding", Part(runtime))

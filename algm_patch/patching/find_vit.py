@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,7 +25,7 @@ from ..adapters.registry import (
 )
 from .find_projection import Place, places_of, takes_patches
 from .naming import as_code, class_name, names
-from .trunk_names import ALL, choose, how_to_choose, names_of, what_there_is
+from .trunk_names import choose, how_to_choose, names_of, what_there_is
 from .why_none import SEQUENCES, why_none, why_none_of, why_unknown
 
 
@@ -42,6 +43,7 @@ class Vit:
         drivers: modules between the trunk and the sequence with a method that runs the blocks.
         blocks, adapters: in order, each block with its adapter.
         alone: whether the trunk holds no other sequence of blocks.
+        driven: whether the trunk's methods, if they are known, run these blocks: it owns no others.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Vit:
     blocks: list[nn.Module]
     adapters: list[type[Adapter]]
     alone: bool
+    driven: bool
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -81,7 +84,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
     trunks = trunks if trunks is None or isinstance(trunks, str) else list(trunks)
-    places = places_in(model, trunks)
+    places, others = places_in(model, trunks)
     owners = {path: place.owner for path, place in places.items()}
     sequences = names_of(owners)
     patched = {
@@ -93,11 +96,15 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
         sequences = patched
     elif len(sequences) > 1:
         raise ValueError(f"{what_there_is(model, sequences)}. {how_to_choose(sequences, owners)}")
-    return {name: vit_at(model, path, places[path], name == owners[path]) for name, path in sequences.items()}
+    counts = Counter(place.owner for place in (*places.values(), *others))
+    return {
+        name: vit_at(model, path, places[path], name == owners[path], counts[owners[path]] == 1)
+        for name, path in sequences.items()
+    }
 
 
-def places_in(model: nn.Module, trunks: str | list[str] | None) -> dict[str, Place]:
-    """Return the place of the patch projection of each sequence of blocks, by path.
+def places_in(model: nn.Module, trunks: str | list[str] | None) -> tuple[dict[str, Place], list[Place]]:
+    """Return the place of the patch projection of each sequence of blocks, by path, and those of what is no ViT.
 
     Those whose blocks are registered come before all others, unless the caller names some, or some are patched.
 
@@ -105,33 +112,34 @@ def places_in(model: nn.Module, trunks: str | list[str] | None) -> dict[str, Pla
         ValueError: if there is none.
     """
     found = sequences_with(registered_adapter, model)
-    places = places_of(model, found)
+    places, others = places_of(model, found), []
     if not places or trunks is not None or any(map(is_patched, model.modules())):
         found = sequences_with(likely_adapter, model)
         named = [trunks] if isinstance(trunks, str) else trunks or []
         patched = [path for path in found if any(map(is_patched, model.get_submodule(path).children()))]
         places = places_of(model, found, [*named, *patched])
-        if trunks is None or trunks == ALL:
+        if trunks is None:
             proved = {path: place for path, place in places.items() if are_proved(model, path)}
             if not proved and (reason := why_none_of(model, places)):
                 raise ValueError(f"{class_name(model)} cannot be patched: {reason}")
-            places = proved or places
+            if proved:
+                places, others = proved, [place for path, place in places.items() if path not in proved]
     if not places:
         raise ValueError(f"{class_name(model)} cannot be patched: {why_none(model, found)}")
-    return places
+    return places, others
 
 
 def is_patched(module: nn.Module) -> bool:
     return unpatched(type(module)) is not type(module)
 
 
-def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.Module, Vit]:
+def vit_at(model: nn.Module, path: str, place: Place, alone: bool, driven: bool) -> tuple[nn.Module, Vit]:
     """Return the trunk that owns a sequence of blocks, and its parts.
 
     Args:
         path: of the sequence.
         place: of its patch projection.
-        alone: whether the trunk holds no other.
+        alone, driven: as in `Vit`.
 
     Raises:
         ValueError: if it cannot be patched.
@@ -145,11 +153,12 @@ def vit_at(model: nn.Module, path: str, place: Place, alone: bool) -> tuple[nn.M
     projection = the_projection(trunk, place, title)
     path = path.removeprefix(place.owner).lstrip(".")
     above = [trunk.get_submodule(parent) for parent in accumulate(path.split(".")[:-1], "{}.{}".format)]
-    drivers = [module for module in above if readers_of(type(module))]
+    drivers = [module for module in above if driven and readers_of(type(module))]
     reader = adapters[0] if place.listed or not adapters[0].projection else Adapter
     linear, (around, _, _) = isinstance(projection, nn.Linear), place.projections[0].rpartition(".")
     embedding = trunk.get_submodule(around) if linear and around else None
-    return trunk, Vit(path, projection, reader, embedding, linear and not around, drivers, blocks, adapters, alone)
+    cuts = linear and not around
+    return trunk, Vit(path, projection, reader, embedding, cuts, drivers, blocks, adapters, alone, driven)
 
 
 def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -235,12 +244,3 @@ def check_forward(path: str, module: nn.Module) -> None:
             f"{as_code(path)} cannot be patched: this {class_name(module)} has a forward set on the instance, which "
             "hides that of its class. Undo what set it (an offloading hook, another patch) first"
         )
-
-
-def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
-    path = next(path for path, part in model.named_modules() if part is trunk)
-    yield model
-    for name in filter(None, path.split(".")):
-        model = model.get_submodule(name)
-        yield model

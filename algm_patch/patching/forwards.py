@@ -240,6 +240,9 @@ METHODS = {
     "embedding": embedding_methods,
     "trunk": trunk_methods,
     "cutting trunk": cutting_trunk_methods,
+    # Of several sequences of blocks that a trunk owns, it is not known which one its methods run.
+    "trunk of several": lambda original, _: trunk_methods(original, {}),
+    "cutting trunk of several": lambda original, _: cutting_trunk_methods(original, {}),
     "owner": owner_methods,
     "driver": driver_methods,
     "decoder": decoder_methods,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -78,6 +78,7 @@ def how_to_choose(sequences: Mapping[str, str], owners: Mapping[str, str]) -> st
         return f"{remedy}, or trunks='all'"
     return (
         f"One patch embedding feeds several sequences of blocks, {names(feeds)}, of which one can be patched. {remedy}"
+        "; or, if they are chunks of one, build it with one (DINOv2: block_chunks=0)"
     )
 
 
@@ -89,3 +90,12 @@ def describe(model: nn.Module, name: str, path: str) -> str:
     module = model.get_submodule(path if name == path else name)
     kind = class_name(blocks[0] if name == path else module)
     return f"{name!r} ({kind}, {len(blocks)} blocks{width})"
+
+
+def modules_around(model: nn.Module, trunk: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that hold a trunk, from the whole model to the trunk itself."""
+    path = next(path for path, part in model.named_modules() if part is trunk)
+    yield model
+    for name in filter(None, path.split(".")):
+        model = model.get_submodule(name)
+        yield model

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..patching.find_vit import modules_around
 from ..patching.naming import class_name
+from ..patching.trunk_names import modules_around
 from .paint import Array
 
 WHITE = 255

@@ -1,6 +1,7 @@
 """Code that keeps a forward of a patched module, and removes the patch under it."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_taken_away_under_a_compiled_module(ran):
     torch.compiler.reset()
     model, image = build("ViT"), photo(batch=1)
     expected = model(image)
-    compiled = torch.compile(apply_algm(model, **SETTINGS), backend="eager")
+    compiled: Any = torch.compile(apply_algm(model, **SETTINGS), backend="eager")
     if ran:
         assert not torch.equal(compiled(image), expected)
     remove_algm(compiled)

@@ -1,6 +1,7 @@
 """Trunks that share modules, are inside each other, or are patched before what is around them."""
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -163,3 +164,34 @@ def test_each_is_watched():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(photo())
+
+
+@torch.no_grad()
+def test_methods_that_are_known_may_run_other_blocks_than_those_named():
+    """The chunks of DINOv2, and a decoder behind timm's own method: the tokens leave the named blocks unmerged."""
+    image = photo(batch=1)
+    chunked: Any = build("ViT", depth=4)
+    chunked.blocks = nn.Sequential(chunked.blocks[:2], chunked.blocks[2:])
+    whole: Any = build("ViT", depth=2)
+    whole.decoder = build("ViT", depth=2).blocks
+    for model, path in ((chunked, "blocks.0"), (chunked, "blocks.1"), (whole, "decoder")):
+        before, expected = trace(model), model.forward_features(image)
+        with pytest.raises(ValueError, match=r"of which one can be patched\. .* if they are chunks of one"):
+            apply_algm(model, **SETTINGS)
+        apply_algm(model, trunks=path, **SETTINGS)
+        found = model.forward_features(image)
+        found = model.decoder(found) if path == "decoder" else found
+        assert model.algm.tokens_per_layer[0] < 31
+        assert found.shape == expected.shape
+        assert pickle.loads(pickle.dumps(model)).forward_features(image).shape == expected.shape
+        remove_algm(model)
+        assert trace(model) == before
+
+
+def test_all_is_refused_if_one_cannot_be_patched():
+    model: Any = Pair()
+    model.coarse.blocks[1].forward = lambda x: x
+    before = trace(model)
+    with pytest.raises(ValueError, match=r"coarse\.blocks\[1\] cannot be patched: .* forward set on the instance"):
+        apply_algm(model, trunks="all", **SETTINGS)
+    assert trace(model) == before
