@@ -40,7 +40,7 @@ def rows_of(views: TokenMap | None, x: Tensor) -> TokenMap | None:
     batch, length = views.labels.shape
     if x.shape[0] * x.shape[1] != batch * length:
         return None
-    each = x.reshape(batch, length, x.shape[2])
+    each = x.detach().reshape(batch, length, x.shape[2])
     if not torch.equal(views.unmerge(views.take(each)), each):
         return None
     counts = (views.sizes > 0).sum(1).view(x.shape[0], -1)

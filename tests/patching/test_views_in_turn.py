@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from algm_patch import apply_algm
 from tests.support.views import WIDTH, Alternating, Interleaved, scene
@@ -118,3 +119,32 @@ def test_a_block_on_all_views_that_is_to_merge_is_refused():
         model(scene(1, 2, 4, 4))
     model.algm.gbm_layers = [5]
     model(scene(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("kind", [Alternating, Interleaved])
+def test_recomputation_finds_the_same_gradients(kind):
+    torch.manual_seed(0)
+    model: Any = kind(1, together=[1, 3]).train()
+    images = scene(2, 3, 4, 4)
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.2)
+    expected = gradients(model, model(images).square().mean())
+    blocks = list(model.blocks)
+    for layer, block in enumerate(blocks):
+        model.blocks[layer] = Checkpointed(block)
+    found = gradients(model, model(images).square().mean())
+    assert all(map(torch.equal, found, expected))
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, [each for each in model.parameters() if each.numel()])
+
+
+class Checkpointed(nn.Module):
+    """Runs a block anew in the backward pass."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=False)
