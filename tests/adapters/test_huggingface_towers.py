@@ -13,7 +13,7 @@ from tests.support import models_huggingface as huggingface
 from tests.support.contract import SETTINGS, UNMERGED, tokens_of
 from tests.support.huggingface_towers import BARE
 from tests.support.models import blocks_of
-from tests.support.models_huggingface import EVERY, build, inputs, photo
+from tests.support.models_huggingface import EVERY, build, photo
 
 CHANCE: dict[str, Any] = {
     "hidden_dropout_prob": 0.3,
@@ -38,7 +38,7 @@ def test_the_halves_are_the_block_in_training_too(family):
     calls = []
     for block in blocks_of(model):
         block.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
-    model(**inputs(family, photo()))
+    huggingface.tokens(family)(model, photo())
     assert len(calls) == 5
     for (block, args, kwargs), adapter in zip(calls, find_vit(model)[1].adapters, strict=True):
         x, *others = args or (kwargs.pop("hidden_states"),)

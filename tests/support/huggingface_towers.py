@@ -37,6 +37,7 @@ TOWERS: dict[str, Family] = {
 
 # Those that return no hidden states, or do not train, or compute attention as they should in one way only.
 BARE: dict[str, Family] = {
+    "Granite Docling": Family("GraniteDoclingVisionModel", SQUARE),
     "Ovis2": Family("Ovis2VisionTransformer", SQUARE, folder="ovis2"),
     "ViTPose": Family("VitPoseBackbone", {**OBLONG, "patch_size": (PATCH, PATCH), "mlp_ratio": 2}),
     "Idefics": Family("IdeficsVisionTransformer", {**SQUARE, "embed_dim": 64}, INTERPOLATE, folder="idefics"),

@@ -105,8 +105,8 @@ def build(family: str, model: str | None = None, **options: Any) -> Any:
     for part in built.modules():
         if type(part).__name__ == "PixioPatchEmbeddings":
             part.image_size = OBLONG["image_size"]  # older ones insist on it, and then resize the positions
-        if type(part).__name__ == "Ovis2VisionEmbeddings":
-            part.position_ids = part.position_ids[:, : GRID[0] * GRID[1]]  # which it never resizes
+        if type(part).__name__ in ("Ovis2VisionEmbeddings", "GraniteDoclingVisionEmbeddings"):
+            part.position_ids = part.position_ids[:, : GRID[0] * GRID[1]]  # which the model does not resize
     if family == "Step 3.7":
         built.downsampler1 = built.downsampler2 = nn.Identity()  # that make other tokens of the final ones
     return enliven(built)
@@ -171,6 +171,9 @@ def tokens(family: str) -> Callable[..., Tensor]:
     """Return the function that gives a model's final tokens."""
 
     def final(model: Any, image: Tensor, **others: Any) -> Tensor:
+        if family == "Granite Docling":
+            encoded: Tensor = model.encode(image)[0]  # whose output goes through a connector
+            return encoded
         output = model(**inputs(family, image), **others)
         found: Tensor = output.feature_maps[-1] if hasattr(output, "feature_maps") else output.last_hidden_state
         return found
