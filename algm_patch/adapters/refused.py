@@ -17,8 +17,10 @@ SAMPLED = "its attention samples maps of features between their pixels, which me
 PACKED = "the patches of all images lie end to end in one sequence (cu_seqlens), which is no batch of one grid"
 FRAMES = "its tokens are a grid of time, height and width, where ALGM merges within one of height and width"
 MAPPED = "it convolves and pools maps [B, D, H, W] beside its attention, which merged tokens no longer form"
+PADDED = "the patches of an image of any size are padded to one number of them, which is no batch of one grid"
 CHOSEN = "it takes a choice of the patches, drawn anew for each image and padded, which has no grid"
 TEXTED = "words and patches share its sequence, with biases of their places on the page, and no grid but of the patches"
+IN_TURN = "the frames of a video go through its last blocks in turn, each with queries of the frame before"
 NEIGHBOURED = "it weighs the neighbours of each place of a full grid, which merged tokens no longer form"
 PLACED = "its attention holds biases for the pairs of places of a full grid, which merged tokens no longer form"
 MIXED = "its attention mixes the heads' logits before softmax, where the weights of merged keys would be mixed too"
@@ -98,7 +100,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     PATCHES_NOT_LAST: (transformers_path("yolos.YolosLayer"),),
     CLASS_LAST: (transformers_path("llama4.Llama4VisionEncoderLayer"),),
-    GROUPED: (transformers_path("groupvit.GroupViTStage"),),
+    GROUPED: (transformers_path("groupvit.GroupViTEncoderLayer"), transformers_path("groupvit.GroupViTStage")),
     TILED: (transformers_path("mllama.MllamaVisionEncoderLayer"),),
     FRAMES: (
         transformers_path("timesformer.TimesformerLayer"),
@@ -124,8 +126,14 @@ REFUSED: dict[str, tuple[str, ...]] = {
     CHOSEN: (transformers_path("vilt.ViltLayer"),),
     TEXTED: (transformers_path("layoutlmv3.LayoutLMv3Layer"),),
     BATCH_NOT_FIRST: (transformers_path("bridgetower.BridgeTowerResidualAttention"),),
+    IN_TURN: (transformers_path("videomt.VideomtLayer"),),
     MESSAGED: (transformers_path("x_clip.XCLIPVisionEncoderLayer"),),
     CONVOLVED: (transformers_path("lfm3_vl.Lfm3VlVisionLayer"),),
+    PADDED: (
+        transformers_path("gemma4.Gemma4VisionEncoderLayer"),
+        transformers_path("kosmos2_5.Kosmos2_5VisionLayer"),
+        transformers_path("pix2struct.Pix2StructVisionLayer"),
+    ),
     PACKED: (
         transformers_path("pixtral.PixtralAttentionLayer"),
         transformers_path("minimax_m3_vl.MiniMaxM3VLVisionEncoderLayer"),
