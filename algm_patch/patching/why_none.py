@@ -28,10 +28,9 @@ def why_none(model: nn.Module, found: Iterable[str]) -> str:
     Args:
         found: paths of the sequences of blocks that are known, or seem to be, but lack a patch projection.
     """
-    refused = [module for module in model.modules() if refusal_of(module)]
-    blocks = [module for module in refused if not is_scripted(module) or names_attention(module)]
-    if blocks:
-        return why_unknown(blocks[0])
+    refused = refused_block(model)
+    if refused is not None:
+        return why_unknown(refused)
     if found:
         return f"no patch projection with a regular grid leads to the blocks in {names(found)}"
     sequences = sequences_of_blocks(model)
@@ -56,11 +55,17 @@ def why_none_of(model: nn.Module, found: Iterable[str]) -> str | None:
     Args:
         found: their paths.
     """
-    refused = next(filter(refusal_of, model.modules()), None)
+    refused = refused_block(model)
     if refused is not None:
         return why_unknown(refused)
     sequences = [list(model.get_submodule(path).children()) for path in found]
     return why_unknown(likeliest(sequences)) if len(sequences) > 1 else None
+
+
+def refused_block(model: nn.Module) -> nn.Module | None:
+    """Return the first block in a model that is known and refused; of what is scripted, what has attention."""
+    refused = filter(refusal_of, model.modules())
+    return next((block for block in refused if not is_scripted(block) or names_attention(block)), None)
 
 
 def likeliest(sequences: Iterable[list[nn.Module]]) -> nn.Module:
