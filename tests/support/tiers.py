@@ -22,6 +22,7 @@ QUICK = {
     "test_contributing": "",
     "test_docstrings": "",
     "adapters/test_contract": r"float32",
+    "adapters/test_mutations": r"under_any_path",
     "adapters/test_register": "",
     "core/test_golden": r"_is_the_authors",
     "core/test_matching": "",
@@ -53,6 +54,9 @@ SLOW = {
             "hybrids in float32; their blocks, which are timm's Block, in every precision"
         ),
         r"(?=.*autocast)(?!.*timm )": "every family in float32 and bfloat16, timm's under autocast too",
+    },
+    "adapters/test_mutations": {
+        r"without_the_weights.*\[(?!MAE)": "MAE-like blocks; every kind with the weights of merged keys",
     },
     "benchmarks/test_training_resumed": {
         r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
