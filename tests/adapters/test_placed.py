@@ -169,3 +169,12 @@ def test_lists_of_one_tensor_run_and_of_several_are_refused():
     assert found.shape == x.shape
     with pytest.raises(ValueError, match="ListBlock was given a list of 2 tensors"):
         model.blocks[1]([found, found], [rope, rope])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["rotations of the patches", "positions", "bias of each block"])
+def test_a_compiler_leaves_the_output_as_it_is(kind):
+    torch._dynamo.reset()
+    model, image = apply_algm(build(kind, depth=3), clap_layer=1, gbm_layers=[2], tau=0.5), photo()
+    expected = model(image)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(image), expected, **CLOSE)

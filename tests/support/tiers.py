@@ -58,6 +58,7 @@ SLOW = {
     "adapters/test_mutations": {
         r"without_the_weights.*\[(?!MAE)": "MAE-like blocks; every kind with the weights of merged keys",
     },
+    "adapters/test_placed": {r"a_compiler": "compilers with known blocks (patching/test_compile)"},
     "benchmarks/test_training_resumed": {
         r"interrupted_at_any.*\[(before the|before weights are in|in the second|while)": "two of the eight moments",
         r"two_processes_killed": "one process, interrupted; two processes (patching/test_distributed)",
