@@ -96,11 +96,11 @@ def pi3() -> Built:
 @row("ml-depth-pro", "ml-depth-pro/src", trunks="all")
 def depth_pro() -> Built:
     def vit() -> nn.Module:
-        vit = timm.create_model("vit_small_patch16_384", dynamic_img_size=True)
-        dims = {"encoder_feature_dims": [32] * 4, "encoder_feature_layer_ids": [3, 7], "vit_features": 384}
+        vit = timm.create_model("vit_tiny_patch16_384", depth=5, dynamic_img_size=True)
+        dims = {"encoder_feature_dims": [32] * 4, "encoder_feature_layer_ids": [1, 3], "vit_features": 192}
         return load("depth_pro.network.vit").make_vit_b16_backbone(vit, **dims).model
 
-    encoder = load("depth_pro.network.encoder").DepthProEncoder([32] * 4, vit(), vit(), [3, 7], 32)
+    encoder = load("depth_pro.network.encoder").DepthProEncoder([32] * 4, vit(), vit(), [1, 3], 32)
     decoder = load("depth_pro.network.decoder").MultiresConvDecoder([32, *encoder.dims_encoder], 32)
     model = load("depth_pro.depth_pro").DepthPro(encoder, decoder, (32, 1), True, vit())
     return model, lambda: model(image(1536, 1536, batch=1))

@@ -113,7 +113,7 @@ def lightly_train_dinov2() -> Built:
 def lightly_train_dinov3() -> Built:
     vits = load("lightly_train._models.dinov3.dinov3_src.models.vision_transformer")
     vit = initialized(vits.DinoVisionTransformer(**{**DINO, "patch_size": 16, "depth": 5}, n_storage_tokens=4))
-    model = load("lightly_train._models.dinov3.dinov3_vit").DINOv3VITModelWrapper(vit)
+    model = load("lightly_train._models.dinov3.dinov3_vit").DINOv3ViTModelWrapper(vit)
     return model, lambda: model.forward_features(image(80, 96))
 
 
