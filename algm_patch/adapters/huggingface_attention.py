@@ -90,7 +90,7 @@ def attend(block: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]) ->
     """
     attention = attention_of(block)
     taken = parameter_names(type(attention).forward)
-    if "head_mask" in given and "attention_mask" in taken:
+    if "head_mask" in given and "head_mask" not in taken and "attention_mask" in taken:
         given["attention_mask"] = given.pop("head_mask")  # an old name for it
     elif "attention_mask" in given and "attention_mask" not in taken and "head_mask" in taken:
         mask = given.pop("attention_mask")  # by which older BLIPs multiply the weights of attention
