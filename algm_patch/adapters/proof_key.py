@@ -26,8 +26,8 @@ DEPTH = 8
 def proof_key(block: nn.Module) -> Hashable:
     """Return what blocks of one class have in common if what is proved of one is proved of all.
 
-    That is, of each part: its class, plain attributes and functions, the shapes of its parameters, and the values of
-    its buffers. What cannot be compared is equal to itself alone.
+    That is, of each part: its class with its methods, which may be replaced, plain attributes and functions, the shapes
+    of its parameters, and the values of its buffers. What cannot be compared is equal to itself alone.
     """
     shapes = tuple((name, x.shape, x.dtype.is_floating_point) for name, x in block.named_parameters())
     return tuple(state_of(block).items()), shapes
@@ -38,12 +38,18 @@ def state_of(block: nn.Module, depth: int = DEPTH) -> dict[str, Hashable]:
     state: dict[str, Hashable] = {}
     for path, part in block.named_modules(remove_duplicate=False):
         cls: Any = type(part)
-        state[path] = getattr(cls, "algm_original", cls)
+        state[path] = own_methods(getattr(cls, "algm_original", cls))
         skipped = SKIPPED | BRINGING if brings_weights(part) else SKIPPED
         for name, value in (*vars(part).items(), *part._buffers.items()):
             if name not in skipped and not is_hooks(name):
                 state[f"{path}.{name}".lstrip(".")] = frozen(value, name, depth)
     return state
+
+
+def own_methods(cls: type[nn.Module]) -> Hashable:
+    """Return a class and the methods that it has now, but for torch's."""
+    classes = [each for each in cls.__mro__ if not each.__module__.startswith("torch.")]
+    return cls, tuple(value for each in classes for value in vars(each).values() if isinstance(value, FunctionType))
 
 
 def is_hooks(name: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,8 +41,8 @@ READERS: dict[str, Reader] = {}
 HEADS: dict[str, str] = {}
 # Tried in this order on blocks that no adapter is registered for.
 STRUCTURES: list[type[Structure]] = []
-# By class of a block: what was proved of a block of this class and configuration, or what differed.
-PROOFS: WeakKeyDictionary[type[nn.Module], dict[Hashable, Proof]] = WeakKeyDictionary()
+# By class and configuration of a block: what was proved, or what differed.
+PROOFS: dict[Hashable, Proof] = {}
 
 
 def register(forward: str) -> Callable[[type[Adapter]], type[Adapter]]:
@@ -160,11 +159,10 @@ def proof_of(block: nn.Module) -> Proof:
 
     Nothing is proved twice of blocks of one class and configuration.
     """
-    proofs = PROOFS.setdefault(unpatched(type(block)), {})
     key = proof_key(block)
-    if key not in proofs:
-        proofs[key] = try_structures(block)
-    return proofs[key]
+    if key not in PROOFS:
+        PROOFS[key] = try_structures(block)
+    return PROOFS[key]
 
 
 def try_structures(block: nn.Module) -> Proof:

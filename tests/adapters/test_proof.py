@@ -123,6 +123,13 @@ def test_an_attribute_that_changes_the_forward_does_not_ride_on_the_first_proof(
     assert registry.adapter_of(Flagged(wrong)) is None
 
 
+def test_a_method_that_is_replaced_does_not_ride_on_the_first_proof(monkeypatch):
+    block, feed = MaeBlock(), MaeBlock.feed
+    assert registry.adapter_of(block) is not None
+    monkeypatch.setattr(MaeBlock, "feed", lambda self, x: feed(self, x.roll(1, 1)))
+    assert registry.adapter_of(block) is None
+
+
 # -- no trace
 
 
