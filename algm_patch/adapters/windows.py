@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from itertools import chain
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -53,12 +55,31 @@ def tokens_in(size: Any) -> int:
 
 
 def numbers_in_code(part: nn.Module) -> Iterator[int]:
-    """Yield the whole numbers in the code of a module's methods, and limits by name, if it is not one of torch."""
+    """Yield the whole numbers in the code of a module's methods, if it is not one of torch, and of what they call."""
     for cls in type(part).__mro__:
-        if cls.__module__.startswith("torch."):
-            continue
-        for name, method in vars(cls).items():
-            if isinstance(method, FunctionType) and not name.startswith("__"):
-                code = method.__code__
-                named = [method.__globals__.get(other) for other in code.co_names if says_limit(other)]
-                yield from (each for each in (*code.co_consts, *named) if type(each) is int)
+        if not cls.__module__.startswith("torch."):
+            for name, method in vars(cls).items():
+                if isinstance(method, FunctionType) and not name.startswith("__"):
+                    yield from numbers_in(method)
+                    yield from chain.from_iterable(map(numbers_in, helpers_of(method)))
+
+
+def numbers_in(function: FunctionType) -> Iterator[int]:
+    """Yield the whole numbers in the code of a function, and limits by name: of the module, or of defaults."""
+    code, defaults = function.__code__, inspect.signature(function).parameters.items()
+    named = [function.__globals__.get(name) for name in code.co_names if says_limit(name)]
+    by_default = [parameter.default for name, parameter in defaults if says_limit(name)]
+    yield from (each for each in (*code.co_consts, *named, *by_default) if type(each) is int)
+
+
+def helpers_of(function: FunctionType) -> Iterator[FunctionType]:
+    """Yield the functions of the same package that a function calls by name."""
+    for name in function.__code__.co_names:
+        helper = function.__globals__.get(name)
+        if isinstance(helper, FunctionType) and package_of(helper) == package_of(function):
+            yield helper
+
+
+def package_of(function: FunctionType) -> str:
+    """Return the name of the package of a function."""
+    return str(function.__module__).partition(".")[0]

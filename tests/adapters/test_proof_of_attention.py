@@ -46,7 +46,16 @@ class NearByName(Near):
         return mutant_attention.near(length, RADIUS)
 
 
-@pytest.mark.parametrize("attention", [NearByMask, NearByCode, NearByName])
+def near(length, radius=9):
+    return mutant_attention.near(length, radius)
+
+
+class NearByHelper(Near):
+    def seen(self, length):
+        return near(length)
+
+
+@pytest.mark.parametrize("attention", [NearByMask, NearByCode, NearByName, NearByHelper])
 def test_a_wide_window_is_seen(attention):
     block = MaeBlock()
     block.attn = attention()
