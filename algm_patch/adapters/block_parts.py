@@ -28,10 +28,18 @@ def own_parameters(block: nn.Module) -> list[inspect.Parameter]:
 
 def check_nothing_given(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise ValueError if a block is given more than its tokens, which it was not proved with."""
-    named = dict(zip([each.name for each in own_parameters(block)[1:]], args, strict=False)) | kwargs
-    used = [name for name, value in named.items() if value is not None and value is not False]
+    defaults = {each.name: each.default for each in own_parameters(block)[1:]}
+    named = dict(zip(defaults, args, strict=False)) | kwargs
+    used = [name for name, value in named.items() if not says_the_same(value, defaults.get(name))]
     if used:
         raise ValueError(
             f"{type(block).__name__} was given {', '.join(used)} beside its tokens, without which ALGM proved what it "
             "computes. Write an Adapter for it and register it: see algm_patch.register. Or call remove_algm first"
         )
+
+
+def says_the_same(value: Any, default: Any) -> bool:
+    """Return whether a value of an argument says what its default does, as None and False do for each other."""
+    if value is None or value is False:
+        return default is None or default is False
+    return value is default or (isinstance(value, int | float | str) and value == default)

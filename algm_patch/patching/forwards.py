@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .bookkeeping import EAGER, TRACED, UNTRACED, Bookkeeping
 from .bypassed import check_over
 from .features import attention_half_and_features
 from .not_the_grid import alone, refuse_tuple
+from .restoring import restoring_owner, restoring_trunk
 from .runtime import Runtime
 from .signatures import looks_like
 
@@ -81,7 +83,7 @@ def bookkeeping_of(runtime: Runtime) -> Bookkeeping:
 
 def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched block."""
-    first = next(name for name in inspect.signature(original.forward).parameters if name != "self")
+    first = next(islice(inspect.signature(original.forward).parameters, 1, None), None)  # after the module itself
 
     @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,12 +145,8 @@ def noting_image(method: Any) -> Any:
 def trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the methods of a patched trunk."""
 
-    def restore(self: Any, state: Any) -> None:
-        original.__setstate__(self, state)
-        if not self.algm_part.runtime.linked:  # a copied runtime finds its copied trunk
-            self.algm_part.runtime.belong_to(self)
-
-    return {"__setstate__": restore, **owner_methods(original, readers), **driver_methods(original, readers)}
+    methods = {**owner_methods(original, readers), **driver_methods(original, readers)}
+    return {**methods, "__setstate__": restoring_trunk(original)}
 
 
 def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
@@ -158,7 +156,7 @@ def cutting_trunk_methods(original: Any, readers: Readers) -> dict[str, Any]:
 
 
 def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
-    """Return the forward of a trunk, or a module around trunks, after which their passes are over."""
+    """Return the methods of a trunk, or a module around trunks: after its forward their passes are over."""
 
     @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +169,7 @@ def owner_methods(original: Any, readers: Readers) -> dict[str, Any]:
                 check_over(runtime, self)
         return output
 
-    return {"forward": forward}
+    return {"__setstate__": restoring_owner(original), "forward": forward}
 
 
 def driver_methods(original: Any, readers: Readers) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from algm_patch import apply_algm
+from algm_patch.adapters import registry
+from algm_patch.core.layer_tokens import LayerTokens
 from tests.support import models, mutant_attention, plain_vits
 from tests.support.contract import SETTINGS
 from tests.support.plain_parts import DIM, HEADS
@@ -112,6 +114,47 @@ def test_masks_of_torchs_encoder_are_refused_where_tokens_merge():
     model: Any = apply_algm(Encoder().eval(), gbm_layers=[2])
     with pytest.raises(ValueError, match="was given src_mask beside its tokens"):
         model(models.photo(), mask=torch.zeros(120, 120))
+
+
+class Told(MaeBlock):
+    """A block that may be told to leave out its MLP, and how much to scale it."""
+
+    def forward(self, x, feeds=True, scale=1.0):
+        x = x + self.attend(self.norm1(x))
+        return x + scale * self.feed(self.norm2(x)) if feeds else x
+
+
+@pytest.mark.parametrize("told", [{"feeds": False}, {"feeds": None}, {"scale": 2.0}, {"scale": torch.ones(())}])
+def test_arguments_that_change_what_was_proved_are_refused(told):
+    adapter: Any = registry.adapter_of(Told())
+    tokens = LayerTokens(None, None, 0)
+    with pytest.raises(ValueError, match=f"was given {next(iter(told))} beside its tokens"):
+        adapter.attention_half(Told(), torch.randn(1, 4, DIM), tokens, **told)
+    adapter.attention_half(Told(), torch.randn(1, 4, DIM), tokens, True, scale=1.0)
+
+
+class Itself(MaeBlock):
+    """A block whose forward calls the module otherwise than ``self``."""
+
+    def forward(this, tokens):  # noqa: N805
+        return MaeBlock.forward(this, tokens)
+
+
+class ByName(plain_vits.Vit):
+    """A ViT that gives its blocks their tokens by name."""
+
+    def forward(self, image):
+        x = self.patches(image).flatten(2).mT
+        for block in self.blocks:
+            x = block(tokens=x)
+        return x
+
+
+@torch.no_grad()
+def test_tokens_that_are_given_by_name_merge():
+    model: Any = apply_algm(ByName(Itself(), Itself(), Itself()).eval(), gbm_layers=[2], tau=0.5)
+    model(models.photo())
+    assert model.algm.tokens_per_layer[-1] < 120
 
 
 def test_torchs_encoder_with_the_batch_second_is_refused():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from algm_patch import apply_algm, remove_algm
+from tests.support.contract import trace
 from tests.support.models import build, photo, read_every_block
 
 SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [3, 4], "tau": 0.5}
@@ -129,6 +130,24 @@ def test_a_copied_wrapper_has_the_handle_of_its_own_trunk(twin_of):
     remove_algm(twin)
     assert not hasattr(twin, "algm")
     assert hasattr(whole, "algm")
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = build("ViT")
+
+    def forward(self, x):
+        return self.encoder(x)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_removed_from_the_trunk_of_a_copied_wrapper_it_is_gone_from_the_wrapper(twin_of):
+    whole = apply_algm(Wrapper(), **SETTINGS)
+    twin = twin_of(whole)
+    remove_algm(twin.encoder)
+    assert trace(twin) == trace(Wrapper())
+    assert whole.algm is whole.encoder.algm
 
 
 def test_a_shallow_copy_shares_the_handle_with_its_model():
