@@ -9,8 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
+from .adapters.registry import unpatched
 from .handle import Algm
-from .patching.class_swap import feed, swap, unswap, watch
+from .patching.class_swap import check_takes_subclass, feed, swap, unswap, watch
 from .patching.find_vit import Vit, find_decoders, find_vits
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
@@ -149,6 +150,8 @@ def check_free(model: nn.Module, trunk: nn.Module, vit: Vit, decoders: Mapping[n
             f"{class_name(trunk)} is patched already for the blocks in {before.vit.path}, which the patch embedding of "
             f"{vit.path} feeds too. Call remove_algm first"
         )
+    for module in (*modules_around(model, trunk), *vit.modules, *decoders, *decoders.values()):
+        check_takes_subclass(unpatched(type(module)))
     for module in (*vit.modules, *decoders, *decoders.values()):
         others = runtimes_in([module]) - ({before.runtime} if before else set())
         if not all(other.linked and may_share(module, trunk, vit, other.trunk) for other in others):

@@ -43,6 +43,18 @@ def feed(projection: nn.Module, runtime: Runtime, grid_reader: type[Adapter]) ->
         swap(projection, "projection", ProjectionPart(((runtime, grid_reader),)))
 
 
+@cache
+def check_takes_subclass(cls: Any) -> None:
+    """Raise ValueError if a class of modules takes no subclass, such as patched ones have."""
+    try:
+        type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    except Exception as error:
+        raise ValueError(
+            f"{cls.__name__} takes no subclass, which ALGM gives patched modules in the place of their class: its "
+            f"__init_subclass__ raised {type(error).__name__}: {error}. Let it take one"
+        ) from error
+
+
 def has_own_forward(owner: nn.Module) -> bool:
     """Return whether a module's class says how it runs its parts: torch's containers and wrappers only call them."""
     return "forward" not in owner.__dict__ and not type(owner).__module__.startswith("torch.")

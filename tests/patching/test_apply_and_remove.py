@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from algm_patch import apply_algm, remove_algm
+from tests.support.contract import trace
 from tests.support.models import build, photo
 
 
@@ -30,6 +31,22 @@ def test_an_error_leaves_the_model_as_it_was(arguments, error, message):
         with pytest.raises(error, match=message):
             apply_algm(model, **arguments)
         assert torch.equal(model(image), patched)
+
+
+class FinalBlock(timm.models.vision_transformer.Block):
+    """A block whose class takes no subclass."""
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+
+def test_a_class_that_takes_no_subclass_is_refused_before_anything_is_patched():
+    model = build("ViT")
+    model.blocks[4].__class__ = FinalBlock
+    expected = trace(model)
+    with pytest.raises(ValueError, match=r"FinalBlock takes no subclass, .* raised TypeError: final"):
+        apply_algm(model)
+    assert trace(model) == expected
 
 
 def test_an_attribute_of_that_name_is_not_overwritten():
