@@ -178,7 +178,9 @@ def try_structures(block: nn.Module) -> Proof:
 
 
 def why_hidden(block: nn.Module) -> str | None:
-    """Return why it cannot be known what a part of a block computes; None if it can."""
+    """Return why it cannot be known what a part of a block computes, or whose it is; None if it can."""
+    if unpatched(type(block)).__getattr__ is not nn.Module.__getattr__:
+        return "it hands on the parts of another module, which it may wrap. Call apply_algm before blocks are wrapped"
     hidden = next((name for name, part in block.named_modules() if name and is_wrapped(part)), None)
     return None if hidden is None else f"its {hidden} has a forward set on the instance. Undo what set it first"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.functional import gelu, silu
 from torch.nn.utils import parametrizations
 
@@ -192,6 +193,10 @@ def test_a_part_with_a_forward_of_its_own_instance_is_refused():
     model.blocks[1].mlp.forward = lambda x: x.roll(1, 1)
     with pytest.raises(ValueError, match=r"model\.blocks\[1\] .* its mlp has a forward set on the instance"):
         apply_algm(model, gbm_layers=[2])
+
+
+def test_a_wrapper_does_not_pass_for_the_block_in_it():
+    assert "hands on the parts of another module" in str(registry.proof_of(checkpoint_wrapper(MaeBlock())).reason)
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta")])
