@@ -43,8 +43,7 @@ def feed(projection: nn.Module, runtime: Runtime, grid_reader: type[Adapter]) ->
         swap(projection, "projection", ProjectionPart(((runtime, grid_reader),)))
 
 
-@cache
-def check_takes_subclass(cls: Any) -> None:
+def check_takes_subclass(cls: type[nn.Module]) -> None:
     """Raise ValueError if a class of modules takes no subclass, such as patched ones have."""
     try:
         type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})

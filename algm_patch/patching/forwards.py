@@ -83,7 +83,7 @@ def bookkeeping_of(runtime: Runtime) -> Bookkeeping:
 
 def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
     """Return the forward of a patched block."""
-    first = next(islice(inspect.signature(original.forward).parameters, 1, None), None)  # after the module itself
+    first = next(islice(inspect.signature(original.forward).parameters, 1, None), "")  # after the module itself
 
     @looks_like(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
