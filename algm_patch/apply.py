@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-from .adapters.registry import unpatched
+from .adapters.unpatched import unpatched
 from .handle import Algm
 from .patching.class_swap import check_takes_subclass, feed, swap, unswap, watch
 from .patching.find_vit import Vit, find_decoders, find_vits

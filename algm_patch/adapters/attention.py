@@ -72,13 +72,20 @@ def weigh_values(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask
     """
     drop = attention.attn_drop
     if getattr(attention, "fused_attn", True):
-        rate = drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
         mask = None if mask is None else mask.to(query.dtype)
+        rate = dropout_rate(attention, drop)
         y = scaled_dot_product_attention(query, key, value, mask, rate, scale=attention.scale)
     else:
         logits = (query * attention.scale) @ key.mT
         y = drop((logits if mask is None else logits + mask).softmax(-1)) @ value
     return attention.proj_drop(attention.proj(y.transpose(1, 2).flatten(2)))
+
+
+def dropout_rate(attention: Any, drop: Any) -> float:
+    """Return how many of its weights attention drops now, by a module or a rate; None: it drops none."""
+    if drop is None:
+        return 0.0
+    return drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
 
 
 def bias_between_groups(table: Tensor, index: Tensor, token_map: TokenMap) -> Tensor:

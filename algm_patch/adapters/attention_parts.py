@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attention import check_not_hooked, split_heads
+from .attention import check_not_hooked, dropout_rate, split_heads
 from .block_parts import part_of
 
 TOGETHER = ("qkv", "to_qkv", "qkv_proj", "in_proj")
@@ -57,10 +57,7 @@ def attend_by_parts(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         query = norm(query)
     if (norm := getattr(attention, "k_norm", None)) is not None:
         key = norm(key)
-    drop = part_of(attention, ATTENTION_DROPS)
-    rate = (
-        0.0 if drop is None else drop.p * drop.training if isinstance(drop, nn.Dropout) else drop * attention.training
-    )
+    rate = dropout_rate(attention, part_of(attention, ATTENTION_DROPS))
     scale = part_of(attention, ("scale", "scaling"))
     mask = None if mask is None else mask.to(query.dtype)
     y = scaled_dot_product_attention(query, key, value, mask, rate, scale=scale)

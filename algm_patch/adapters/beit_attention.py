@@ -12,7 +12,7 @@ from ..core.layer_tokens import LayerTokens
 from .attention import bias_between_groups, check_not_hooked, split_heads, weigh_values
 
 
-def attend_by_parts(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None) -> Tensor:
+def attend_with_biases(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None) -> Tensor:
     """Compute what attention does, with the biases of the tokens that are left in place of those of all tokens.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
 from .huggingface_parts import arguments_by_name, parameter_names
-from .registry import unpatched
+from .unpatched import unpatched
 
 # By what they hold: the names that arguments of blocks, and of their attention, have.
 POSITIONS = ("pos", "xpos", "positions")  # [B, P+N, 2]: row and column of every token

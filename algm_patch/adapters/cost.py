@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .unpatched import unpatched
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -129,7 +131,7 @@ def explain_failure(module: nn.Module, remedy: str) -> Iterator[None]:
 def without_memory(module: nn.Module) -> nn.Module:
     """Return a copy of a module, unpatched, without hooks, in eval mode, whose tensors have sizes and no memory."""
     # Not copy.copy: it pickles, which modules with parametrizations refuse.
-    plain = object.__new__(getattr(type(module), "algm_original", type(module)))
+    plain = object.__new__(unpatched(type(module)))
     plain.__dict__.update({name: value for name, value in vars(module).items() if name != "algm_part"})
     tensors = [*module.parameters(), *module.buffers()]
     copies: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}

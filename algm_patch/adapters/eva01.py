@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.layer_tokens import LayerTokens
 from .attention import why_unknown_attention
 from .base import Adapter
-from .beit_attention import attend_by_parts
+from .beit_attention import attend_with_biases
 from .features import input_projection
 from .registry import reads_blocks, register
 from .residual import checkpointed, layer_scale
@@ -97,7 +97,7 @@ def attend(attention: Any, x: Tensor, tokens: LayerTokens, bias: Tensor | None, 
     """
     if tokens.token_map is None:
         return attention(x, *args, **kwargs)
-    return attend_by_parts(attention, x, tokens, bias)
+    return attend_with_biases(attention, x, tokens, bias)
 
 
 @reads_blocks(f"{BACKBONES}.beit_baseline.BEiTBaseline.forward_features")

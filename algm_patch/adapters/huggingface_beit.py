@@ -67,10 +67,10 @@ def biased_inside(block: Any, x: Tensor, tokens: LayerTokens, given: dict[str, A
     bias = relative_bias(bias_of(block), grid, given.get("interpolate_pos_encoding", False), x, tokens)
     mask = tokens.plus(bias).attention_mask(shared)
     assert mask is not None
-    return attend_by_parts(attention, y, mask, given.get("head_mask"))
+    return attend_with_head_mask(attention, y, mask, given.get("head_mask"))
 
 
-def attend_by_parts(attention: Any, x: Tensor, mask: Tensor, head_mask: Tensor | None) -> Tensor:
+def attend_with_head_mask(attention: Any, x: Tensor, mask: Tensor, head_mask: Tensor | None) -> Tensor:
     """Compute what a pair of attention and output does, with a mask in place of its own bias.
 
     Args:

@@ -13,8 +13,9 @@ from .block_examples import arguments_that_run
 from .huggingface import Layer
 from .huggingface_attention import attention_of, inner_attention
 from .huggingface_parts import parameter_names, returns_tuple, why_unknown
-from .registry import structure, unpatched
+from .registry import structure
 from .structure import Call, Structure
+from .unpatched import unpatched
 
 # Arguments that tell of the size of the image, for biases that the block makes itself.
 BIASED = {"relative_position_bias", "interpolate_pos_encoding", "resolution"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import unpatched
+from .unpatched import unpatched
 
 NORMS = {
     1: ("layernorm_before", "norm1", "layer_norm1", "rms_norm1"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from .huggingface_parts import arguments_by_name, parameter_names
 from .libraries import transformers_path
-from .registry import reads_blocks, unpatched
+from .registry import reads_blocks
+from .unpatched import unpatched
 
 RUNNERS = (
     "vit.ViTModel",

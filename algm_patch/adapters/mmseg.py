@@ -12,7 +12,7 @@ from ..core.layer_tokens import LayerTokens
 from .adding_mlp import adds_identity
 from .attention import why_unknown_attention
 from .base import Adapter
-from .beit_attention import attend_by_parts
+from .beit_attention import attend_with_biases
 from .registry import reads_blocks, register, structure
 from .residual import checkpointed
 from .structure import Structure
@@ -70,7 +70,7 @@ class BeitTransformerEncoderLayer(MmsegBlock):
     @staticmethod
     def attention_half(block: Any, x: Tensor, tokens: LayerTokens) -> Tensor:
         y = block.norm1(x)
-        y = block.attn(y) if tokens.token_map is None else attend_by_parts(block.attn, y, tokens, None)
+        y = block.attn(y) if tokens.token_map is None else attend_with_biases(block.attn, y, tokens, None)
         return x + block.drop_path(block.gamma_1 * y)
 
     @staticmethod

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.layer_tokens import LayerTokens
 from .attention_parts import compared_projection
-from .beit_attention import attend_by_parts
+from .beit_attention import attend_with_biases
 from .block_arguments import (
     BIASES,
     fitted,
@@ -100,7 +100,7 @@ def attend(attention: Any, y: Tensor, tokens: LayerTokens, given: dict[str, Any]
         given: what the block's forward is given beside its tokens, by name.
     """
     if tokens.token_map is not None and has_table(attention):
-        return attend_by_parts(attention, y, tokens, next((given[name] for name in BIASES if name in given), None))
+        return attend_with_biases(attention, y, tokens, next((given[name] for name in BIASES if name in given), None))
     held = held_rope(attention) is not None
     named = {name_in(attention, name): fitted(tokens, name, value, held) for name, value in given.items()}
     taken = {name: value for name, value in named.items() if name is not None}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .instance_forward import BRINGING, brings_weights
+from .unpatched import unpatched
 
 # Attributes of every module that are compared in their own way, or say nothing of what it computes.
 SKIPPED = {"_parameters", "_buffers", "_modules", "training", "algm_part", "_compiled_call_impl"}
@@ -26,8 +27,8 @@ DEPTH = 8
 def proof_key(block: nn.Module) -> Hashable:
     """Return what blocks of one class have in common if what is proved of one is proved of all.
 
-    That is, of each part: its class with its methods, which may be replaced, plain attributes and functions, the shapes
-    of its parameters, and the values of its buffers. What cannot be compared is equal to itself alone.
+    That is, of each part: its class with what that holds, which may be replaced, plain attributes and functions, the
+    shapes of its parameters, and the values of its buffers. What cannot be compared is equal to itself alone.
     """
     shapes = tuple((name, x.shape, x.dtype.is_floating_point) for name, x in block.named_parameters())
     return tuple(state_of(block).items()), shapes
@@ -38,7 +39,7 @@ def state_of(block: nn.Module, depth: int = DEPTH) -> dict[str, Hashable]:
     state: dict[str, Hashable] = {}
     for path, part in block.named_modules(remove_duplicate=False):
         cls: Any = type(part)
-        state[path] = own_methods(getattr(cls, "algm_original", cls))
+        state[path] = class_state(unpatched(cls))
         skipped = SKIPPED | BRINGING if brings_weights(part) else SKIPPED
         for name, value in (*vars(part).items(), *part._buffers.items()):
             if name not in skipped and not is_hooks(name):
@@ -46,10 +47,11 @@ def state_of(block: nn.Module, depth: int = DEPTH) -> dict[str, Hashable]:
     return state
 
 
-def own_methods(cls: type[nn.Module]) -> Hashable:
-    """Return a class and the methods that it has now, but for torch's."""
+def class_state(cls: type[nn.Module]) -> Hashable:
+    """Return a class, and the methods and plain attributes that it has now, but for torch's."""
     classes = [each for each in cls.__mro__ if not each.__module__.startswith("torch.")]
-    return cls, tuple(value for each in classes for value in vars(each).values() if isinstance(value, FunctionType))
+    held = [value for each in classes for value in vars(each).values() if isinstance(value, (*PLAIN, FunctionType))]
+    return cls, *((type(value), value) for value in held)
 
 
 def is_hooks(name: str) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .instance_forward import BRINGING, brings_weights
 from .proof_key import is_hooks
+from .unpatched import unpatched
 
 # Weights repeat after so many numbers, a prime: a large matrix of independent ones would take longer than all else.
 PERIOD = 65537
@@ -27,7 +28,7 @@ def random_copy(block: nn.Module) -> nn.Module:
     Raises:
         ValueError: if a parameter or buffer has no numbers that could be copied.
     """
-    plain = object.__new__(getattr(type(block), "algm_original", type(block)))
+    plain = object.__new__(unpatched(type(block)))
     hidden = {"algm_part", "forward", "_compiled_call_impl"}
     plain.__dict__.update({name: value for name, value in vars(block).items() if name not in hidden})
     copies: dict[int, Any] = {}

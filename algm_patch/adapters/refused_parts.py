@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .refused import GRIDDED, PACKED, SAMPLED, WINDOWED
+from .unpatched import unpatched
 
 # What a forward that cuts a grid into windows calls: SAM's and ViTDet's window_partition, Swin's window_reverse.
 CUTS = re.compile(r"window_?(un)?(partition|reverse|merge)|partition_?window", re.IGNORECASE)
@@ -48,5 +49,5 @@ def argument_of(module: nn.Module, name: str, required: bool = False) -> bool:
 
 def forward_of(module: nn.Module) -> Any:
     """Return the forward of a module's own class without its decorators; None if TorchScript compiled it."""
-    forward: Any = getattr(getattr(type(module), "algm_original", type(module)), "forward", None)
+    forward: Any = getattr(unpatched(type(module)), "forward", None)
     return inspect.unwrap(forward)

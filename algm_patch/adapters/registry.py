@@ -18,6 +18,7 @@ from .proof_key import proof_key
 from .refused import REASONS, SCRIPTED
 from .refused_parts import why_by_parts
 from .structure import Structure
+from .unpatched import unpatched
 
 
 class Proof(NamedTuple):
@@ -199,8 +200,3 @@ def head_of(decoder: nn.Module) -> nn.Module | None:
     """Return the module in a decoder whose output can be unmerged; None if the decoder is not known."""
     head = HEADS.get(forward_path(decoder))
     return None if head is None else decoder.get_submodule(head)
-
-
-def unpatched(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a module had before it was patched."""
-    return getattr(cls, "algm_original", cls)

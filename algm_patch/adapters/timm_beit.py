@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.layer_tokens import LayerTokens
 from .attention import why_unknown_attention
-from .beit_attention import attend_by_parts
+from .beit_attention import attend_with_biases
 from .registry import register
 from .residual import layer_scale
 from .timm_parts import TimmBlock
@@ -47,7 +47,7 @@ def attend(attention: Any, x: Tensor, tokens: LayerTokens, shared_bias: Tensor |
         return attention(x, shared_rel_pos_bias=shared_bias)
     if attention.relative_position_bias_table is None:
         return attention(x, shared_rel_pos_bias=tokens.attention_mask(shared_bias))
-    return attend_by_parts(attention, x, tokens, shared_bias)  # attention itself would add the bias of all tokens
+    return attend_with_biases(attention, x, tokens, shared_bias)  # attention itself would add the bias of all tokens
 
 
 register_trunk(f"{BEIT}.Beit")

@@ -28,7 +28,7 @@ def longest_window(block: nn.Module) -> int:
     found = 0
     for part in block.modules():
         attributes = {} if getattr(part, "relative_position_index", None) is not None else vars(part)
-        limits = [tokens_in(value) for name, value in attributes.items() if says_limit(name)]
+        limits = [tokens_of_window(value) for name, value in attributes.items() if says_limit(name)]
         masks = [
             buffer.shape[-1] // 2 - 4 for buffer in part._buffers.values() if buffer is not None and is_mask(buffer)
         ]
@@ -48,7 +48,7 @@ def says_limit(name: str) -> bool:
     return any(word in name.lower() for word in LIMITS)
 
 
-def tokens_in(size: Any) -> int:
+def tokens_of_window(size: Any) -> int:
     """Return how many tokens a window has of this side, or of these sides; 0 if it is no size."""
     sides = size if isinstance(size, tuple | list) else (size, size)
     return prod(sides) if sides and all(type(side) is int for side in sides) else 0

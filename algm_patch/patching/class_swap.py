@@ -10,7 +10,8 @@ from torch import nn
 
 from ..adapters.base import Adapter
 from ..adapters.instance_forward import is_wrapped, rebind
-from ..adapters.registry import readers_of, unpatched
+from ..adapters.registry import readers_of
+from ..adapters.unpatched import unpatched
 from ..core.compiling import refuse_jit_script
 from .forwards import METHODS
 from .naming import class_name

@@ -21,8 +21,8 @@ from ..adapters.registry import (
     readers_of,
     refusal_of,
     registered_adapter,
-    unpatched,
 )
+from ..adapters.unpatched import unpatched
 from .find_projection import Place, places_of, takes_patches
 from .naming import as_code, class_name, names
 from .trunk_names import choose, how_to_choose, names_of, what_there_is

@@ -54,3 +54,19 @@ def test_a_method_that_is_replaced_does_not_ride_on_the_first_proof(monkeypatch)
     assert registry.adapter_of(block) is not None
     monkeypatch.setattr(MaeBlock, "feed", lambda self, x: feed(self, x.roll(1, 1)))
     assert registry.adapter_of(block) is None
+
+
+class Switched(MaeBlock):
+    """A block whose class says how far it shifts its tokens."""
+
+    shift = 0
+
+    def forward(self, x):
+        return super().forward(x).roll(self.shift, 1)
+
+
+def test_an_attribute_of_a_class_that_is_set_anew_does_not_ride_on_the_first_proof(monkeypatch):
+    block = Switched()
+    assert registry.adapter_of(block) is not None
+    monkeypatch.setattr(Switched, "shift", 1)
+    assert registry.adapter_of(block) is None
