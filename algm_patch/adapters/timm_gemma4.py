@@ -53,5 +53,10 @@ class Gemma4Block(Adapter):
     def packs(block: Any, rope_cos: Tensor, rope_sin: Tensor, attn_mask: Tensor | None = None) -> bool:
         return attn_mask is None and Gemma4Block.takes_mask(block) and block.attn.fused_attn
 
+    @staticmethod
+    def position_cost(trunk: Any, grid: tuple[int, int]) -> int:
+        """Return the operations of looking up columns and rows, by a product with each table."""
+        return 2 * grid[0] * grid[1] * trunk.patch_embed.position_embedding_table.numel()
+
 
 register_trunk(f"{GEMMA}.Gemma4VitEncoder")
