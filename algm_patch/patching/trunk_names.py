@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -45,10 +46,17 @@ def choose(model: nn.Module, names: Mapping[str, str], trunks: str | Iterable[st
     return {name: names[name] for name in dict.fromkeys(one_in(model, names, path) for path in wanted)}
 
 
+def as_paths(trunks: Iterable[str]) -> list[str]:
+    """Return paths of trunks as a list, or raise TypeError if they are none."""
+    paths: list[Any] = list(trunks) if isinstance(trunks, Iterable) else [trunks]
+    for path in paths:
+        if not isinstance(path, str):
+            raise TypeError(f"trunks are paths of modules, such as 'encoder'; got {path!r:.80}")
+    return paths
+
+
 def one_in(model: nn.Module, names: Mapping[str, str], path: str) -> str:
     """Return the name of the one ViT in the module of a path."""
-    if not isinstance(path, str):
-        raise TypeError(f"trunks are paths of modules, such as 'encoder'; got {path!r:.80}")
     if path in names:
         return path
     try:

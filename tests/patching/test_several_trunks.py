@@ -57,6 +57,7 @@ def test_several_are_named_with_their_sizes_and_left_as_they_are():
         ({"trunks": "fine.head"}, ValueError, r"trunks='fine\.head' holds no ViTs\. Pair holds"),
         ({"trunks": []}, ValueError, r"trunks names no ViT\. Pair holds"),
         ({"trunks": [0]}, TypeError, r"trunks are paths of modules, .* got 0"),
+        ({"trunks": 0}, TypeError, r"trunks are paths of modules, .* got 0"),
         ({"trunks": "all", "gbm_layers": [3]}, ValueError, r"layer 3, but coarse \(VisionTransformer\) has 2 blocks"),
         ({"trunks": "all", "unmerge_at": "after_head"}, ValueError, r"'after_head' takes one ViT.* fine, coarse are 2"),
     ],
