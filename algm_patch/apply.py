@@ -16,7 +16,7 @@ from .patching.find_vit import Vit, find_decoders, find_vits
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
 from .patching.naming import class_name
-from .patching.parts import BlockPart, Part, TrunkPart, part_of, patched_modules, runtimes_in
+from .patching.parts import BlockPart, Part, TrunkPart, part_of, patched_modules, runtimes_in, runtimes_of
 from .patching.runtime import Runtime
 from .patching.trunk_names import modules_around
 from .patching.weighing import weighing_of
@@ -202,7 +202,7 @@ def remove_algm(model: Model) -> Model:
     Raises:
         ValueError: if the model is not patched, or was changed since in a way that must be undone first.
     """
-    runtimes = runtimes_in(model.modules())
+    runtimes = runtimes_of(model)
     if not runtimes:
         raise ValueError(f"remove_algm: {class_name(model)} is not patched")
     owners = {*model.modules(), *(owner for runtime in runtimes for owner in runtime.owners)}

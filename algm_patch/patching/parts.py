@@ -91,6 +91,12 @@ def runtimes_in(modules: Iterable[nn.Module]) -> set[Runtime]:
     return {runtime for module in modules if (part := part_of(module)) for runtime in part.runtimes}
 
 
+def runtimes_of(model: nn.Module) -> set[Runtime]:
+    """Return the runtimes of the blocks in a model, not of others that a part of it feeds; if it has none, those."""
+    parts = map(part_of, model.modules())
+    return {part.runtime for part in parts if isinstance(part, BlockPart)} or runtimes_in(model.modules())
+
+
 def patched_trunks(model: nn.Module) -> dict[str, Runtime]:
     """Return the runtimes of the trunks in a model by name, as `trunk_names.names_of` names them."""
     found = {}
