@@ -83,7 +83,7 @@ class ForwardPass:
     def follow(self, before: ForwardPass) -> None:
         """Note a pass that has not come to its last block: maybe of other images of the same sequences."""
         self.doubtful = not before.blocks and before.grid != self.grid
-        if before.grid == self.grid and self.depth - 1 not in before.blocks:
+        if before.grid == self.grid and not before.over and self.depth - 1 not in before.blocks:
             self.embedded += before.embedded
 
     def again_from(self, layer: int) -> ForwardPass:

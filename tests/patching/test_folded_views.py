@@ -117,3 +117,18 @@ def test_a_pass_that_was_left_early_does_not_count():
         model.embed(scene(2, 1, 4, 4)[:, 0])
     model(scene(2, 1, 4, 4))
     assert model.algm.last_pass.num_prefix_tokens == 2
+
+
+class Prompted(Folding):
+    """Give more prompts than there are patches to its last block but one, and leave out the last."""
+
+    def forward(self, image):
+        x = self.blocks[0](self.embed(image))
+        return self.blocks[1](torch.cat([torch.zeros(len(x), 2 * x.shape[1], x.shape[2]), x], 1))
+
+
+@torch.no_grad()
+def test_prompts_after_a_pass_without_the_last_block_are_no_views():
+    model: Any = apply_algm(Prompted(depth=3), gbm_layers=[2], tau=0.5)
+    outputs = [model(photo()) for _ in range(3)]
+    assert all(torch.equal(outputs[0], output) for output in outputs)
