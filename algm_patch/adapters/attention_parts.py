@@ -20,9 +20,9 @@ COMPARED = ("query", "key", "value")
 
 
 def projections(attention: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules that make queries, keys and values: one for all or three; none if not known."""
+    """Return the names of what makes queries, keys and values: one for all or three; none if not known."""
     for names in (*((name,) for name in TOGETHER), *APART):
-        if all(isinstance(getattr(attention, name, None), nn.Module) for name in names):
+        if all(callable(getattr(attention, name, None)) for name in names):  # a module, or a function that observes it
             return names
     return ()
 
@@ -69,9 +69,13 @@ def attend_by_parts(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
 def compared_projection(block: Any, attentions: tuple[str, ...], compare: str) -> tuple[str, int | None]:
     """Return where a block's attention leaves its queries, keys or values: see ``Adapter.features``.
 
+    None for one with biases beside its projection, whose weights it uses without calling it.
+
     Args:
         attentions: names that the attention of a block may have.
     """
     path = next(name for name in attentions if getattr(block, name, None) is not None)
+    if getattr(getattr(block, path), "q_bias", None) is not None:
+        return None
     names, third = projections(getattr(block, path)), COMPARED.index(compare)
     return (f"{path}.{names[0]}", third) if len(names) == 1 else (f"{path}.{names[third]}", None)

@@ -41,7 +41,7 @@ def places_of(
         named: paths of those that the caller names.
     """
     blocks = {model.get_submodule(path) for path in sequences}
-    listed, found = {}, {}
+    listed, found, linear = {}, {}, set()
     for path, adapter in sequences.items():
         for owner in above(path):
             if (projection := projection_in(model.get_submodule(owner), adapter)) is not None:
@@ -51,13 +51,18 @@ def places_of(
     for path in sequences.keys() - listed.keys():
         for owner in above(path):
             module = model.get_submodule(owner)
-            if projections := patch_layers(module, blocks, widths) or linear_layers(module, blocks, widths):
+            if not (projections := patch_layers(module, blocks, widths)):
+                projections = linear_layers(module, blocks, widths)
+                linear |= {path} if projections else set()
+            if projections:
                 found[path] = Place(owner, projections, listed=False)
             if projections or embeds_words(module, blocks):
                 break
     owners = {place.owner for place in (*listed.values(), *found.values())}
-    around = {owner for owner in owners if any(is_below(other, owner) for other in owners)}
-    kept = listed | {path: place for path, place in found.items() if path in named or place.owner not in around}
+    doubtful = {owner for owner in owners if any(is_below(other, owner) for other in owners)}
+    if listed or found.keys() - linear:  # a linear layer beside a patch convolution is a decoder's own
+        doubtful |= {found[path].owner for path in linear}
+    kept = listed | {path: place for path, place in found.items() if path in named or place.owner not in doubtful}
     return {path: kept[path] for path in sequences if path in kept}
 
 

@@ -84,7 +84,7 @@ def test_side_adapter_network():
         cfg_decoder=ConfigDict(num_heads=2, num_layers=1, embed_channels=32, mlp_channels=32, num_mlp=2, rescale=True),
     ).eval()
     both = nn.ModuleDict({"backbone": backbone("ViT"), "side": side})
-    with pytest.raises(ValueError, match=r"2 ViTs.*: model\.backbone \(Vis.*, model\.side \(SideAdapterNetwork\)"):
+    with pytest.raises(ValueError, match=r"2 ViTs: 'backbone' \(Vis.*, 'side' \(SideAdapterNetwork, 4"):
         apply_algm(both)
     clip = [(torch.randn(2, 64, 6, 5), torch.randn(2, 64)) for _ in side.fusion_index]
     (expected,), _ = side(photo(), clip, [])

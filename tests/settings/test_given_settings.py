@@ -56,7 +56,7 @@ def test_what_is_given_by_hand_holds_also_where_it_is_the_default(model):
 
 def test_the_defaults_of_apply_algm_are_those_of_settings():
     parameters = inspect.signature(apply_algm).parameters
-    assert list(parameters) == ["model", "clap_layer", "gbm_layers", "tau", "settings", "changes"]
+    assert list(parameters) == ["model", "clap_layer", "gbm_layers", "tau", "trunks", "settings", "changes"]
     for name in ("clap_layer", "gbm_layers", "tau"):
         assert parameters[name].default == getattr(Settings(), name)
     assert parameters["settings"].default is None
