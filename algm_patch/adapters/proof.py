@@ -71,8 +71,6 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
         gap = distance(merged, token_map.take(tokens_of(output)))
         if gap > ROUNDED:
             return why_merged_differ(adapter, block, x, call, gap)
-        if not adapter.takes_mask(block) and (reason := why_not_alone(adapter, block, halves)) is not None:
-            return reason
     if (left := changed(before, state_of(block))) is not None:
         return f"its forward leaves {left} behind, in which merged tokens would not be known"
     block.train()
@@ -84,7 +82,8 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
         return f"the halves differ from its forward {reason} in training"
     if (left := changed(before, state_of(block))) is not None:
         return f"in training, its forward changes {left} by its tokens, of which merged ones would count once"
-    return None
+    with torch.no_grad():
+        return why_not_alone(adapter, block, x) or why_not_packed(adapter, block, x, call)
 
 
 # -- merged tokens
@@ -142,8 +141,21 @@ def why_not_alone(adapter: type[Structure], block: nn.Module, x: Tensor) -> str 
     Args:
         x: any tokens.
     """
-    together, alone = adapter.mlp_half(block, x)[:1, 1:], adapter.mlp_half(block, x[:1, 1:])
+    together, alone = adapter.mlp_half(block, x)[0, :, None], adapter.mlp_half(block, x[0, :, None])
     return None if distance(alone, together) <= ROUNDED else "behind attention, its tokens depend on each other"
+
+
+def why_not_packed(adapter: type[Structure], block: nn.Module, x: Tensor, call: Call) -> str | None:
+    """Return why images in one sequence would mix, though attention keeps them apart; None if they would not."""
+    args, kwargs = call
+    if not adapter.packs(block, *args, **kwargs):
+        return None
+    apart = torch.block_diag(*x.new_ones(x.shape[0], x.shape[1], x.shape[1])).log()[None, None]
+    packed, each = LayerTokens(None, apart, adapter.prefix), LayerTokens(None, None, adapter.prefix)
+    together = run_halves(adapter, block, x.flatten(0, 1)[None], packed, call)
+    if distance(together, run_halves(adapter, block, x, each, call).flatten(0, 1)[None]) <= ROUNDED:
+        return None
+    return "before or behind attention, its tokens depend on others, such as the first of all"
 
 
 def run_halves(adapter: type[Structure], block: Any, x: Tensor, tokens: LayerTokens, call: Call) -> Tensor:

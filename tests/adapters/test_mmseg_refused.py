@@ -40,7 +40,9 @@ def test_a_block_with_a_forward_of_its_own_is_refused():
             return super().forward(x)[:, ::2]
 
     model.layers[3].__class__ = ShrinkLayer
-    with pytest.raises(ValueError, match=r"model\.layers\[3\] cannot be patched: .*ShrinkLayer has the parts of a block"):
+    with pytest.raises(
+        ValueError, match=r"model\.layers\[3\] cannot be patched: .*ShrinkLayer has the parts of a block"
+    ):
         apply_algm(model)
     for block in model.layers:
         block.__class__ = ShrinkLayer

@@ -201,6 +201,13 @@ INSIDE: dict[str, Mutation] = {
     "positions in the norm": changing(
         norm1=around(lambda x: x * torch.arange(1, x.shape[1] + 1)[:, None].expand_as(x) ** torch.arange(DIM))
     ),
+    "the first token in the MLP": changing(mlp_or_ffn_or_linear1=around(lambda x: x + x[:, :1])),
+    "the largest number of all tokens in a norm": changing(
+        norm2=around(behind=lambda y: y / (1 + y.abs().amax((1, 2), keepdim=True)))
+    ),
+    "tokens above the mean in the MLP": changing(
+        mlp_or_ffn_or_linear1=around(lambda x: x * (x[..., :1] > x[..., :1].mean(1, keepdim=True)))
+    ),
     "batch norm": changing(
         norm2=lambda norm: around(lambda x: nn.BatchNorm1d(DIM, track_running_stats=False)(x.mT).mT)(norm)
     ),
@@ -209,6 +216,8 @@ INSIDE: dict[str, Mutation] = {
 HARMLESS: dict[str, Mutation] = {
     "a gate on what attention returns": changing(attn_or_self_attn=around(behind=lambda y: y * y.sigmoid())),
     "attention maps asked for": joining(lambda self, x: with_maps(self, x)),
+    # In every image alone, for images are not packed there.
+    "the first token in the norm before attention": changing(norm1=around(behind=lambda y: y - 0.5 * y[:, :1])),
     "the residual added in place": joining(lambda self, x: in_place(self, x)),
 }
 DEPTH: dict[str, Mutation] = {"no stochastic depth in the MLP": joining(no_depth_in_mlp)}
