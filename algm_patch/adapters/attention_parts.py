@@ -66,7 +66,7 @@ def attend_by_parts(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     return y if drop is None else drop(y)
 
 
-def compared_projection(block: Any, attentions: tuple[str, ...], compare: str) -> tuple[str, int | None]:
+def compared_projection(block: Any, attentions: tuple[str, ...], compare: str) -> tuple[str, int | None] | None:
     """Return where a block's attention leaves its queries, keys or values: see ``Adapter.features``.
 
     None for one with biases beside its projection, whose weights it uses without calling it.

@@ -9,6 +9,7 @@ from math import isqrt
 from torch import nn
 
 from ..adapters.base import Adapter
+from ..adapters.cost import layers_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -92,12 +93,9 @@ def projection_in(module: nn.Module, adapter: type[Adapter]) -> str | None:
 
 
 def width_of(sequence: nn.Module) -> int:
-    """Return the width of the tokens that blocks take: of their first norm."""
-    for module in sequence.modules():
-        weight = getattr(module, "weight", None)
-        if "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1:
-            return len(weight)
-    return 0
+    """Return the width of the tokens that blocks take: of their first layer."""
+    layers = layers_in(sequence)
+    return layers[0].inputs if layers else 0
 
 
 def patch_layers(module: nn.Module, blocks: set[nn.Module], widths: set[int]) -> tuple[str, ...]:

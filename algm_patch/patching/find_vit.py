@@ -25,7 +25,7 @@ from ..adapters.registry import (
 from ..adapters.unpatched import unpatched
 from .find_projection import Place, places_of, takes_patches
 from .naming import as_code, class_name, names
-from .trunk_names import as_paths, choose, how_to_choose, names_of, what_there_is
+from .trunk_names import as_paths, choose, how_to_choose, is_alone, names_of, what_there_is
 from .why_none import SEQUENCES, why_none, why_none_of, why_unknown
 
 
@@ -98,7 +98,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
         raise ValueError(f"{what_there_is(model, sequences)}. {how_to_choose(sequences, owners)}")
     counts = Counter(place.owner for place in (*places.values(), *others))
     return {
-        name: vit_at(model, path, places[path], name == owners[path], counts[owners[path]] == 1)
+        name: vit_at(model, path, places[path], is_alone(owners, path), counts[owners[path]] == 1)
         for name, path in sequences.items()
     }
 

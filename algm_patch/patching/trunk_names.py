@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .find_projection import is_below
 from .naming import class_name, names
 
 ALL = "all"
@@ -22,11 +23,12 @@ def names_of(owners: Mapping[str, str]) -> dict[str, str]:
     Args:
         owners: the path of the owner by the path of the sequence.
     """
-    found = {}
-    for path, owner in owners.items():
-        alone = not any(other.startswith(f"{owner}.") for other in owners if other != path)
-        found[owner if owner and alone else path] = path
-    return found
+    return {owner if owner and is_alone(owners, path) else path: path for path, owner in owners.items()}
+
+
+def is_alone(owners: Mapping[str, str], path: str) -> bool:
+    """Return whether the owner of the sequence of blocks at a path holds no other; see `names_of`."""
+    return not any(is_below(other, owners[path]) for other in owners if other != path)
 
 
 def choose(model: nn.Module, names: Mapping[str, str], trunks: str | Iterable[str]) -> dict[str, str]:

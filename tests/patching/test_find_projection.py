@@ -184,3 +184,32 @@ def test_blocks_on_top_of_a_vit_have_its_projection_if_they_are_named():
         assert not hasattr(model.embed, "algm")
         apply_algm(model, clap_layer=1, gbm_layers=[3], tau=0.5)  # those that are patched
     assert torch.equal(remove_algm(model)(photo()), expected)
+
+
+class Unnamed(nn.Module):
+    """A norm whose class and parameters have names of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x):
+        return self.gain * x / x.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+
+
+def test_the_width_of_blocks_is_read_off_their_layers_whatever_their_norms_are_called():
+    model = Strange(patches())
+    for block in model.layers:
+        block.norm1, block.norm2 = Unnamed(), Unnamed()
+    apply_algm(model, clap_layer=1, gbm_layers=[3], tau=-1.0)
+    model(torch.rand(1, 3, 64, 64))
+    assert model.algm.tokens_per_layer[0] == 4
+
+
+def test_a_linear_layer_that_is_called_after_patches_is_no_embedding_beside_one():
+    """As the decoder's ``patch_proj`` in mmsegmentation: its inputs may be the pixels of a patch, by their number."""
+    model = Strange(patches())
+    decoder = nn.Module()
+    decoder.patch_proj, decoder.layers = nn.Linear(WIDTH, WIDTH), nn.Sequential(Block(WIDTH, 4), Block(WIDTH, 4))
+    both = nn.ModuleDict({"encoder": model, "decoder": decoder})
+    assert apply_algm(both, gbm_layers=[3]).algm is model.algm
