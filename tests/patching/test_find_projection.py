@@ -198,7 +198,7 @@ class Unnamed(nn.Module):
 
 
 def test_the_width_of_blocks_is_read_off_their_layers_whatever_their_norms_are_called():
-    model = Strange(patches())
+    model: Any = Strange(patches())
     for block in model.layers:
         block.norm1, block.norm2 = Unnamed(), Unnamed()
     apply_algm(model, clap_layer=1, gbm_layers=[3], tau=-1.0)
