@@ -16,6 +16,14 @@ def held_rope(attention: nn.Module) -> str | None:
     return next((name for name in ROPES if isinstance(getattr(attention, name, None), nn.Module)), None)
 
 
+def holds_places(block: nn.Module) -> bool:
+    """Return whether a block holds what tells places: a table of biases, or rotary angles."""
+    return any(
+        getattr(part, "relative_position_index", None) is not None or held_rope(part) is not None
+        for part in block.modules()
+    )
+
+
 def with_mean_rotations(attention: nn.Module, tokens: LayerTokens) -> Any:
     """Return an attention that is the same but for its rotary embedding, which turns merged tokens.
 

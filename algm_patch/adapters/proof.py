@@ -19,6 +19,7 @@ from ..core.layer_tokens import LayerTokens
 from ..core.token_map import TokenMap
 from .by_itself import by_itself, devices_of, seeded
 from .cost import layers_in
+from .held_rope import holds_places
 from .proof_key import state_of
 from .random_copy import normal, random_copy
 from .structure import Call, Structure
@@ -26,6 +27,8 @@ from .windows import MOST, longest_window
 
 # Images, and patches of each: in no square.
 IMAGES, PATCHES = 2, 6
+# Of one image for attention alone, which may go by their number without saying so.
+MANY = 64
 # How much sums in another order may differ, of the largest number.
 ROUNDED = 1e-4
 BY_PLACES = "a permutation of the patches does not permute its output: it depends on places ALGM does not know"
@@ -83,7 +86,11 @@ def differs(adapter: type[Structure], block: nn.Module, call: Call, patches: int
     if (left := changed(before, state_of(block))) is not None:
         return f"in training, its forward changes {left} by its tokens, of which merged ones would count once"
     with torch.no_grad():
-        return why_not_alone(adapter, block, x) or why_not_packed(adapter, block, x, call)
+        return (
+            why_not_alone(adapter, block, x)
+            or why_not_packed(adapter, block, x, call)
+            or why_not_many(adapter, block, call, width)
+        )
 
 
 # -- merged tokens
@@ -156,6 +163,27 @@ def why_not_packed(adapter: type[Structure], block: nn.Module, x: Tensor, call: 
     if distance(together, run_halves(adapter, block, x, each, call).flatten(0, 1)[None]) <= ROUNDED:
         return None
     return "before or behind attention, its tokens depend on others, such as the first of all"
+
+
+def why_not_many(adapter: type[Structure], block: nn.Module, call: Call, width: int) -> str | None:
+    """Return in what the attention half goes by the number of tokens, if that shows with many; None if it does not.
+
+    A block that is told of places, or holds them, is not tried: those in hand are for few.
+    """
+    if call != ((), {}) or holds_places(block):
+        return None
+    token_map = merge_of(adapter, block, call, MANY).of_image(0)
+    generator = torch.Generator("cpu").manual_seed(4)
+    x = token_map.unmerge(normal((*token_map.sizes.shape, width), generator).to(token_map.sizes.device))
+    bias = token_map.key_bias if adapter.takes_mask(block) else None
+    whole = adapter.attention_half(block, x, LayerTokens(None, None, adapter.prefix))
+    merged = adapter.attention_half(block, token_map.take(x), LayerTokens(token_map, bias, adapter.prefix))
+    gap = distance(merged, token_map.take(whole))
+    if gap <= ROUNDED:
+        return None
+    return (
+        f"of {MANY} tokens, merged ones differ from the copies that they hold by {gap:.1g}: it depends on their number"
+    )
 
 
 def run_halves(adapter: type[Structure], block: Any, x: Tensor, tokens: LayerTokens, call: Call) -> Tensor:

@@ -86,3 +86,17 @@ def test_other_stochastic_depth_in_training_is_refused(kind, drop):
 def test_the_refusal_says_what_differs(mutant, message):
     with pytest.raises(ValueError, match=f"has the parts of a block that ALGM knows, but {message}"):
         apply_algm(plain_vits.build(REFUSED[mutant](KINDS["MAE-like"])), gbm_layers=[2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_norm_that_reads_the_first_token_does_not_read_that_of_another_image(kind):
+    """It is refused, or runs on one image after the other."""
+    model = plain_vits.build(mutants.FIRST_IN_NORM(KINDS[kind]))
+    images = torch.cat([plain_vits.image_of_equal_patches(), torch.rand_like(plain_vits.image_of_equal_patches())])
+    try:
+        apply_algm(model, **EQUAL)
+    except ValueError:
+        return
+    alone = torch.cat([model(image) for image in images.split(1)])
+    torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-4)

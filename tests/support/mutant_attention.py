@@ -56,6 +56,11 @@ def windowed(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, mask).flatten(2, 3)[:, :, :length]
 
 
+def best(logits: Tensor, count: int) -> Tensor:
+    count = min(count, logits.shape[-1])
+    return logits >= logits.topk(count, -1).values[..., -1:]
+
+
 def band(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, near(q.shape[2], self.reach))
 
@@ -95,6 +100,14 @@ ATTENTION: dict[str, Mutation] = {
     ),
     "a temperature by the number of tokens": attending(
         lambda self, q, k, v: scaled_dot_product_attention(q * q.shape[2] ** 0.5, k, v)
+    ),
+    "a temperature by a number of many tokens": attending(
+        lambda self, q, k, v: scaled_dot_product_attention(q * max(1.0, q.shape[2] / self.most), k, v),
+        lambda: {"most": 40.0},
+    ),
+    "a band that nothing calls one": attending(band, lambda: {"reach": 20}),
+    "the best keys alone": attending(
+        lambda self, q, k, v: scaled_dot_product_attention(q, k, v, best(q @ k.mT, self.top)), lambda: {"top": 20}
     ),
     "talking heads": attending(talking, lambda: {"before": nn.Linear(HEADS, HEADS), "behind": nn.Linear(HEADS, HEADS)}),
     "the value of an earlier call": attending(with_value_of_earlier_call, lambda: {"value": None}),

@@ -212,12 +212,11 @@ INSIDE: dict[str, Mutation] = {
         norm2=lambda norm: around(lambda x: nn.BatchNorm1d(DIM, track_running_stats=False)(x.mT).mT)(norm)
     ),
 }
+FIRST_IN_NORM = changing(norm1=around(behind=lambda y: y - 0.5 * y[:, :1]))
 # What the halves call, or do, as it is.
 HARMLESS: dict[str, Mutation] = {
     "a gate on what attention returns": changing(attn_or_self_attn=around(behind=lambda y: y * y.sigmoid())),
     "attention maps asked for": joining(lambda self, x: with_maps(self, x)),
-    # In every image alone, for images are not packed there.
-    "the first token in the norm before attention": changing(norm1=around(behind=lambda y: y - 0.5 * y[:, :1])),
     "the residual added in place": joining(lambda self, x: in_place(self, x)),
 }
 DEPTH: dict[str, Mutation] = {"no stochastic depth in the MLP": joining(no_depth_in_mlp)}
