@@ -1,4 +1,4 @@
-"""What patched modules do when they are copied or unpickled: their copied runtimes find them."""
+"""Restore patched modules that are copied or unpickled: their copied runtimes find them."""
 
 from __future__ import annotations
 

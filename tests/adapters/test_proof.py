@@ -1,4 +1,4 @@
-"""What a proof costs, what it is remembered for, and that it leaves no trace."""
+"""Proofs cost little, hold for what they were made of, and leave no trace."""
 
 import random
 from typing import Any

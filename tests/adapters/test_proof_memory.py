@@ -1,4 +1,4 @@
-"""What is proved of one block does not hold for another that computes differently."""
+"""A proof of one block does not hold for another that computes differently."""
 
 from typing import Any
 

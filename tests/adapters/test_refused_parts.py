@@ -106,7 +106,7 @@ def model_of(**sequences):
 
 
 def of_global_blocks():
-    """What cellpose makes of SAM's encoder: no block keeps its windows."""
+    """Turn off the windows, as cellpose does with SAM's encoder."""
     return model_of(blocks=[WindowBlock(window_size=0) for _ in range(3)])
 
 

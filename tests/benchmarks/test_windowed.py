@@ -25,7 +25,7 @@ def test_positions_folded_into_queries_and_keys_are_the_blocks_own(global_block)
 @pytest.mark.parametrize("after_mlp", [False, True])
 @pytest.mark.parametrize("attend", [windowed.by_leaders, windowed.by_folding])
 def test_tokens_that_merge_with_their_copies(global_block, attend, after_mlp):
-    """Where nothing merges, both are the block's own; where tokens merge, the residual stream stays whole."""
+    """Both are the block's own where nothing merges; where tokens merge, the residual stream stays whole."""
     x = torch.randn(2, 6, 5, 64)
     found = windowed.run_merged(global_block, x, 0.0, attend, after_mlp)
     torch.testing.assert_close(found, global_block(x), atol=1e-4, rtol=1e-4)
