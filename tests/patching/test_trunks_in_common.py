@@ -13,7 +13,7 @@ from algm_patch import apply_algm, remove_algm
 from algm_patch.core.compiling import ONE_GRAPH
 from tests.support.contract import trace
 from tests.support.models import build, photo
-from tests.support.several import Alternating, EncoderAndDecoder, OnTop, Pair, Siamese
+from tests.support.several import Alternating, EncoderAndDecoder, TwoSequences, Pair, Siamese
 
 SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.5}
 
@@ -83,7 +83,7 @@ def test_a_trunk_inside_a_trunk():
 @pytest.mark.parametrize("order", [["patch_embed", "frame_blocks"], ["frame_blocks", "patch_embed"], None])
 def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
     torch.manual_seed(0)
-    model: Any = OnTop()
+    model: Any = TwoSequences()
     image = photo()
     before, expected = trace(model), model(image)
     apply_algm(model, **SETTINGS)
@@ -116,7 +116,7 @@ def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
     ("build_model", "trunks", "settings"),
     [
         (Pair, "all", {"gbm_layers": [2], "merge_to": 0.6}),
-        (OnTop, ["patch_embed", "frame_blocks"], SETTINGS),
+        (TwoSequences, ["patch_embed", "frame_blocks"], SETTINGS),
     ],
     ids=["beside each other", "on top"],
 )

@@ -53,7 +53,7 @@ class Alternating(nn.Module):
         return x
 
 
-class OnTop(nn.Module):
+class TwoSequences(nn.Module):
     """Run more blocks on what a whole ViT leaves, as VGGT does."""
 
     def __init__(self) -> None:
