@@ -13,7 +13,7 @@ from algm_patch import apply_algm, remove_algm
 from algm_patch.core.compiling import ONE_GRAPH
 from tests.support.contract import trace
 from tests.support.models import build, photo
-from tests.support.several import Alternating, EncoderAndDecoder, TwoSequences, Pair, Siamese
+from tests.support.several import Alternating, EncoderAndDecoder, Pair, Siamese, TwoSequences
 
 SETTINGS: dict[str, Any] = {"gbm_layers": [2], "tau": 0.5}
 
