@@ -27,7 +27,9 @@ def attention_half_and_features(
     seen: list[Tensor] = []
     path, third = adapter.features(block, compare) or ("", None)
     y = adapter.attention_half(observed(block, path, seen) if path else block, x, tokens, *args, **kwargs)
-    found = torch.cat(seen) if len({part.shape[1:] for part in seen}) == 1 else None  # of images on their own
+    if len(seen) > 1 and len({part.shape[1:] for part in seen}) == 1:  # of images on their own
+        seen = [torch.cat(seen)]
+    found = seen[0] if len(seen) == 1 else None
     if found is None or found.shape[:2] != x.shape[:2]:
         left = f"left {[list(part.shape) for part in seen]}" if seen else "was not called"
         raise ValueError(
