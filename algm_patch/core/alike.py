@@ -69,6 +69,11 @@ class Groups:
         return self._bias[1]
 
 
+def of_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return these rows [...] of a sequence [T, ...], in one batch."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
 def divide(lengths: Sequence[int]) -> list[int]:
     """Return where to divide lengths, sorted from the longest, so that padding and calls cost the least together.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .alike import Groups
+from .alike import Groups, of_rows
 from .caching import cached
 
 
@@ -70,7 +70,7 @@ class Packing:
 
     def spread(self, x: Tensor) -> Tensor:
         """Return a sequence [1, T, ...] as a batch [B, M, ...]; past an image's own tokens, copies of its last."""
-        return x[0].index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        return of_rows(x[0], self.rows)
 
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Return the images of a packed sequence, [1, m, ...] each."""

@@ -53,11 +53,6 @@ def in_groups(
     return together.index_select(0, groups.back)[None]
 
 
-def of_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Return these rows [...] of a sequence [T, ...], in one batch."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-
-
 def has_kernel(x: Tensor) -> bool:
     """Return whether torch has attention of variable lengths for such tensors: in half precision on CUDA."""
     return (

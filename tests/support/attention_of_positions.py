@@ -55,7 +55,7 @@ class FixedRope(nn.Module):
 
 
 class Attention(nn.Module):
-    """What the attentions below share: projections, and attention that fuses or not."""
+    """Give the attentions below what they share: projections, and attention that fuses or not."""
 
     def __init__(self, fused: bool = False, rope: nn.Module | None = None, norm: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a kind of ViT of transformers is built from."""
+"""Build kinds of ViTs of transformers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Family:
 
     @property
     def known(self) -> bool:
-        """Whether this release has the class."""
+        """Return whether this release has the class."""
         try:
             return hasattr(self.place, self.model)
         except ImportError:

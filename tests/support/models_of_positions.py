@@ -48,7 +48,7 @@ def mlp() -> nn.Sequential:
 
 
 class Parts(nn.Module):
-    """What most blocks below have: two norms, attention, an MLP."""
+    """Give the blocks below what most of them have: two norms, attention, an MLP."""
 
     def __init__(self, attn: nn.Module) -> None:
         super().__init__()

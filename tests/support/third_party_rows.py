@@ -1,4 +1,4 @@
-"""What the rows of the table of public projects are made of: see tests/third_party.py."""
+"""Make up the rows of the table of public projects: see tests/third_party.py."""
 
 from __future__ import annotations
 
