@@ -23,6 +23,11 @@ def own_share(dataset: Dataset) -> Dataset:
     return dataset[rank() :: process_count()]
 
 
+def own_rows(dataset: Dataset) -> range:
+    """Return the places of this process's images among all."""
+    return range(rank(), len(dataset), process_count())
+
+
 def summed(counts: Tensor) -> Tensor:
     """Add up integers over all processes, in place."""
     if dist.is_initialized():

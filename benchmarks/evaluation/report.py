@@ -15,6 +15,7 @@ import algm_patch
 from algm_patch.files import written_whole
 from algm_patch.trunks import handle_of
 
+from .bootstrap import agreement, class_agreement, miou_difference
 from .dataset import Dataset
 from .models import SegmentationModel
 from .processes import process_count
@@ -32,7 +33,7 @@ def report(
     width = max(map(len, (*dataset.classes, "GFLOPs an image"))) + 2
 
     def row(title: str, cells: Iterable[str]) -> str:
-        return f"{title:{width}}" + "".join(f"{cell:>12}" for cell in cells)
+        return f"{title:{width}}" + "".join(f"{cell:>14}" for cell in cells)
 
     lines = [f"{dataset.name}: {len(dataset)} image{'s' * (len(dataset) > 1)}, {len(dataset.classes)} classes"]
     lines.append(f"{model.name}: {how}")
@@ -41,16 +42,22 @@ def report(
         lines.append(f"ALGM: {', '.join(f'{name}={value}' for name, value in settings.items())}")
     lines += [
         "",
-        row("", results),
+        row("", [*results, *(["95 % interval"] if patched is not None else [])]),
         row("mIoU", (f"{100 * result.miou:.1f}" for result in columns)),
         row("pixel accuracy", (f"{100 * result.accuracy:.1f} %" for result in columns)),
         row("GFLOPs an image", (f"{result.gflops:.1f}" for result in columns)),
     ]
     if patched is not None:
         before, after = columns
+        difference, pixels, classes = miou_difference(after, before), agreement(after), class_agreement(after)
         lines += [
-            row("pixels that agree", ("", f"{100 * (after.agreement or 0):.1f} %")),
             row("fewer GFLOPs", ("", f"{before.gflops / after.gflops:.2f} x")),
+            row("mIoU difference", ("", f"{difference.value:+.1f}", difference.signed_interval)),
+            row("pixels that agree", ("", f"{pixels.value:.1f} %", pixels.interval)),
+            row("classes that agree", ("", f"{classes.value:.1f} %", classes.interval)),
+            "",
+            "Agreement is with the unpatched predictions: the share of the pixels, and the mean IoU over the classes.",
+            "The interval is the bootstrap's, over images: what other images of the kind would give.",
         ]
     lines += ["", row("IoU", results)]
     for i, name in enumerate(dataset.classes):
@@ -71,6 +78,7 @@ def write_summary(
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "algm": None if patched is None else plain_settings(handle_of(patched)),
         "results": {name: as_json(result) for name, result in results.items()},
+        "intervals": {} if patched is None else intervals(*results.values()),
         "versions": {
             "algm_patch": algm_patch.__version__,
             "torch": str(torch.__version__),
@@ -89,6 +97,17 @@ def as_json(result: Result) -> dict[str, Any]:
         "accuracy": result.accuracy,
         "GFLOPs": result.gflops,
         "agreement": result.agreement,
+        "classes": result.classes,
         "IoU": [None if value.isnan() else value.item() for value in result.iou],
         "confusion": result.confusion.tolist(),
     }
+
+
+def intervals(before: Result, after: Result) -> dict[str, list[float]]:
+    """Return the ends of the intervals of 95 %, in [0, 1]."""
+    estimates = {
+        "mIoU difference": miou_difference(after, before),
+        "agreement": agreement(after),
+        "classes": class_agreement(after),
+    }
+    return {name: [one.low / 100, one.high / 100] for name, one in estimates.items() if one.low == one.low}

@@ -1,4 +1,4 @@
-"""Score a segmentation model on a data set: mIoU, pixel accuracy, agreement, GFLOPs."""
+"""Score a segmentation model on a data set: mIoU, pixel accuracy, agreement with other predictions, GFLOPs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from ..common.gflops import counting
+from .areas import areas_of, equal_share, intersection_over_union, mean_iou
 from .dataset import Dataset
 from .models import SegmentationModel
-from .processes import own_share, rank, summed
+from .processes import own_rows, own_share, rank, summed
 from .records import fingerprint, read_record, record_path, write_record
 from .weights import ModelError
 
@@ -30,7 +31,11 @@ class Result:
         iou: [C]; NaN for classes that do not occur.
         gflops: of the ViT, for an image, on average.
         confusion: [C, C] int64 pixels, label by prediction.
+        labelled: [N, 3, C] int64 areas of each image's label and prediction, as ``areas_of`` returns them.
         agreement: share of all pixels, labelled or not, that are predicted as in the reference; None without one.
+        classes: mean IoU with the reference, over the classes that occur in either; None without one. Agreement hardly
+            sees small classes; this weighs each alike.
+        compared: [N, 3, C] int64 areas of each image's reference and prediction; None without one.
     """
 
     miou: float
@@ -38,7 +43,10 @@ class Result:
     iou: Tensor
     gflops: float
     confusion: Tensor
+    labelled: Tensor
     agreement: float | None = None
+    classes: float | None = None
+    compared: Tensor | None = None
 
 
 def evaluate(
@@ -66,35 +74,43 @@ def evaluate(
     device = next(model.parameters()).device
     classes = len(dataset.classes)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    flops, same, pixels = 0, 0, 0
+    labelled = confusion.new_zeros(len(dataset), 3, classes)
+    compared = torch.zeros_like(labelled)
+    flops = 0
     mine = own_share(dataset).pairs
     others = repeat(None, len(mine)) if reference is None else reference
     if isinstance(others, Sized) and len(others) != len(mine):
         raise ValueError(f"reference holds {len(others)} class maps for {len(mine)} images")
     predicted_maps = predict_all(model, dataset, records, progress, title)
-    for pair, (predicted, cost), other in zip(mine, predicted_maps, others, strict=True):
-        confusion += multiclass_confusion_matrix(
-            predicted.to(device).long(),
-            dataset.label(pair).to(device),
-            classes,
-            ignore_index=dataset.ignore_index,
-            validate_args=False,
-        )
+    for row, pair, (predicted, cost), other in zip(own_rows(dataset), mine, predicted_maps, others, strict=True):
+        predicted = predicted.to(device).long()
+        found = confusion_of(predicted, dataset.label(pair).to(device), classes, dataset.ignore_index)
+        confusion += found
+        labelled[row] = areas_of(found)
         flops += cost
         if other is not None:
-            same += int((other == predicted).sum())
-            pixels += predicted.numel()
-    confusion = summed(confusion).cpu()
-    flops, same, pixels = summed(torch.tensor([flops, same, pixels], device=device)).tolist()
-    iou = intersection_over_union(confusion, dataset.ignore_index)
+            compared[row] = areas_of(confusion_of(predicted, other.to(device).long(), classes))
+    if dataset.ignore_index is not None and dataset.ignore_index < classes:
+        labelled[..., dataset.ignore_index] = 0  # it is no class, though it may be predicted
+    confusion, labelled, compared = (summed(counts).cpu() for counts in (confusion, labelled, compared))
+    flops = int(summed(torch.tensor(flops, device=device)))
+    iou = intersection_over_union(labelled.sum(0))
     return Result(
         miou=iou.nanmean().item(),
         accuracy=(confusion.trace() / confusion.sum()).item(),
         iou=iou,
         gflops=flops / len(dataset) / 1e9,
         confusion=confusion,
-        agreement=None if reference is None else same / pixels,
+        labelled=labelled,
+        agreement=None if reference is None else equal_share(compared.sum(0)).item(),
+        classes=None if reference is None else mean_iou(compared.sum(0)).item(),
+        compared=None if reference is None else compared,
     )
+
+
+def confusion_of(predicted: Tensor, target: Tensor, classes: int, ignore_index: int | None = None) -> Tensor:
+    """Return the pixels [C, C] of each class of the target (rows) and of the prediction (columns)."""
+    return multiclass_confusion_matrix(predicted, target, classes, ignore_index=ignore_index, validate_args=False)
 
 
 def predictions(
@@ -149,12 +165,3 @@ def check_classes(model: SegmentationModel, dataset: Dataset) -> None:
             f"({dataset.classes[0]} to {dataset.classes[-1]}).{hint} A folder's classes are those of its classes.txt, "
             "or as many as its labels hold"
         )
-
-
-def intersection_over_union(confusion: Tensor, ignore_index: int | None) -> Tensor:
-    """Return [C] float64; NaN where a class is in neither labels nor predictions, and for an ignored class."""
-    hits = confusion.diag().double()
-    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
-    if ignore_index is not None and ignore_index < len(iou):
-        iou[ignore_index] = torch.nan
-    return iou

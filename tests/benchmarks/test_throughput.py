@@ -1,52 +1,23 @@
-"""Throughput and tradeoff report what the methods do, on a tiny model and a folder of eight images."""
+"""Throughput reports what the methods do, on a tiny model and a folder of eight images."""
 
-import csv
 from contextlib import nullcontext
-from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
 
-from algm_patch import Settings
 from benchmarks.common.patching import patched
 from benchmarks.common.timing import median_ratio
 from benchmarks.cost import throughput
 from benchmarks.evaluation import methods as ways
 from benchmarks.evaluation.inputs import network_inputs
 from benchmarks.evaluation.options import open_all
-from benchmarks.paper import tradeoff, tradeoff_points
-from benchmarks.paper.tradeoff_figure import STYLES, draw
 from tests.support.models import build, photo
-
-GRID = (6, 8)
-CLASSES = 3
+from tests.support.tiny_command import GRID, tiny_command
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Return options for a model with random weights and eight images, flat in places and noisy in others."""
-    folder = tmp_path_factory.mktemp("data")
-    torch.manual_seed(0)
-    backbone = timm.create_model("test_vit", num_classes=0)
-    save_file(backbone.state_dict(), folder / "backbone.safetensors")
-    head = nn.Sequential(nn.BatchNorm2d(backbone.num_features), nn.Conv2d(backbone.num_features, CLASSES, 1))
-    save_file(head.state_dict(), folder / "head.safetensors")
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    for number in range(8):
-        pixels = (photo(batch=1, grid=GRID, seed=number)[0].clamp(-2, 2) * 60 + 128).byte()
-        pixels[:, :32] = 40 * number % 255
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / "images" / f"{number}.png")
-        labels = np.arange(pixels[0].numel()).reshape(pixels[0].shape) * CLASSES // pixels[0].numel()
-        Image.fromarray(labels.astype(np.uint8)).save(folder / "labels" / f"{number}.png")
-    options = f"--data {folder} --layout folder --model timm:test_vit --size 96 128 --device cpu"
-    files = ["--weights", str(folder / "backbone.safetensors"), "--head", str(folder / "head.safetensors")]
-    return [*words(options), *files]
+    return tiny_command(tmp_path_factory.mktemp("data"))
 
 
 def words(options):
@@ -141,97 +112,6 @@ def opened(command):
     return open_all(options, "cpu", progress=False)
 
 
-@pytest.fixture(scope="module")
-def traded(command, tmp_path_factory):
-    """Return points, one of them of ToMe that merges nothing, and the path of the files they were written to."""
-    out = tmp_path_factory.mktemp("out") / "new" / "curves"
-    settings = tmp_path_factory.mktemp("settings") / "mild.json"
-    Settings(clap_layer=2, gbm_layers=(3,), tau=0.9).save(settings)
-    methods = f"--tome 0 3 --pooling 1 --published 0.88 --tau 0.5 2 --settings {settings}"
-    points = tradeoff.main([*command, *words(f"{methods} --timed 1 --rounds 1 --out {out}")])
-    return points, out
-
-
-def test_tradeoff_has_a_point_for_each_setting(traded):
-    points, _ = traded
-    assert [(point.method, point.setting) for point in points] == [
-        ("unpatched", ""),
-        ("2×2 pooling", "layer 1"),
-        ("ToMe", "r=0"),
-        ("ToMe", "r=3"),
-        ("ALGM as published", "τ=0.88"),
-        ("ALGM defaults", "τ=0.5"),
-        ("ALGM defaults", "τ=2.0"),
-        ("ALGM tuned", "mild"),
-    ]
-    assert points[0].agreement == 100
-    assert points[0].time == 1
-
-
-def test_what_merges_nothing_scores_as_unpatched_and_what_merges_does_not(traded):
-    unpatched, *others = traded[0]
-    for point in others:
-        same = (point.miou, point.agreement, point.gflops) == (unpatched.miou, 100, unpatched.gflops)
-        assert same == (point.setting == "r=0"), point
-        assert point.gflops < unpatched.gflops or same
-    assert others[0].agreement < 100
-
-
-def test_tradeoff_is_written_as_a_table_and_a_picture(traded):
-    points, out = traded
-    with out.with_suffix(".csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for point, row in zip(points, rows, strict=True):
-        assert (row["method"], row["setting"]) == (point.method, point.setting)
-        for name in ("miou", "agreement", "gflops", "time"):
-            assert float(row[name]) == pytest.approx(getattr(point, name), abs=1e-4)
-    assert np.asarray(Image.open(out.with_suffix(".png")).convert("L")).std() > 10
-
-
-def test_tuned_points_are_compared_with_each_curve_at_their_cost():
-    def point(method, setting, miou, gflops, time):
-        return tradeoff_points.Point(method, setting, miou, 99.0, gflops, time)
-
-    points = [
-        point("unpatched", "", 50.0, 60.0, 1.0),
-        point("ToMe", "r=2", 46.0, 20.0, 0.5),
-        point("ToMe", "r=1", 48.0, 40.0, 0.9),
-    ]
-    assert tradeoff_points.margins(points) == ""
-    tuned = point("ALGM tuned", "mild", 49.0, 30.0, 0.4)
-    assert tradeoff_points.margin(tuned, points[1:], "gflops") == pytest.approx(2)
-    assert tradeoff_points.margin(tuned, points[1:], "time") is None
-    _, header, row, _ = tradeoff_points.margins([*points, tuned]).splitlines()
-    assert (header.split(), row.split()) == (["ToMe"], ["mild", "+2.0", "/", "none"])
-
-
-def test_the_picture_holds_every_point_within_its_axes():
-    points = [tradeoff_points.Point("unpatched", "", 50.0, 100.0, 60.0, 1.0)]
-    for method in STYLES:
-        points += [
-            tradeoff_points.Point(method, str(loss), 50.0 - loss, 99.0 - loss, 40 - loss, 0.5) for loss in (-0.7, 3, 30)
-        ]
-    figure = draw(points, "title", "machine")
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        curves: list[Any] = [line for line in axes.lines if line.get_marker() != "None"]
-        assert len(curves) == len(STYLES)
-        for line in curves:
-            assert len(line.get_xdata()) == 3
-            for (low, high), values in ((axes.get_xlim(), line.get_xdata()), (axes.get_ylim(), line.get_ydata())):
-                assert all(low < value < high for value in values)
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(legend) == len(STYLES) + 1
-    assert "unpatched: 50.0 % mIoU, 60.0 GFLOPs" in legend
-
-
-def test_what_does_not_fit_is_said_before_anything_is_evaluated(command, monkeypatch, tmp_path):
-    other = tmp_path / "other.json"
-    other.write_text("{}")
-    monkeypatch.setattr(tradeoff, "evaluate", None)
-    with pytest.raises(SystemExit, match="r=30 of the 49 tokens of block 1, but only 24 can propose"):
-        tradeoff.main([*command, *words("--pooling --tome 30")])
+def test_what_does_not_fit_is_said(command):
     with pytest.raises(SystemExit, match="has 8 images, 32 are to be measured"):
         throughput.main(command)
-    with pytest.raises(SystemExit, match=r"other\.json"):
-        tradeoff.main([*command, "--settings", str(other)])

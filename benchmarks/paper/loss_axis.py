@@ -1,0 +1,38 @@
+"""Scale an axis of losses against the unpatched model: small ones apart, large ones within sight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Transform
+
+SCALE = "Vertical scales: distance from the unpatched model, linear to 1 point, logarithmic beyond."
+STEPS = (-100, -50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5)
+
+
+def scale_losses(axes: Axes, values: Iterable[float], unpatched: float) -> None:
+    """Scale the vertical axis for values against the unpatched model, which lie on it as differences in points.
+
+    Args:
+        values: the differences that the axis shall show; NaN is passed over.
+        unpatched: what a difference of 0 is: its ticks have such figures; with 0 they have signs.
+    """
+    axes.set_yscale("symlog", base=10, linthresh=1, linscale=1)
+    shown = [value for value in values if not math.isnan(value)]
+    transform: Transform = axes.yaxis.get_transform()
+    low, high = transform.transform([min(*shown, -1), max(*shown, 0)])
+    margin = 0.06 * (high - low)
+    axes.set_ylim(*transform.inverted().transform([low - margin, high + margin]))
+    bottom, top = axes.get_ylim()
+    steps = [step for step in STEPS if bottom <= step <= top]
+    axes.set_yticks(steps, [label(step, unpatched) for step in steps])
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def label(step: float, unpatched: float) -> str:
+    """Return the figure at a distance from the unpatched model's."""
+    text = f"{unpatched + step:g}" if unpatched or not step else f"{step:+g}"
+    return text.replace("-", "−")
