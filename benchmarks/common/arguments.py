@@ -31,6 +31,17 @@ def number_or_rule(text: str) -> float | str:
         return text
 
 
+def layer_and_share(text: str) -> tuple[int, float]:
+    """Read a layer and a share of the tokens, such as 2:0.5."""
+    layer, _, share = text.partition(":")
+    return int(layer), float(share)
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """Read layers, such as 3,6."""
+    return tuple(map(int, text.split(",")))
+
+
 def add_rounds(parser: Any, default: int, option: str = "--rounds") -> None:
     """Add the number of rounds in which variants take turns."""
     parser.add_argument(option, type=positive, default=default, help=f"rounds of timing (default: {default})")

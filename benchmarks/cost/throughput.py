@@ -136,7 +136,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
     add_data_options(parser)
-    add_method_options(parser, tome=[50], pooling=[1], published=[0.88], tau=["auto"])
+    add_method_options(parser, {"--pooling": ["1"], "--tome": ["50"], "--published": ["0.88"], "--tau": ["auto"]})
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--dtype", default="float32", choices=DTYPES)
     measuring.add_argument("--batch", type=positive, default=32, help="(default: 32)")

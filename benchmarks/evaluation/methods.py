@@ -1,27 +1,32 @@
 """Define the methods that are compared, each as a way to run one model: ``with method.patch(model): ...``.
 
-All share the library's parts: matching, merging, proportional attention through the mask that attention has, fused
-attention, unmerging by copying before the final norm. A difference between them is one of the methods.
+All that merge share the library's parts: matching, merging, proportional attention through the mask that attention has,
+fused attention, unmerging by copying before the final norm. A difference between them is one of the methods.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from algm_patch import Settings
 
-from ..common.arguments import number_or_rule
+from ..common.arguments import layer_and_share, layers_of, number_or_rule
 from ..common.patching import patched
 from ..common.timing import in_turns, seconds
-from .tome import tome
+from .ailurus import ailurus
+from .elvit import elvit
+from .mpm import mpm
+from .pitome import pitome
+from .resolution import lower_resolution
+from .tome import tome, tome_share
 
 # The authors' thresholds: Segmenter on ADE20K (Ti, S, B, L), Cityscapes, Pascal-Context.
 PUBLISHED_TAUS = (0.88, 0.9, 0.94, 0.95, 0.955)
@@ -50,6 +55,41 @@ def unpatched() -> Method:
 def tome_methods(rs: Iterable[int]) -> list[Method]:
     """Return ToMe with r merged tokens in each layer."""
     return [Method("ToMe", f"r={r}", partial(tome, r=r)) for r in rs]
+
+
+def tome_share_methods(shares: Iterable[float]) -> list[Method]:
+    """Return ToMe with a share of the tokens that are left merged in each layer."""
+    return [Method("ToMe, ratio", f"{share:.0%}", partial(tome_share, share=share)) for share in shares]
+
+
+def pitome_methods(shares: Iterable[float]) -> list[Method]:
+    """Return PiToMe with a share of the tokens that are left merged in each layer."""
+    return [Method("PiToMe", f"{share:.0%}", partial(pitome, share=share)) for share in shares]
+
+
+def elvit_methods(points: Iterable[tuple[int, float]]) -> list[Method]:
+    """Return ELViT, for each layer that it clusters behind, and the clusters for each token."""
+    return [
+        Method("ELViT", f"{layer}: {share:.0%}", partial(elvit, layer=layer, share=share)) for layer, share in points
+    ]
+
+
+def ailurus_methods(points: Iterable[tuple[int, float]]) -> list[Method]:
+    """Return AiluRus, for each layer that it merges behind, and the share of the tokens that are left."""
+    return [
+        Method("AiluRus", f"{layer}: {share:.0%}", partial(ailurus, layer=layer, share=share))
+        for layer, share in points
+    ]
+
+
+def mpm_methods(layers: Iterable[Sequence[int]]) -> list[Method]:
+    """Return MPM, for each list of layers that it merges before."""
+    return [Method("MPM", f"before {', '.join(map(str, each))}", partial(mpm, layers=each)) for each in layers]
+
+
+def resolution_methods(scales: Iterable[float]) -> list[Method]:
+    """Return the model as it is, on images with shorter sides."""
+    return [Method("lower resolution", f"×{scale:g}", partial(lower_resolution, scale=scale)) for scale in scales]
 
 
 def pooling_methods(layers: Iterable[int]) -> list[Method]:
@@ -90,34 +130,60 @@ def time_in_turns(model: nn.Module, images: Tensor, methods: Sequence[Method], r
     return [spent[index] for index in range(len(methods))]
 
 
-def add_method_options(
-    parser: argparse.ArgumentParser,
-    tome: Sequence[int],
-    pooling: Sequence[int],
-    published: Sequence[float],
-    tau: Sequence[float | str],
-) -> None:
-    """Add the options that say which methods are compared, with these defaults."""
+class MethodOption(NamedTuple):
+    """Hold an option of the command line that asks for the points of one method.
+
+    Attributes:
+        name: with its dashes.
+        text: what it asks for.
+        metavar, read: what a value is called, and the function that reads it.
+        methods: returns the points of these values.
+    """
+
+    name: str
+    text: str
+    metavar: str
+    read: Callable[[str], Any]
+    methods: Callable[[Sequence[Any]], list[Method]]
+
+
+OPTIONS = (
+    MethodOption("--resolution", "lower resolution: by what to multiply sides", "SCALE", float, resolution_methods),
+    MethodOption("--pooling", "2x2 pooling: layers to pool in, one at a time", "LAYER", int, pooling_methods),
+    MethodOption("--tome", "ToMe: tokens that merge in each layer", "R", int, tome_methods),
+    MethodOption("--tome-ratio", "ToMe: share that merges in each layer", "SHARE", float, tome_share_methods),
+    MethodOption("--pitome", "PiToMe: share that merges in each layer", "SHARE", float, pitome_methods),
+    MethodOption("--elvit", "ELViT: share left behind a layer", "LAYER:SHARE", layer_and_share, elvit_methods),
+    MethodOption("--ailurus", "AiluRus: share left behind a layer", "LAYER:SHARE", layer_and_share, ailurus_methods),
+    MethodOption("--mpm", "MPM: layers to merge before, such as 3,6", "LAYERS", layers_of, mpm_methods),
+    MethodOption("--published", "ALGM as published, at these thresholds", "TAU", float, published_methods),
+    MethodOption(
+        "tau", "ALGM with this library's defaults, at these thresholds", "TAU", number_or_rule, default_methods
+    ),
+    MethodOption("--settings", "ALGM tuned: files that Settings.save wrote", "FILE", Path, tuned_methods),
+)
+
+
+def add_method_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Sequence[str]]) -> None:
+    """Add the options that say which methods are compared.
+
+    Args:
+        defaults: by option, its values as they are written on the command line; without any, the method is left out.
+    """
     group = parser.add_argument_group("methods (an option without values leaves its method out)")
-
-    def add(option: str, default: Sequence[Any], text: str, **rest: Any) -> None:
-        shown = f"{text} (default: {' '.join(map(str, default))})" if default else text
-        group.add_argument(option, nargs="*", default=default, help=shown, **rest)
-
-    add("--tome", tome, "ToMe: tokens that merge in each layer", type=int, metavar="R")
-    add("--pooling", pooling, "2x2 pooling: layers to pool in, one at a time", type=int, metavar="LAYER")
-    add("--published", published, "ALGM as published, at these thresholds", type=float, metavar="TAU")
-    add("--tau", tau, "ALGM with this library's defaults, at these thresholds", type=number_or_rule, metavar="TAU")
-    add("--settings", [], "ALGM tuned: files that Settings.save wrote", type=Path, metavar="FILE")
+    for option in OPTIONS:
+        given = defaults.get(option.name, ())
+        group.add_argument(
+            option.name,
+            nargs="*",
+            default=[option.read(text) for text in given],
+            help=f"{option.text} (default: {' '.join(given)})" if given else option.text,
+            type=option.read,
+            metavar=option.metavar,
+        )
 
 
 def chosen_methods(options: argparse.Namespace) -> list[Method]:
     """Return the methods that ``add_method_options`` asks for, the unpatched model first."""
-    return [
-        unpatched(),
-        *pooling_methods(options.pooling),
-        *tome_methods(options.tome),
-        *published_methods(options.published),
-        *default_methods(options.tau),
-        *tuned_methods(options.settings),
-    ]
+    chosen = [option.methods(getattr(options, option.name[2:].replace("-", "_"))) for option in OPTIONS]
+    return [unpatched(), *(method for methods in chosen for method in methods)]

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from contextlib import AbstractContextManager
 
-import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
-from algm_patch import Algm
-from algm_patch.adapters import LayerTokens
 from algm_patch.core.matching import best_matches, gbm_leaders
-from algm_patch.functional import TokenMap
-from algm_patch.patching.find_vit import Vit, find_vit
-from algm_patch.report.cost import vit_cost
+from algm_patch.report.cost import matching_cost
 
-from ..common.gflops import METER, operations_by_layer
+from .block_runner import check_share, running
+from .key_merger import KeyMerger
 
 
-@contextmanager
-def tome(model: nn.Module, r: int) -> Iterator[None]:
+def tome(model: nn.Module, r: int) -> AbstractContextManager[None]:
     """Merge r tokens in each layer, between attention and MLP (ToMe, §3), until the end of the context.
 
     Every token at an even position proposes to the token at an odd position whose key (mean over the heads) is most
@@ -34,6 +25,8 @@ def tome(model: nn.Module, r: int) -> Iterator[None]:
     positions, then the odd ones) is no better: on a third of CamVid's val, as in tradeoff.py, 56.2 mIoU instead of 56.1
     at r=50, 55.1 instead of 55.8 at r=70.
 
+    GFLOPs count the products of the keys at even positions with those at odd ones.
+
     Args:
         model: holds one ViT of timm, whose attention is ``timm.layers.Attention``.
         r: at least 0.
@@ -43,96 +36,51 @@ def tome(model: nn.Module, r: int) -> Iterator[None]:
     """
     if r < 0:
         raise ValueError(f"ToMe merges r tokens a layer, at least 0; got r={r}")
-    trunk, vit = find_vit(model)
-    check_attention(trunk, vit)
-    merger = TokenMerger(r, trunk, vit)
-    hooks = [vit.projection.register_forward_hook(merger.see_grid)]
-    setattr(trunk, METER, merger)
-    for layer, block in enumerate(vit.blocks):
-        hooks.append(block.get_submodule("attn.k_norm").register_forward_hook(merger.see_keys))
-        block.forward = partial(merger.run_block, layer)
-    try:
-        yield
-    finally:
-        for block in vit.blocks:
-            del block.forward
-        for hook in hooks:
-            hook.remove()
-        delattr(trunk, METER)
+    return running(ToMe(model, r))
 
 
-def check_attention(trunk: nn.Module, vit: Vit) -> None:
-    """Raise ValueError if ToMe cannot read the keys of a block, or the trunk is patched with ALGM."""
-    for number, block in enumerate(vit.blocks, 1):
-        attention = getattr(block, "attn", None)
-        if type(attention) is not Attention:
+def tome_share(model: nn.Module, share: float) -> AbstractContextManager[None]:
+    """Merge a share of the tokens that are left in each layer (ToMe's constant ratio), as `tome` merges r.
+
+    Args:
+        model: as in `tome`.
+        share: from 0 to 0.5, as only every second token can leave.
+
+    Raises:
+        ValueError: if the model or the share does not fit.
+    """
+    return running(ToMeShare(model, check_share("ToMe's ratio", share, 0.5)))
+
+
+class ToMe(KeyMerger):
+    """Run the blocks of one model with ToMe."""
+
+    def __init__(self, model: nn.Module, r: int) -> None:
+        super().__init__(model)
+        self.r = r
+
+    def merges(self, length: int) -> int:
+        return self.r
+
+    def leaders(self, layer: int, keys: Tensor, count: int) -> Tensor:
+        similarity, proposer, partner = best_matches(keys, self.num_prefix_tokens)
+        self.matching += matching_cost(keys.shape[1], self.num_prefix_tokens, keys.shape[2])
+        if count > len(proposer):
             raise ValueError(
-                f"ToMe reads the keys of timm.layers.Attention, but block {number} of {type(trunk).__name__} "
-                f"({type(block).__name__}) has a {type(attention).__name__}"
+                f"ToMe was to merge r={count} of the {keys.shape[1]} tokens of block {layer}, but only "
+                f"{len(proposer)} can propose. Use a smaller r, or larger images"
             )
-    if isinstance(vars(trunk).get("algm"), Algm):
-        raise ValueError(f"{type(trunk).__name__} is patched with ALGM. Call remove_algm first")
+        best = similarity.topk(count).indices
+        merges = best.new_ones(best.shape).bool()
+        return gbm_leaders(merges, proposer[best], partner.gather(1, best), keys.shape[1])
 
 
-class TokenMerger:
-    """Run the blocks of one model with ToMe, and hold what is merged so far in the present forward pass."""
+class ToMeShare(ToMe):
+    """Run the blocks of one model with ToMe, which merges a share of the tokens that are left in each layer."""
 
-    def __init__(self, r: int, trunk: nn.Module, vit: Vit) -> None:
-        self.r, self.trunk, self.vit = r, trunk, vit
-        self.num_prefix_tokens: int = getattr(trunk, "num_prefix_tokens", 0)
-        self.depth = len(vit.blocks)
-        self.grid = (0, 0)
-        self.token_map: TokenMap | None = None
-        self.keys: Tensor | None = None
+    def __init__(self, model: nn.Module, share: float) -> None:
+        super().__init__(model, r=0)
+        self.share = share
 
-    @property
-    def gflops(self) -> float:
-        """Return the GFLOPs of the ViT for an image of the last forward pass, matching by keys included."""
-        length, layers = self.num_prefix_tokens + self.grid[0] * self.grid[1], range(1, self.depth + 1)
-        left = {layer: length - layer * self.r for layer in layers}
-        head_dim: Any = self.vit.blocks[0].get_submodule("attn").head_dim
-        compared = dict.fromkeys(layers if self.r else (), head_dim)
-        cost = vit_cost(self.trunk, self.vit, self.grid)
-        return operations_by_layer(cost, length, self.num_prefix_tokens, left, compared) / 1e9
-
-    def see_grid(self, _: nn.Module, __: object, patches: Tensor) -> None:
-        """Note the grid of patches [B, D, H, W] and begin a forward pass."""
-        self.grid = (patches.shape[2], patches.shape[3])
-        self.token_map = None
-
-    def see_keys(self, _: nn.Module, __: object, keys: Tensor) -> None:
-        """Note the keys [B, heads, L, D]."""
-        self.keys = keys
-
-    def run_block(self, layer: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run a block (counted from 0) on tokens [B, L, D]: attention half, merge, MLP half."""
-        block, adapter = self.vit.blocks[layer], self.vit.adapters[layer]
-        bias = None if self.token_map is None else self.token_map.key_bias.to(x.dtype)
-        tokens = LayerTokens(self.token_map, bias, self.num_prefix_tokens)
-        x = adapter.attention_half(block, x, tokens, *args, **kwargs)
-        if self.r:
-            x = self.merge(layer, x)
-        x = adapter.mlp_half(block, x)
-        if layer + 1 < self.depth or self.token_map is None:
-            return x
-        return self.token_map.unmerge(x)
-
-    def merge(self, layer: int, x: Tensor) -> Tensor:
-        """Merge r of the tokens [B, L, D] by the keys that attention left."""
-        keys, self.keys = self.keys, None
-        assert keys is not None
-        before = self.token_map
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # as the library plans
-            sizes = x.new_ones(x.shape[:2]).float() if before is None else before.sizes
-            similarity, proposer, partner = best_matches(keys.mean(1), self.num_prefix_tokens)
-            if self.r > len(proposer):
-                raise ValueError(
-                    f"ToMe was to merge r={self.r} of the {x.shape[1]} tokens of block {layer + 1}, but only "
-                    f"{len(proposer)} can propose. Use a smaller r, or larger images"
-                )
-            best = similarity.topk(self.r).indices
-            merges = best.new_ones(best.shape).bool()
-            leaders = gbm_leaders(merges, proposer[best], partner.gather(1, best), x.shape[1])
-            step = TokenMap.from_leaders(leaders, sizes, x.shape[1] - self.r)
-        self.token_map = step if before is None else before.then(step)
-        return step.merge(x, sizes)
+    def merges(self, length: int) -> int:
+        return int(self.share * length)

@@ -6,8 +6,13 @@
 
 The ALGM paper's figures 1 to 3 (supplement §3.1, §3.4, §3.5), for any model and data set that
 benchmarks.evaluation.segmentation takes, nothing trained. All methods in one run, one image at a time:
+- lower resolution: the model sees smaller images, and its output is enlarged;
 - 2x2 pooling: every window becomes its mean, in one layer;
-- ToMe: r tokens merge in each layer;
+- ToMe: r tokens merge in each layer, or a ratio of those that are left;
+- PiToMe: a ratio of those that are left, the most alike of all, merges in each layer;
+- ELViT: local k-means behind a layer, tokens rebuilt from their clusters at the end;
+- AiluRus: density peaks behind a layer;
+- MPM: mutual pairs merge before some layers;
 - ALGM as published: the authors' constants for τ, layers 1 and 5, plain attention;
 - ALGM defaults: ``apply_algm(model, tau=τ)``;
 - ALGM tuned: files that ``Settings.save`` wrote.
@@ -38,6 +43,21 @@ from ..evaluation.options import add_data_options, open_all
 from ..evaluation.score import Result, evaluate, predictions
 from .tradeoff_figure import draw
 from .tradeoff_points import Point, margins, table, write
+
+# The points of each method if none are asked for: from a quarter to two thirds of a ViT-S/14 saved at 448x448 pixels,
+# as far as the method reaches.
+POINTS = {
+    "--resolution": "0.91 0.84 0.78 0.72 0.66",
+    "--pooling": "1 2 4 6 8 10",
+    "--tome": "20 35 50 60 70 75",
+    "--tome-ratio": "0.04 0.06 0.08 0.1 0.13 0.17",
+    "--pitome": "0.04 0.06 0.08 0.1 0.13 0.17",
+    "--elvit": "5:0.6 5:0.4 3:0.4 2:0.4 2:0.3",
+    "--ailurus": "2:0.75 2:0.6 2:0.5 2:0.4 2:0.3",
+    "--mpm": "6,9 3,6 1,3,6 1,2,3,4 1,2,3,4,5,6 1,2,3,4,5,6,7,8,9",
+    "--published": " ".join(map(str, PUBLISHED_TAUS)),
+    "--tau": "auto 0.9 0.95 0.97 0.98 0.99 0.995",
+}
 
 
 def main(arguments: list[str] | None = None) -> list[Point]:
@@ -109,13 +129,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
     add_data_options(parser)
-    add_method_options(
-        parser,
-        tome=[20, 35, 50, 60, 70, 75],
-        pooling=[1, 2, 4, 6, 8, 10],
-        published=PUBLISHED_TAUS,
-        tau=["auto", 0.9, 0.95, 0.97, 0.98, 0.99, 0.995],
-    )
+    add_method_options(parser, {option: points.split() for option, points in POINTS.items()})
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--timed", type=positive, default=3, metavar="N", help="images to time (default: 3)")
     add_rounds(measuring, 5)

@@ -13,13 +13,19 @@ from ..evaluation.bootstrap import Estimate
 from .loss_axis import SCALE, scale_losses
 from .tradeoff_points import METHODS, Point, curve_of
 
-# Colours that colour-blind people tell apart (Okabe and Ito), a marker each, and what the legend adds.
+# Colours that colour-blind people tell apart (Okabe and Ito; Tol), a marker each, and what the legend adds.
 STYLES = dict(
     zip(
         METHODS,
         (
+            ("#000000", "P", "nothing merged"),
             ("#999999", "s", "in one layer"),
             ("#0072B2", "^", "tokens in each layer"),
+            ("#56B4E9", "<", "of the tokens in each layer"),
+            ("#E69F00", ">", "of the tokens in each layer"),
+            ("#882255", "h", "local clusters behind a layer"),
+            ("#999933", "p", "density peaks behind a layer"),
+            ("#332288", "X", "mutual pairs"),
             ("#D55E00", "v", "layers 1 and 5, plain attention"),
             ("#009E73", "o", "of this library"),
             ("#CC79A7", "D", "to this model"),

@@ -11,7 +11,19 @@ import numpy as np
 
 from ..evaluation.bootstrap import Estimate
 
-METHODS = ("2×2 pooling", "ToMe", "ALGM as published", "ALGM defaults", "ALGM tuned")
+METHODS = (
+    "lower resolution",
+    "2×2 pooling",
+    "ToMe",
+    "ToMe, ratio",
+    "PiToMe",
+    "ELViT",
+    "AiluRus",
+    "MPM",
+    "ALGM as published",
+    "ALGM defaults",
+    "ALGM tuned",
+)
 TUNED = METHODS[-1]
 
 

@@ -104,6 +104,11 @@ def test_tome_never_merges_prefix_tokens():
 METHODS = [
     methods.unpatched(),
     *methods.tome_methods([3]),
+    *methods.tome_share_methods([0.1]),
+    *methods.pitome_methods([0.1]),
+    *methods.elvit_methods([(2, 0.4)]),
+    *methods.ailurus_methods([(2, 0.4)]),
+    *methods.mpm_methods([(2, 4)]),
     *methods.pooling_methods([2]),
     *methods.published_methods([0.5]),
     *methods.default_methods([0.5]),
@@ -142,7 +147,17 @@ def test_pooling_leaves_a_quarter_of_the_tokens():
     assert torch.equal(tokens, corners)
 
 
-@pytest.mark.parametrize("method", [methods.unpatched(), *methods.tome_methods([0, 3]), *methods.pooling_methods([2])])
+COUNTED = [
+    methods.unpatched(),
+    *methods.tome_methods([0, 3]),
+    *methods.pitome_methods([0.1]),
+    *methods.ailurus_methods([(2, 0.4)]),
+    *methods.mpm_methods([(2, 4)]),
+    *methods.pooling_methods([2]),
+]
+
+
+@pytest.mark.parametrize("method", COUNTED, ids=lambda method: f"{method.name} {method.setting}")
 def test_the_cost_is_what_torch_counts(method):
     """Torch's counter sees every product if gradients are on and attention is made of products."""
     model, image = build("ViT"), photo(batch=1)

@@ -28,8 +28,9 @@ def traded(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "new" / "curves"
     settings = tmp_path_factory.mktemp("settings") / "mild.json"
     Settings(clap_layer=2, gbm_layers=(3,), tau=0.9).save(settings)
-    methods = f"--tome 0 3 --pooling 1 --published 0.88 --tau 0.5 2 --settings {settings}"
-    points = tradeoff.main([*command, *f"{methods} --timed 1 --rounds 1 --out {out}".split()])
+    ours = f"--published 0.88 --tau 0.5 2 --settings {settings}"
+    peers = "--resolution --pooling 1 --tome 0 3 --tome-ratio 0.1 --pitome 0.1 --elvit 2:0.5 --ailurus 2:0.5 --mpm 2,4"
+    points = tradeoff.main([*command, *f"{peers} {ours} --timed 1 --rounds 1 --out {out}".split()])
     return points, out
 
 
@@ -40,6 +41,11 @@ def test_tradeoff_has_a_point_for_each_setting(traded):
         ("2×2 pooling", "layer 1"),
         ("ToMe", "r=0"),
         ("ToMe", "r=3"),
+        ("ToMe, ratio", "10%"),
+        ("PiToMe", "10%"),
+        ("ELViT", "2: 50%"),
+        ("AiluRus", "2: 50%"),
+        ("MPM", "before 2, 4"),
         ("ALGM as published", "τ=0.88"),
         ("ALGM defaults", "τ=0.5"),
         ("ALGM defaults", "τ=2.0"),
@@ -139,6 +145,6 @@ def test_what_does_not_fit_is_said_before_anything_is_evaluated(command, monkeyp
     other.write_text("{}")
     monkeypatch.setattr(tradeoff, "evaluate", None)
     with pytest.raises(SystemExit, match="r=30 of the 49 tokens of block 1, but only 24 can propose"):
-        tradeoff.main([*command, *["--pooling", "--tome", "30"]])
+        tradeoff.main([*command, *["--resolution", "--pooling", "--tome", "30"]])
     with pytest.raises(SystemExit, match=r"other\.json"):
         tradeoff.main([*command, "--settings", str(other)])
