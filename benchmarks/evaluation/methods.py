@@ -157,9 +157,7 @@ OPTIONS = (
     MethodOption("--ailurus", "AiluRus: share left behind a layer", "LAYER:SHARE", layer_and_share, ailurus_methods),
     MethodOption("--mpm", "MPM: layers to merge before, such as 3,6", "LAYERS", layers_of, mpm_methods),
     MethodOption("--published", "ALGM as published, at these thresholds", "TAU", float, published_methods),
-    MethodOption(
-        "tau", "ALGM with this library's defaults, at these thresholds", "TAU", number_or_rule, default_methods
-    ),
+    MethodOption("--tau", "ALGM with the defaults, at these thresholds", "TAU", number_or_rule, default_methods),
     MethodOption("--settings", "ALGM tuned: files that Settings.save wrote", "FILE", Path, tuned_methods),
 )
 

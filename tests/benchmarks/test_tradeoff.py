@@ -145,6 +145,6 @@ def test_what_does_not_fit_is_said_before_anything_is_evaluated(command, monkeyp
     other.write_text("{}")
     monkeypatch.setattr(tradeoff, "evaluate", None)
     with pytest.raises(SystemExit, match="r=30 of the 49 tokens of block 1, but only 24 can propose"):
-        tradeoff.main([*command, *["--resolution", "--pooling", "--tome", "30"]])
+        tradeoff.main([*command, *["--resolution", "--mpm", "--pooling", "--tome", "30"]])
     with pytest.raises(SystemExit, match=r"other\.json"):
         tradeoff.main([*command, "--settings", str(other)])
