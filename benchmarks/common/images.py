@@ -22,6 +22,7 @@ PHOTOGRAPHS = (
     "immunohistochemistry",
     "camera",
 )
+TEXTURES = ("brick", "grass", "gravel")  # all over, so that no token is like its neighbours
 SUFFIXES = (".png", ".jpg")
 
 
@@ -36,6 +37,20 @@ def eight_pictures(folder: Path | None = None) -> list[Image.Image]:
         return [photograph(name) for name in PHOTOGRAPHS]
     paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     return [Image.open(paths[i * len(paths) // 8]) for i in range(8)]
+
+
+def pictures(folder: Path | None = None) -> dict[str, Image.Image]:
+    """Return all images of a folder by name; without a folder, the photographs and the textures.
+
+    Raises:
+        ValueError: if the folder holds no images.
+    """
+    if folder is None:
+        return {name: photograph(name) for name in (*PHOTOGRAPHS, *TEXTURES)}
+    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no images: expected files that end in {' or '.join(SUFFIXES)}")
+    return {path.stem: Image.open(path) for path in paths}
 
 
 def channel_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

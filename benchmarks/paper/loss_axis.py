@@ -32,6 +32,13 @@ def scale_losses(axes: Axes, values: Iterable[float], unpatched: float) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+def scale_linearly(axes: Axes, unpatched: float) -> None:
+    """Scale the vertical axis from 0 to what the unpatched model has."""
+    axes.set_ylim(-1.05 * unpatched, 0.05 * unpatched)
+    steps = [-unpatched * part / 5 for part in range(6)]
+    axes.set_yticks(steps, [label(step, unpatched) for step in steps])
+
+
 def label(step: float, unpatched: float) -> str:
     """Return the figure at a distance from the unpatched model's."""
     text = f"{unpatched + step:g}" if unpatched or not step else f"{step:+g}"

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,25 @@ METHODS = (
     "ALGM tuned",
 )
 TUNED = METHODS[-1]
+
+
+class Placed(Protocol):
+    """Name the method and the setting of a point, and what it costs."""
+
+    @property
+    def method(self) -> str:
+        """Return the name of the curve."""
+
+    @property
+    def setting(self) -> str:
+        """Return the label of the point."""
+
+    @property
+    def gflops(self) -> float:
+        """Return the GFLOPs of the ViT, for an image."""
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Placed)
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ def margin(point: Point, curve: Sequence[Point], cost: str, kept: str) -> float 
     return float(getattr(point, kept).value - np.interp(own, costs, values))
 
 
-def curve_of(points: Sequence[Point], method: str) -> list[Point]:
+def curve_of(points: Sequence[AnyPoint], method: str) -> list[AnyPoint]:
     """Return the points of a method, from much merging to little."""
     return sorted((point for point in points if point.method == method), key=lambda point: point.gflops)
 
