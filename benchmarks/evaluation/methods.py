@@ -162,14 +162,17 @@ OPTIONS = (
 )
 
 
-def add_method_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Sequence[str]]) -> None:
+def add_method_options(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, Sequence[str]], among: Iterable[MethodOption] = OPTIONS
+) -> None:
     """Add the options that say which methods are compared.
 
     Args:
         defaults: by option, its values as they are written on the command line; without any, the method is left out.
+        among: the options to add.
     """
     group = parser.add_argument_group("methods (an option without values leaves its method out)")
-    for option in OPTIONS:
+    for option in among:
         given = defaults.get(option.name, ())
         group.add_argument(
             option.name,
@@ -181,7 +184,7 @@ def add_method_options(parser: argparse.ArgumentParser, defaults: Mapping[str, S
         )
 
 
-def chosen_methods(options: argparse.Namespace) -> list[Method]:
+def chosen_methods(options: argparse.Namespace, among: Iterable[MethodOption] = OPTIONS) -> list[Method]:
     """Return the methods that ``add_method_options`` asks for, the unpatched model first."""
-    chosen = [option.methods(getattr(options, option.name[2:].replace("-", "_"))) for option in OPTIONS]
+    chosen = [option.methods(getattr(options, option.name[2:].replace("-", "_"))) for option in among]
     return [unpatched(), *(method for methods in chosen for method in methods)]
