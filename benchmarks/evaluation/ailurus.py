@@ -34,7 +34,7 @@ def ailurus(model: nn.Module, layer: int, share: float) -> AbstractContextManage
     Args:
         model: holds one ViT of timm, whose attention is ``timm.layers.Attention``.
         layer: counted from 1, behind which tokens merge.
-        share: of the tokens that are left, above 0; 1: nothing merges.
+        share: of the tokens that are left, at least one; 1: nothing merges.
 
     Raises:
         ValueError: if the model, the layer or the share does not fit.

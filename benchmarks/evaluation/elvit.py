@@ -34,7 +34,8 @@ def elvit(model: nn.Module, layer: int, share: float) -> AbstractContextManager[
     Args:
         model: holds one ViT of timm, whose attention is ``timm.layers.Attention``.
         layer: alpha, counted from 1.
-        share: clusters for each token, above 0. The sides of their grid are its square root times those of the tokens.
+        share: clusters for each token, at least one in all. The sides of their grid are its square root times those of
+            the tokens.
 
     Raises:
         ValueError: if the model, the layer or the share does not fit.

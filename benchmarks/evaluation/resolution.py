@@ -67,4 +67,5 @@ def resized(maps: Tensor, height: int, width: int) -> Tensor:
     """Return images or maps [B, C, height, width], antialiased if they shrink; the same ones if they have this size."""
     if maps.shape[2:] == (height, width):
         return maps
-    return interpolate(maps, (height, width), mode="bilinear", antialias=height < maps.shape[2])
+    shrinks = height < maps.shape[2]  # in float32: no other precision is antialiased on a CPU
+    return interpolate(maps.float(), (height, width), mode="bilinear", antialias=shrinks).to(maps.dtype)

@@ -127,6 +127,20 @@ def test_a_lower_resolution_is_the_model_on_smaller_images():
     assert not model._forward_pre_hooks
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "patch", [*MERGERS.values(), lambda model: lower_resolution(model, 0.75)], ids=[*MERGERS, "resolution"]
+)
+def test_half_precision_stays_half(patch):
+    model = dense_model("tiny", build("DINOv2"), "linear", 3, (GRID[0] * 14, GRID[1] * 14)).eval().bfloat16()
+    images = photo("DINOv2").bfloat16()
+    expected = model(images)
+    with patch(model):
+        found = model(images)
+    assert (found.dtype, found.shape) == (torch.bfloat16, expected.shape)
+    assert found.isfinite().all()
+
+
 def test_what_cannot_be_done_is_said():
     model = build("ViT")
     for wrong, message in [
