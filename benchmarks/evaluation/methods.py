@@ -84,7 +84,13 @@ def ailurus_methods(points: Iterable[tuple[int, float]]) -> list[Method]:
 
 def mpm_methods(layers: Iterable[Sequence[int]]) -> list[Method]:
     """Return MPM, for each list of layers that it merges before."""
-    return [Method("MPM", f"before {', '.join(map(str, each))}", partial(mpm, layers=each)) for each in layers]
+    return [Method("MPM", f"layers {listed(each)}", partial(mpm, layers=each)) for each in layers]
+
+
+def listed(layers: Sequence[int]) -> str:
+    """Return layers as text: one after the other, or from first to last if there are more than two in a row."""
+    in_a_row = len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if in_a_row else ", ".join(map(str, layers))
 
 
 def resolution_methods(scales: Iterable[float]) -> list[Method]:

@@ -28,6 +28,10 @@ def pitome(model: nn.Module, share: float) -> AbstractContextManager[None]:
     highest energy take part; the others are protected. In order of energy they go to A and B in turns, and every token
     of A joins the most similar one of B. Means, attention, prefix and grid are as in `tome`.
 
+    Energy is high in the largest regions, whose tokens merge again and again. That is what costs on dense tasks: with
+    the cosine to the most similar token in place of the mean over all, and all else alike, 98.9 % of the pixels of five
+    training images of CamVid stay as they were instead of 93.2 % (DINOv2 ViT-S/14, share 0.06).
+
     GFLOPs count the products of all keys with each other, from which both energy and matches are read.
 
     Args:

@@ -169,13 +169,15 @@ def test_every_method_has_options_and_a_curve():
     points = methods.chosen_methods(parser.parse_args([]))
     assert list(dict.fromkeys(point.name for point in points)) == ["unpatched", *METHODS[:-1]]
     assert list(STYLES) == list(METHODS)
-    asked = "--mpm 3,6 1 --elvit 5:0.4 --ailurus 2:0.5 --tome-ratio 0.06 --resolution 0.75 --tome --pitome --pooling"
+    asked = (
+        "--mpm 3,6 1,2,3,4 --elvit 5:0.4 --ailurus 2:0.5 --tome-ratio 0.06 --resolution 0.75 --tome --pitome --pooling"
+    )
     points = methods.chosen_methods(parser.parse_args([*asked.split(), "--published", "--tau"]))
     assert [(point.name, point.setting) for point in points[1:]] == [
         ("lower resolution", "×0.75"),
         ("ToMe, ratio", "6%"),
         ("ELViT", "5: 40%"),
         ("AiluRus", "2: 50%"),
-        ("MPM", "before 3, 6"),
-        ("MPM", "before 1"),
+        ("MPM", "layers 3, 6"),
+        ("MPM", "layers 1 to 4"),
     ]

@@ -45,7 +45,7 @@ def test_tradeoff_has_a_point_for_each_setting(traded):
         ("PiToMe", "10%"),
         ("ELViT", "2: 50%"),
         ("AiluRus", "2: 50%"),
-        ("MPM", "before 2, 4"),
+        ("MPM", "layers 2, 4"),
         ("ALGM as published", "τ=0.88"),
         ("ALGM defaults", "τ=0.5"),
         ("ALGM defaults", "τ=2.0"),
