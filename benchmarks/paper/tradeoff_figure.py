@@ -96,9 +96,11 @@ def draw_panel(axes: Axes, points: Sequence[AnyPoint], panel: Panel[AnyPoint]) -
         values, lows, highs = zip(*ends, strict=True)
         across = [panel.across(point) for point in curve]
         colour, marker, _ = STYLES[method]
-        axes.vlines(across, lows, highs, colour, alpha=0.45)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markersize": 8}
-        axes.plot(across, values, label=method, **style)
+        own = method.startswith("ALGM")  # before the others
+        axes.vlines(across, lows, highs, colour, alpha=0.5 if own else 0.3, linewidth=1.5 if own else 1)
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "label": method}
+        style |= {"markersize": 9, "linewidth": 2, "zorder": 3} if own else {"markersize": 7, "linewidth": 1}
+        axes.plot(across, values, **style)
         heights += [*values, *lows, *highs]
     least, most = (extreme(map(panel.across, points)) for extreme in (min, max))
     axes.set_xlim(least - 0.04 * (most - least), most + 0.04 * (most - least))
