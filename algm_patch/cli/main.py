@@ -67,7 +67,14 @@ def parse(arguments: Sequence[str] | None) -> Any:
     tuning.set_defaults(command=find)
     tuning.add_argument("images", type=Path, metavar="DIR", help="a folder of 8 to 64 images, without labels")
     add_model(tuning)
-    tuning.add_argument("--keep", type=float, default=0.98, help="least part of the answer to keep (default: 0.98)")
+    tuning.add_argument(
+        "--keep",
+        type=part,
+        nargs="+",
+        default=[0.98],
+        metavar="PART",
+        help="least part of the answer to keep (default: 0.98); or by name, as in pixels=0.97 classes=0.85",
+    )
     tuning.add_argument("--budget", default="10min", help="time to spend: 90s, 10min, 1h, ... (default: 10min)")
     add_out(tuning)
 
@@ -117,6 +124,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> float | tuple[str, float]:
+    """Return a number, or of a text such as "classes=0.85" the name and the number."""
+    name, _, number = text.rpartition("=")
+    return (name, float(number)) if name else float(number)
+
+
+def asked(parts: list[Any]) -> float | dict[str, float]:
+    """Return what to keep: a number, or numbers by name."""
+    named = [each for each in parts if isinstance(each, tuple)]
+    if len(parts) == 1 and not named:
+        number: float = parts[0]
+        return number
+    if len(named) < len(parts):
+        raise CommandError("--keep takes one number, or names with numbers, as in pixels=0.97 classes=0.85")
+    return dict(named)
+
+
 def number_or_rule(text: str) -> float | str:
     """Return a number, or the name of a rule as it is."""
     try:
@@ -145,7 +169,7 @@ def find(options: Any) -> int:
     model = load(options)
     images = [prepare(model, image)[0] for _, image in named_images(options.images)]
     path = new_file(options.out, "settings.json")  # an error about it comes before minutes are spent
-    settings = tune(model, images, options.keep, budget=options.budget)
+    settings = tune(model, images, asked(options.keep), budget=options.budget)
     try:
         settings.save(path)
     finally:

@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .record import RECORDS, SEARCHED, Calibrated, Record, Trial
+from .record import RECORDS, Calibrated, Record
 from .renamed import SETTINGS, WITHOUT_EFFECT
+from .trial import SEARCHED, Rival, Trial
 
 # The entry of a file that holds settings.
 KEY = "algm_patch"
@@ -77,7 +78,24 @@ def modern(saved: dict[str, Any]) -> dict[str, Any]:
     if isinstance(record := values.get("record"), dict) and are_pairs(record.get("others")):
         others = ((SETTINGS.get(name, name), value) for name, value in record["others"] if name != WITHOUT_EFFECT)
         values["record"] = {**record, "others": [list(other) for other in others]}
+    if isinstance(record := values.get("record"), dict) and "judge" in record:
+        values["record"] = by_name(record)
     return values
+
+
+def by_name(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of a time when one judge gave one number: what is kept by name, and no image held back."""
+    record = dict(record)
+    judge = record.pop("judge")
+    name = "pixels" if judge == "agreement" else judge
+    for key in {"keep", "kept"} & record.keys():
+        record[key] = {name: record[key]}
+    if isinstance(trials := record.get("trials"), list):
+        trials = [
+            {**trial, "kept": {name: trial.get("kept")}} if isinstance(trial, dict) else trial for trial in trials
+        ]
+        record["trials"] = trials
+    return {"held_back": 0, "low": {}, **record}
 
 
 def are_pairs(saved: Any) -> bool:
@@ -99,10 +117,10 @@ def the_one_that_holds(calibrated: list[Any], values: dict[str, Any]) -> Any:
 def instance(saved: Any, cls: Any, path: Path) -> Any:
     """Return what was saved of a dataclass as its instance."""
     values = checked(saved, cls, path)
-    if cls is Record:
-        if not isinstance(values["trials"], list):
-            raise ValueError(f"{path} is damaged: where a list of trials should be there is {values['trials']!r:.40}")
-        values["trials"] = tuple(instance(trial, Trial, path) for trial in values["trials"])
+    for name, one in (("trials", Trial), ("rivals", Rival)) if cls is Record else ():
+        if not isinstance(several := values.get(name, []), list):
+            raise ValueError(f"{path} is damaged: where a list of {name} should be there is {several!r:.40}")
+        values[name] = tuple(instance(each, one, path) for each in several)
     try:
         return cls(**{name: immutable(value) for name, value in values.items()})
     except ValueError as error:
@@ -119,7 +137,7 @@ def checked(saved: Any, cls: Any, path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise ValueError(f"{path} is damaged: where a {cls.__name__} should be there is {saved!r:.40}")
     saved = {SETTINGS.get(name, name): value for name, value in saved.items()}
-    names = {field.name: field.default is MISSING for field in fields(cls)}
+    names = {each.name: each.default is each.default_factory is MISSING for each in fields(cls)}
     if extra := sorted(saved.keys() - names):
         raise ValueError(f"{path} was saved by another version: this one does not know {', '.join(map(repr, extra))}")
     if missing := sorted(name for name, needed in names.items() if needed and name not in saved):

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
+from .table import table
+from .trial import SEARCHED, Rival, Trial, check_parts
+
 # Weights by which a checkpoint is known again, and how far they move, relative to the largest, by rounding to bfloat16.
 SAMPLE = 8
 ROUNDING = 2**-7
-# The settings that tune searches.
-SEARCHED = ("clap_layer", "tau", "gbm_layers", "gbm_tau", "compare")
 # Those that are no settings, but records of how settings came about.
 RECORDS = ("record", "calibrated")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Hold settings that were tried, with the part of the answer that they keep, and their cost."""
-
-    clap_layer: int | None
-    tau: float
-    gbm_layers: tuple[int, ...]
-    gbm_tau: float | tuple[float, ...] | str
-    compare: str
-    kept: float
-    cost: float
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings alone, by name."""
-        return {name: getattr(self, name) for name in SEARCHED}
-
-    def __str__(self) -> str:
-        clap, gbm = "no CLAP", "no GBM"
-        if self.clap_layer is not None:
-            clap = f"CLAP {self.clap_layer}, tau {self.tau:.4f}"
-        if self.gbm_layers:  # without, its threshold is the name of a rule
-            taus = self.gbm_tau if isinstance(self.gbm_tau, tuple) else (self.gbm_tau,)
-            numbers = (tau if isinstance(tau, str) else f"{tau:.4g}" for tau in taus)
-            gbm = f"GBM {' '.join(map(str, self.gbm_layers))}, tau {' '.join(numbers)}"
-        return f"{clap}; {gbm}{f'; by {self.compare}' if self.compare != 'token' else ''}"
-
-
-def front(trials: Iterable[Trial]) -> list[Trial]:
-    """Return the Pareto front, cheapest first: trials that no trial of the same or less cost beats."""
-    best: list[Trial] = []
-    for trial in sorted(trials, key=lambda trial: (trial.cost, -trial.kept)):
-        if not best or trial.kept > best[-1].kept:
-            best.append(trial)
-    return best
 
 
 @dataclass(frozen=True)
@@ -101,15 +65,19 @@ class Record:
         blocks: how many it has.
         weights: a few of its patch projection's.
         version: of algm_patch.
-        images: how many.
-        judge: what ``kept`` is: "agreement" of pixels, "correlation", "cosine" of tokens, or "metric".
-        keep: at least what was asked for; the unpatched model keeps 1.
-        kept: by these settings.
+        images: how many, all together.
+        held_back: how many of them told what is kept, and no threshold; 0: all of them told both, and no bound.
+        keep: at least what was asked for, by name; the unpatched model keeps 1.
+        kept: by these settings, by name: "pixels" and "classes", "correlation", "cosine" of tokens, or "metric".
+        low: at least so much is kept on images that were not given, with 95 % confidence; empty: nothing tells.
         unit: of the costs, "GFLOPs" or "seconds", an image.
         cost: of these settings.
         unpatched_cost: of the model without them.
-        trials: all settings that were measured to the end.
+        trials: all settings that were measured on the images held back.
         others: names and values of the settings that were not searched.
+        rivals: other ways to save, measured on the same images.
+        sensitivity: divergence for each GFLOP that a merge saves if it merges more, by name of the merge.
+        notes: sentences on what was not done, as that the search was cut short.
     """
 
     model: str
@@ -117,19 +85,43 @@ class Record:
     weights: tuple[float, ...]
     version: str
     images: int
-    judge: str
-    keep: float
-    kept: float
+    held_back: int
+    keep: Mapping[str, float] = field(hash=False)
+    kept: Mapping[str, float] = field(hash=False)
+    low: Mapping[str, float] = field(hash=False)
     unit: str
     cost: float
     unpatched_cost: float
     trials: tuple[Trial, ...]
     others: tuple[tuple[str, Any], ...] = ()
+    rivals: tuple[Rival, ...] = ()
+    sensitivity: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         others = self.others if isinstance(self.others, tuple) else (None,)
         if not all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in others):
             raise ValueError(f"others holds names and values of settings; got {self.others!r:.80}")
+        check_parts(self.keep, self.kept, self.low)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what is kept."""
+        return tuple(self.kept)
+
+    @property
+    def first(self) -> str:
+        """The first name that was asked for, which ranks trials."""
+        return next(iter(self.keep))
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The trial of these settings."""
+        return next((trial for trial in self.trials if (trial.cost, trial.kept) == (self.cost, self.kept)), None)
+
+    def choosing(self, trial: Trial) -> Record:
+        """Return the same record for another one of its trials."""
+        return replace(self, kept=trial.kept, low=trial.low, cost=trial.cost)
 
     def holds_for(self, settings: Any) -> bool:
         """Return whether ``settings`` are those that were chosen, also in what was not searched."""
@@ -138,20 +130,7 @@ class Record:
         return searched in chosen and all(getattr(settings, name, None) == value for name, value in self.others)
 
     def __str__(self) -> str:
-        """Return a table of the trials of the Pareto front, the chosen one marked."""
-        return "\n".join(
-            [
-                f"{self.model}, {self.blocks} blocks, {self.images} images, keep {self.keep}: of {len(self.trials)} "
-                "settings, those that none beats at the same or less cost",
-                f"  {self.unit:>10} {'of unpatched':>12} {self.judge:>12}  setting",
-                *(self._row(trial) for trial in front(self.trials)),
-                f"  {self.unpatched_cost:10.4g} {1:12.1%} {1:12.4f}  unpatched",
-            ]
-        )
-
-    def _row(self, trial: Trial) -> str:
-        chosen = "*" if (trial.cost, trial.kept) == (self.cost, self.kept) else " "
-        return f"{chosen} {trial.cost:10.4g} {trial.cost / self.unpatched_cost:12.1%} {trial.kept:12.4f}  {trial}"
+        return table(self)
 
     def mismatch(self, model: str, blocks: int, weights: tuple[float, ...], version: str) -> str | None:
         """Return in words how a model, or this library, differs from the one that was measured; None if it does not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,7 @@ from ..core.checks import check_choice, check_layer, check_tau, check_window
 from ..core.thresholds import Share
 from ..files import written_whole
 from .checks import check_gbm_tau, check_layers, check_merge_to, check_names, check_record
+from .choosing import chosen
 from .loading import KEY, values_in
 from .record import Calibrated, Record
 from .renamed import accepts_old_names, by_new_names, by_old_name
@@ -169,6 +170,21 @@ class Settings:
         changes = by_new_names(changes)
         check_names(changes, self.keys())
         return dataclasses.replace(self, **changes)
+
+    def at(self, *, gflops: float | None = None, keep: float | Mapping[str, float] | None = None) -> Settings:
+        """Return other settings of the record of `algm_patch.tune`, without measuring anew.
+
+        Args:
+            gflops: those that keep most for at most this part of the unpatched model's GFLOPs.
+            keep: the cheapest whose bound is at least this: a number, or a dict as for ``tune``.
+
+        Raises:
+            ValueError: if the record holds none, or there is no record. The error says what the record spans.
+        """
+        if self.record is None:
+            raise ValueError("at: these settings have no record. Take settings that tune returned or saved, unchanged")
+        trial = chosen(self.record, gflops, keep)
+        return self.replace(**trial.settings, record=self.record.choosing(trial))
 
     def metadata(self) -> dict[str, str]:
         """Return what a checkpoint carries: ``safetensors.torch.save_file(weights, path, metadata=...)``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,34 +10,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from .areas import areas_of, equal_share, mean_iou, pooled
+from .divergence import disagreement, divergence_of_classes, log_probabilities, relative_error
+
 # Fields of transformers' outputs that are dense.
 DENSE_OUTPUTS = ("logits", "predicted_depth", "last_hidden_state")
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Compare two answers to one image.
+    """Compare the answers to some images with the unpatched model's.
 
     Attributes:
-        name: what the comparison gives.
-        read: reduces the model's output to what is compared.
-        compare: maps two reduced outputs, the unpatched model's first, to a number of at most 1.
+        names: of what is kept; a single number that a user asks for is meant for the first.
+        read: reduces the model's output to what is compared, on the CPU.
+        compare: finds what counts in two reduced outputs to one image, the unpatched model's first.
+        pool: puts what was found of N images into a table [N, ...] float64, whose rows can be added.
+        measure: gives by name what is kept [R], of sums [R, ...] over rows of the table.
+        sample: reduces the model's output to what its divergence is told from, on the CPU.
+        diverge: gives the divergence of two such samples, the unpatched model's first: 0 if they are the same.
     """
 
-    name: str
+    names: tuple[str, ...]
     read: Callable[[Tensor], Tensor]
-    compare: Callable[[Tensor, Tensor], float]
-
-
-def agreement(classes: Tensor, others: Tensor) -> float:
-    """Return the share of pixels of the same class."""
-    same = classes == others
-    return int(same.sum()) / same.numel()
+    compare: Callable[[Tensor, Tensor], Any]
+    pool: Callable[[Sequence[Any]], Tensor]
+    measure: Callable[[Tensor], dict[str, Tensor]]
+    sample: Callable[[Tensor], Tensor]
+    diverge: Callable[[Tensor, Tensor], float]
 
 
 def correlation(values: Tensor, others: Tensor) -> float:
     """Return Pearson's correlation over all pixels; if a map is constant, 1 for an equal map and 0 for another."""
-    before, after = (in_float64(pixels).flatten() for pixels in (values, others))
+    before, after = (pixels.double().flatten() for pixels in (values, others))
     before, after = before - before.mean(), after - after.mean()
     scale = before.norm() * after.norm()
     return (before @ after / scale).item() if scale > 0 else float(torch.equal(values, others))
@@ -45,28 +50,50 @@ def correlation(values: Tensor, others: Tensor) -> float:
 
 def token_cosine(tokens: Tensor, others: Tensor) -> float:
     """Return the mean cosine over the tokens."""
-    return cosine_similarity(in_float64(tokens), in_float64(others), dim=-1).mean().item()
-
-
-def in_float64(x: Tensor) -> Tensor:
-    """Return a copy on the CPU: Apple GPUs have no float64."""
-    return x.cpu().double()
+    return cosine_similarity(tokens.double(), others.double(), dim=-1).mean().item()
 
 
 def keep_all(output: Tensor) -> Tensor:
-    """Return the output as it is."""
-    return output
+    """Return the output as it is, on the CPU: Apple GPUs have no float64."""
+    return output.cpu()
+
+
+def whole_numbers(classes: Tensor) -> Tensor:
+    """Return a map of classes as int64, whatever whole numbers or booleans it holds."""
+    return classes.cpu().long()
 
 
 def most_likely_class(logits: Tensor) -> Tensor:
     """Return the class of each pixel [B, h, w] int32, from logits [B, classes, h, w]."""
-    return logits.argmax(1).to(torch.int32)
+    return logits.argmax(1).to(torch.int32).cpu()
 
 
-AGREEMENT = Judge("agreement", most_likely_class, agreement)
-CLASS_MAPS = Judge("agreement", keep_all, agreement)
-CORRELATION = Judge("correlation", keep_all, correlation)
-COSINE = Judge("cosine", keep_all, token_cosine)
+def of_class_maps(areas: Tensor) -> dict[str, Tensor]:
+    """Return the share of pixels whose class stays, and the mean IoU over the classes, of areas [..., 3, C]."""
+    return {"pixels": equal_share(areas), "classes": mean_iou(areas)}
+
+
+def with_ones(values: Sequence[float]) -> Tensor:
+    """Return a table [N, 2] float64 of a value for each image, and ones to count the images by."""
+    return torch.tensor([[value, 1.0] for value in values], dtype=torch.float64)
+
+
+def judge_of_values(name: str, compare: Callable[[Tensor, Tensor], float]) -> Judge:
+    """Return a judge by the mean over the images of a value for each."""
+
+    def mean(sums: Tensor) -> dict[str, Tensor]:
+        return {name: sums[..., 0] / sums[..., 1]}
+
+    return Judge((name,), keep_all, compare, with_ones, mean, keep_all, relative_error)
+
+
+CLASSES = ("pixels", "classes")
+CLASS_LOGITS = Judge(
+    CLASSES, most_likely_class, areas_of, pooled, of_class_maps, log_probabilities, divergence_of_classes
+)
+CLASS_MAPS = Judge(CLASSES, whole_numbers, areas_of, pooled, of_class_maps, whole_numbers, disagreement)
+CORRELATION = judge_of_values("correlation", correlation)
+COSINE = judge_of_values("cosine", token_cosine)
 
 
 def token_shapes(grid: tuple[int, int], num_prefix_tokens: int, width: int) -> set[tuple[int, ...]]:
@@ -99,7 +126,7 @@ def judge_of(output: Any, tokens: Collection[tuple[int, ...]] = ()) -> Judge:
         if output.is_floating_point() and tuple(output.shape[1:]) in tokens and not one_channel:
             return COSINE
         if output.dim() == 4 and not one_channel:
-            return AGREEMENT
+            return CLASS_LOGITS
         return CORRELATION if output.is_floating_point() else CLASS_MAPS
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise (ValueError if isinstance(output, Tensor) else TypeError)(

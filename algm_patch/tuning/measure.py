@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,19 +11,17 @@ from torch import Tensor, nn
 from ..apply import apply_algm
 from ..handle import Algm
 from ..patching.identity import identity
-from ..settings.record import RECORDS, SEARCHED, Record, Trial
+from ..settings.record import RECORDS, Record
 from ..settings.settings import Compare, Settings
+from ..settings.trial import SEARCHED, Trial
 from ..trunks import handle_of
 from .budget import Budget
 from .candidates import Candidate
 from .cost import Predict, answer_and_cost
-from .reference import Forward, Metric, Reference, take_reference
+from .keeping import Keep, kept_and_bound, wanted
+from .reference import LEAST_IMAGES, Forward, Metric, Reference, score_of, split, take_reference
 from .shares import Thresholds
 
-# A candidate is given up after LEAST_IMAGES at the earliest, if it is STANDARD_ERRORS away from being of use.
-STANDARD_ERRORS, LEAST_IMAGES = 2.0, 4
-# The number of images from which thresholds are taken.
-THRESHOLD_IMAGES = 8
 # Changes of settings with which nothing merges.
 MERGE_NOTHING: dict[str, Any] = {
     "clap_layer": None,
@@ -62,8 +58,9 @@ class Bench:
 
     Attributes:
         model: patched.
-        images: [1, 3, H, W] each.
-        keep: as for ``algm_patch.tune``.
+        telling: images [1, 3, H, W] each, that tell what is kept.
+        images: how many there are all together.
+        keep: by name, at least what is to be kept.
         unit: of costs, "GFLOPs" or "seconds".
         forward: returns the model's answer to an image and its cost, within the budget.
         budget: whose progress bar shows the best trial.
@@ -74,8 +71,9 @@ class Bench:
     """
 
     model: nn.Module
-    images: list[Tensor]
-    keep: float
+    telling: list[Tensor]
+    images: int
+    keep: dict[str, float]
     unit: str
     forward: Forward
     budget: Budget
@@ -83,6 +81,11 @@ class Bench:
     thresholds: Thresholds
     reference: Reference
     trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def held_back(self) -> int:
+        """The number of images that tell what is kept, and gave no threshold."""
+        return len(self.telling) if self.images >= LEAST_IMAGES else 0
 
     @property
     def handle(self) -> Algm:
@@ -103,81 +106,76 @@ class Bench:
     @property
     def best(self) -> Trial | None:
         """The cheapest trial that keeps enough; of equally cheap ones the one that keeps most. None if none does."""
-        enough = (trial for trial in self.trials if trial.kept >= self.keep)
-        return min(enough, key=lambda trial: (trial.cost, -trial.kept), default=None)
+        return min(
+            (trial for trial in self.trials if trial.keeps(self.keep)), key=lambda trial: trial.cost, default=None
+        )
 
     def measure(self, candidate: Candidate, best: Outcome | None) -> Outcome:
-        """Run a candidate on the images, for as long as it can be of use.
+        """Turn a candidate into settings and verify them; ``best`` is what it must beat."""
+        trial = self.verify(self.thresholds.settings_of(candidate))
+        return Outcome(trial.keeps(self.keep), [trial.cost], trial)
 
-        Args:
-            best: what it must beat. None: nothing yet.
+    def verify(self, settings: Settings) -> Trial:
+        """Return what settings keep and cost on the images that tell it, and note it.
 
         Raises:
             OutOfTime: if the budget is spent.
         """
-        settings = self.thresholds.settings_of(candidate)
-        costs: list[float] = []
+        costs, compared, judge = [], [], self.reference.judge
         with self.handle.using(settings=settings):
-            scores = self.reference.kept_by_metric(self.model)
-            for index in range(len(self.images)):
-                answer, cost = self._answer(index)
+            for index, image in enumerate(self.telling):
+                answer, cost = self._answer(index, image)
                 costs.append(cost)
-                scores += self.reference.kept_by_judge(index, answer)
-                if self._is_hopeless(scores, costs, best):
-                    return Outcome(fmean(scores) >= self.keep, costs, None)
-        trial = Trial(**{name: settings[name] for name in SEARCHED}, kept=fmean(scores), cost=fmean(costs))
+                if self.reference.metric is None:
+                    compared.append(judge.compare(self.reference.answers[index], judge.read(answer)))
+            if self.reference.metric is None:
+                kept, low = kept_and_bound(judge, compared, bounded=self.held_back > 0)
+            else:
+                kept, low = {"metric": score_of(self.model, self.reference.metric) / self.reference.score}, {}
+        trial = Trial(**{name: settings[name] for name in SEARCHED}, kept=kept, cost=fmean(costs), low=low)
         self.trials.append(trial)
         self._show_best()
-        return Outcome(trial.kept >= self.keep, costs, trial)
+        return trial
 
     def record(self, best: Trial) -> Record:
         """Return the record of a search that found this trial best."""
         return Record(
             *identity(self.handle.runtime),
-            images=len(self.images),
-            judge=self.reference.judged_by,
+            images=self.images,
+            held_back=self.held_back,
             keep=self.keep,
             kept=best.kept,
+            low=best.low,
             unit=self.unit,
             cost=best.cost,
-            unpatched_cost=self.reference.cost,
+            unpatched_cost=fmean(self.reference.costs),
             trials=tuple(self.trials),
             others=tuple(item for item in dict(**self.base).items() if item[0] not in (*SEARCHED, *RECORDS)),
         )
 
-    def _answer(self, index: int) -> tuple[Any, float]:
-        """Return the model's answer to an image and its cost.
+    def _answer(self, index: int, image: Tensor) -> tuple[Any, float]:
+        """Return the model's answer to an image that tells what is kept, and its cost.
 
         Seconds are those that it would take if the unpatched model, which runs right after it, took as long as it did
         for the reference: other work on the machine slows both.
         """
-        answer, cost = self.forward(self.images[index])
+        answer, cost = self.forward(image)
         if self.unit == "seconds":
             with self.handle.using(settings=self.thresholds.merge_nothing):
-                _, unpatched_now = self.forward(self.images[index])
+                _, unpatched_now = self.forward(image)
             cost *= self.reference.costs[index] / unpatched_now
         return answer, cost
 
-    def _is_hopeless(self, scores: list[float], costs: list[float], best: Outcome | None) -> bool:
-        """Return whether a candidate will keep too little, or cost more than the best."""
-        count = len(self.images)
-        if self.reference.metric is not None:
-            loses = scores[0] < self.keep and len(costs) >= LEAST_IMAGES
-        else:
-            loses = is_surely_negative([score - self.keep for score in scores], count)
-        if loses or best is None:
-            return loses
-        return is_surely_negative([before - now for before, now in zip(best.costs, costs, strict=False)], count)
-
     def _show_best(self) -> None:
         if best := self.best:
-            self.budget.show(f"{best.cost:.4g} of {self.reference.cost:.4g} {self.unit}, keeps {best.kept:.4f}")
+            kept = ", ".join(f"{name} {part:.4f}" for name, part in best.kept.items())
+            self.budget.show(f"{best.cost:.4g} of {fmean(self.reference.costs):.4g} {self.unit}, keeps {kept}")
 
 
 def open_bench(
     model: nn.Module,
     images: list[Tensor],
-    keep: float,
+    keep: Keep,
     predict: Predict,
     metric: Metric | None,
     unit: str,
@@ -204,14 +202,8 @@ def open_bench(
         budget.check()
         return answer_and_cost(model, predict, image, unit)
 
-    thresholds = Thresholds(model, images[:THRESHOLD_IMAGES], forward, merge_nothing)
-    reference = take_reference(model, images, forward, metric)
-    return Bench(model, images, keep, unit, forward, budget, base, thresholds, reference)
-
-
-def is_surely_negative(margins: Sequence[float], count: int) -> bool:
-    """Return whether the mean of ``count`` margins is below 0 by two standard errors, from the first of them."""
-    measured = len(margins)
-    if measured < LEAST_IMAGES:
-        return False
-    return fmean(margins) + STANDARD_ERRORS * stdev(margins) * math.sqrt(1 / measured - 1 / count) < 0
+    giving, telling = split(images)
+    thresholds = Thresholds(model, giving, forward, merge_nothing)
+    reference = take_reference(model, giving, telling, forward, metric)
+    parts = wanted(keep, reference.names)
+    return Bench(model, telling, len(images), parts, unit, forward, budget, base, thresholds, reference)

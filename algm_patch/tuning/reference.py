@@ -3,85 +3,105 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from statistics import fmean
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..trunks import handle_of
-from .judges import Judge, judge_of, token_shapes
+from .judges import COSINE, Judge, judge_of, token_shapes
 
 Metric = Callable[[nn.Module], float]
 # From an image [1, 3, H, W] to the model's answer and its cost.
 Forward = Callable[[Tensor], tuple[Any, float]]
+# From this many images on, some are held back; from these on, half of them; at most so many give thresholds.
+LEAST_IMAGES, THRESHOLD_IMAGES = 4, 8
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Hold what the unpatched model answers, and what that costs. Either a judge decides or a metric.
+    """Hold what the unpatched model answers, and what that costs.
 
     Attributes:
-        costs: of each image.
-        judge: compares the answers of others with these; None if a metric decides.
-        answers: of each image, as the judge reads them; empty if a metric decides.
-        metric: from the model to a number; None if a judge decides.
+        judge: compares the answers of others with these.
+        costs: of each of the images that tell what is kept.
+        answers: to these images, as the judge reads them; empty if a metric decides.
+        samples: of the answers to the images that give thresholds, from which divergence is told.
+        metric: from the model to a number, which decides instead of the judge; None: the judge does.
         score: of the unpatched model, by the metric.
     """
 
+    judge: Judge
     costs: list[float]
-    judge: Judge | None = None
-    answers: list[Tensor] = field(default_factory=list)
+    answers: list[Tensor]
+    samples: list[Tensor]
     metric: Metric | None = None
     score: float = 1.0
 
     @property
-    def cost(self) -> float:
-        """The mean over the images."""
-        return fmean(self.costs)
-
-    @property
-    def judged_by(self) -> str:
-        """The name of what decides, as in ``Record.judge``."""
-        return "metric" if self.judge is None else self.judge.name
-
-    def kept_by_metric(self, model: nn.Module) -> list[float]:
-        """Return the part of the unpatched score that a model reaches, in a list; an empty one if a judge decides."""
-        return [] if self.metric is None else [score_of(model, self.metric) / self.score]
-
-    def kept_by_judge(self, index: int, answer: Any) -> list[float]:
-        """Return how much an answer to one image keeps, in a list; an empty one if a metric decides."""
-        return [] if self.judge is None else [self.judge.compare(self.answers[index], self.judge.read(answer).cpu())]
+    def names(self) -> tuple[str, ...]:
+        """The names of what is kept."""
+        return self.judge.names if self.metric is None else ("metric",)
 
 
-def take_reference(model: nn.Module, images: list[Tensor], forward: Forward, metric: Metric | None) -> Reference:
+def split(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the images that give thresholds, and those that tell what is kept.
+
+    These are others: all but 8, or half of them if there are fewer than 16. Of fewer than 4 images all do both.
+    """
+    if len(images) < LEAST_IMAGES:
+        return list(images), list(images)
+    first = min(THRESHOLD_IMAGES, len(images) // 2)
+    return list(images[:first]), list(images[first:])
+
+
+def take_reference(
+    model: nn.Module, giving: Sequence[Tensor], telling: Sequence[Tensor], forward: Forward, metric: Metric | None
+) -> Reference:
     """Return what a model, whose settings merge nothing, answers to images [1, 3, H, W].
+
+    Args:
+        giving: images that give thresholds.
+        telling: images that tell what is kept.
 
     Raises:
         OutOfTime: if the budget of ``forward`` is spent.
         ValueError, TypeError: if the answers cannot be compared, or the metric is not above 0.
     """
-    costs: list[float] = []
-    answers: list[Tensor] = []
-    judge = None
-    for image in images:
+    judge: Judge | None = None
+    samples, answers, costs = [], [], []
+    for image in giving:
+        answer, _ = forward(image)
+        judge = judge or judge_for(model, answer, metric)
+        samples.append(judge.sample(answer))
+    assert judge is not None
+    for image in telling:
         answer, cost = forward(image)
         costs.append(cost)
         if metric is None:
-            if judge is None:
-                seen = handle_of(model).last_pass
-                judge = judge_of(answer, token_shapes(seen.grid, seen.num_prefix_tokens, seen.width))
-            answers.append(judge.read(answer).cpu())
+            answers.append(judge.read(answer))
     if metric is None:
-        return Reference(costs, judge, answers)
+        return Reference(judge, costs, answers, samples)
     score = score_of(model, metric)
     if score <= 0:
         raise ValueError(
             f"metric returned {score} for the unpatched model. Return a number above 0, the higher the better: what is "
             "kept is counted as a part of it"
         )
-    return Reference(costs, metric=metric, score=score)
+    return Reference(judge, costs, answers, samples, metric, score)
+
+
+def judge_for(model: nn.Module, answer: Any, metric: Metric | None) -> Judge:
+    """Return the judge of a model's answers. Where a metric decides, any tensor will do: only its divergence is told.
+
+    Raises:
+        ValueError, TypeError: if the answer is none that can be compared.
+    """
+    if metric is not None and isinstance(answer, Tensor) and answer.dim() < 3 and answer.is_floating_point():
+        return COSINE
+    seen = handle_of(model).last_pass
+    return judge_of(answer, token_shapes(seen.grid, seen.num_prefix_tokens, seen.width))
 
 
 def score_of(model: nn.Module, metric: Metric) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from numbers import Real
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS
 from .images import shuffled, single_images
 from .judges import predict_dense
+from .keeping import check_keep
 from .measure import open_bench
 from .search import search
 
@@ -26,7 +26,7 @@ from .search import search
 def tune(
     model: nn.Module,
     images: Tensor | Iterable[Any],
-    keep: float = 0.98,
+    keep: float | Mapping[str, float] = 0.98,
     *,
     predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
     metric: Callable[[nn.Module], float] | None = None,
@@ -74,13 +74,12 @@ def tune(
         >>> import timm, torch
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=4).eval()
         >>> settings = tune(model, torch.rand(2, 3, 224, 224), keep=0.9, budget="20s")
-        >>> settings.record.kept >= 0.9
+        >>> settings.record.kept["cosine"] >= 0.9
         True
     """
     if cost not in list(UNITS):
         raise ValueError(f"cost is one of {', '.join(map(repr, UNITS))}; got {cost!r}")
-    if not isinstance(keep, Real) or not 0 < keep <= 1:
-        raise ValueError(f"keep is the part of the answer to keep, above 0 and at most 1; got {keep!r}")
+    check_keep(keep)
     seconds = seconds_of(budget)
     shuffled_images = shuffled(single_images(model, images), seed)
     if not shuffled_images:
@@ -111,7 +110,7 @@ def tune(
     remove_algm(model)
     raise RuntimeError(
         f"tune: nothing that was tried in {budget} keeps {keep} of what {class_name(model)} answers "
-        f"({bench.reference.judged_by}). It is unpatched now. Ask for less, or give it more time"
+        f"({', '.join(bench.reference.names)}). It is unpatched now. Ask for less, or give it more time"
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..deprecated import model_first
-from ..tuning.judges import AGREEMENT, CLASS_MAPS, judge_of
+from ..tuning.judges import CLASS_LOGITS, CLASS_MAPS, judge_of
 from .paint import (
     Array,
     check_palette,
@@ -100,4 +100,4 @@ def at_size(answer: Tensor, size: tuple[int, int]) -> Array:
         return interpolate(classes, size, mode="nearest")[0, 0].long().numpy()
     maps = answer.float().reshape(1, -1, *answer.shape[-2:])
     maps = interpolate(maps, size, mode="bilinear")[0]
-    return (maps.argmax(0) if judge is AGREEMENT else maps[0]).cpu().numpy()
+    return (maps.argmax(0) if judge is CLASS_LOGITS else maps[0]).cpu().numpy()

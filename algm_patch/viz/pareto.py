@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..settings.record import front
 from ..settings.settings import Settings
+from ..settings.trial import front
 from .figure import new_figure
 
 if TYPE_CHECKING:
@@ -13,22 +13,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WHAT_IS_KEPT = {
-    "agreement": "pixels of the unpatched model's class",
+    "pixels": "pixels of the unpatched model's class",
+    "classes": "mean IoU with the unpatched prediction",
     "correlation": "correlation with the unpatched model",
     "cosine": "cosine with the unpatched model's tokens",
     "metric": "metric, of the unpatched model's",
 }
+RIVAL_COLOURS = ("#CC79A7", "#E69F00", "#009E73")
 
 
-def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
+def pareto(settings: Settings, axes: Axes | None = None, name: str | None = None) -> Figure:
     """Draw what all settings that ``algm_patch.tune`` tried keep, against what they cost.
+
+    Bars end at the bound: on unseen images at least so much is kept, with 95 % confidence.
 
     Args:
         settings: as tune returned or saved them.
-        axes: of matplotlib, to draw on. Default: those of a new figure.
+        axes: of matplotlib, to draw on. Default: those of a new figure, one for each name of what is kept.
+        name: of what is kept, to draw on ``axes``. Default: the first.
 
     Raises:
-        ValueError: if the settings have no record.
+        ValueError: if the settings have no record, or the record no such name.
         ModuleNotFoundError: if matplotlib is not installed.
     """
     record = settings.record
@@ -36,20 +41,52 @@ def pareto(settings: Settings, axes: Axes | None = None) -> Figure:
         raise ValueError(
             "pareto: these settings were not measured: their record is None. Give settings that tune returned or saved"
         )
-    if axes is None:
-        axes = new_figure((6.4, 4.2), "constrained").add_subplot()
-    trials, best = record.trials, front(record.trials)
-    axes.scatter([t.cost for t in trials], [t.kept for t in trials], s=14, color="0.7", label="tried")
-    axes.plot(
-        [t.cost for t in best], [t.kept for t in best], "o-", color="#0072B2", label="none keeps more at less cost"
-    )
-    axes.plot(record.cost, record.kept, "*", ms=16, color="#D55E00", label="chosen")
+    if name not in (None, *record.names):
+        raise ValueError(f"pareto: what is kept in this record is {' and '.join(record.names)}, not {name!r}")
+    if axes is not None:
+        draw(record, name or record.names[0], axes)
+        return axes.figure  # type: ignore[return-value]
+    names = record.names if name is None else (name,)
+    figure = new_figure((6.4 * len(names), 4.6), "constrained")
+    for each, own in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        draw(record, each, own)
+    figure.suptitle(f"{record.model}, {record.blocks} blocks, {record.images} images, {record.held_back} held back")
+    return figure
+
+
+def draw(record: Any, name: str, axes: Axes) -> None:
+    """Draw one of the things that are kept."""
+    best = front(record.trials, name)
+    draw_points(axes, record.trials, name, "o", "0.7", "tried")
+    draw_points(axes, best, name, "o-", "#0072B2", "none keeps more at less cost")
+    kinds = list(dict.fromkeys(kind_of(rival) for rival in record.rivals))
+    for kind, colour in zip(kinds, RIVAL_COLOURS, strict=False):
+        draw_points(axes, [rival for rival in record.rivals if kind_of(rival) == kind], name, "D--", colour, kind)
+    axes.plot(record.cost, record.kept[name], "*", ms=16, color="#D55E00", label="chosen")
     axes.plot(record.unpatched_cost, 1, "s", color="black", label="unpatched")
-    axes.axhline(record.keep, color="0.5", lw=1, ls="--", label=f"keep {record.keep:g}")
+    if name in record.keep:
+        axes.axhline(record.keep[name], color="0.5", lw=1, ls="--", label=f"keep {record.keep[name]:g}")
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{record.unit} an image")
-    axes.set_ylabel(WHAT_IS_KEPT[record.judge])
-    axes.set_title(f"{record.model}, {record.blocks} blocks, {record.images} images")
+    axes.set_ylabel(WHAT_IS_KEPT.get(name, name))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    return axes.figure  # type: ignore[return-value]
+
+
+def kind_of(rival: Any) -> str:
+    """Return what rivals of one kind have in common in their names: ToMe, lower resolution."""
+    return str(rival.name).partition(",")[0]
+
+
+def draw_points(axes: Axes, tried: Any, name: str, style: str, colour: str, label: str) -> None:
+    """Draw what is kept, each with a bar down to its bound if there is one."""
+    costs, kept = [each.cost for each in tried], [each.kept[name] for each in tried]
+    if not costs:
+        return
+    if style == "o":
+        axes.scatter(costs, kept, s=14, color=colour, label=label)
+        return
+    axes.plot(costs, kept, style, ms=4, color=colour, label=label)
+    for each in tried:
+        if each.low:
+            axes.plot([each.cost] * 2, [each.low[name], each.kept[name]], "-", lw=1, color=colour, alpha=0.5)

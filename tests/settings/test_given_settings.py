@@ -113,5 +113,14 @@ def test_printed_settings_are_settings_and_a_printed_record_the_table(model):
     assert "Pareto" not in str(settings)
     assert settings.record.model not in str(settings)
     table = str(settings.record).splitlines()
-    assert [line.split()[0] for line in table] == ["VisionTransformer,", "GFLOPs", "*", "63.4"]
+    assert [line.split()[0] for line in table] == [
+        "VisionTransformer,",
+        "thresholds",
+        "GFLOPs",
+        "*",
+        "63.4",
+        "compared",
+        "32",
+        "divergence",
+    ]
     assert eval(str(OTHER), {"Settings": Settings}) == OTHER

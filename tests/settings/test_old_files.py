@@ -35,9 +35,12 @@ def test_what_tune_found():
     assert settings.gbm_tau == tuple(saved["gbm_tau"])
     assert settings.calibrated is None
     assert settings.record is not None
-    assert (settings.record.kept, settings.record.cost) == (measured["kept"], measured["cost"])
+    assert (settings.record.kept, settings.record.cost) == ({"cosine": measured["kept"]}, measured["cost"])
+    assert settings.record.keep == {"cosine": measured["keep"]}
+    assert "no bound on what is kept on others" in str(settings.record)
+    assert settings.at(keep=measured["keep"]) == settings
     assert [(trial.compare, trial.kept) for trial in settings.record.trials] == [
-        (trial["metric"], trial["kept"]) for trial in measured["trials"]
+        (trial["metric"], {"cosine": trial["kept"]}) for trial in measured["trials"]
     ]
     assert dict(settings.record.others) == {
         "window": (2, 2),
@@ -94,4 +97,23 @@ def test_a_damaged_record_is_named(tmp_path, others):
     saved["measured"]["others"] = others
     (tmp_path / "s.json").write_text(json.dumps({"algm_patch": saved}))
     with pytest.raises(ValueError, match=r"s\.json is damaged: others holds names and values of settings"):
+        Settings.load(tmp_path / "s.json")
+
+
+def test_agreement_is_of_pixels_now(tmp_path):
+    saved = in_file("tuned")
+    saved["measured"]["judge"] = "agreement"
+    (tmp_path / "s.json").write_text(json.dumps({"algm_patch": saved}))
+    record = Settings.load(tmp_path / "s.json").record
+    assert record is not None
+    assert record.names == ("pixels",)
+    assert {tuple(trial.kept) for trial in record.trials} == {("pixels",)}
+
+
+@pytest.mark.parametrize("kept", [None, "much", {"pixels": "much"}])
+def test_a_trial_that_keeps_no_number_is_damaged(tmp_path, kept):
+    saved = in_file("tuned")
+    saved["measured"]["trials"][0]["kept"] = kept
+    (tmp_path / "s.json").write_text(json.dumps({"algm_patch": saved}))
+    with pytest.raises(ValueError, match=r"s\.json is damaged: what is kept is a number for each name"):
         Settings.load(tmp_path / "s.json")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algm_patch import Settings, __version__, apply_algm
-from algm_patch.settings.record import front
+from algm_patch.settings.trial import front
 from tests.support.models import build
 from tests.support.records import TRIALS, measured_on, settings_on
 
@@ -68,7 +68,7 @@ def test_changed_settings_were_not_measured(model):
 )
 def test_settings_changed_in_any_way_no_longer_claim_what_was_measured(model, change, tmp_path):
     settings = settings_on(model, others=OTHERS)
-    assert settings.record.kept == 0.97
+    assert settings.record.kept["pixels"] == 0.97
     assert Settings(**{**settings, "tau": settings.tau}).record == settings.record
     changed = {**settings, **change}
     assert Settings(**changed).record is None
@@ -90,27 +90,67 @@ def test_settings_that_another_trial_chose_are_not_those_that_were_measured(mode
 def test_the_table(model):
     lines = str(settings_on(model).record).splitlines()
     assert lines[0] == (
-        "VisionTransformer, 5 blocks, 8 images, keep 0.95: of 2 settings, "
+        "VisionTransformer, 5 blocks, 12 images, keep pixels 0.95: of 2 settings, "
         "those that none beats at the same or less cost"
     )
-    assert lines[1].split() == ["GFLOPs", "of", "unpatched", "agreement", "setting"]
-    assert lines[2].startswith(
-        "*       30.5        48.1%       0.9700  CLAP 1, tau 0.9000; GBM 2 4, tau 0.8 0.7; by key"
-    )
-    assert lines[3].split()[-1] == "unpatched"
-    assert len(lines) == 4
+    assert lines[1].startswith("thresholds from 6 images, what is kept measured on the 6 held back (in brackets: at")
+    assert lines[2].split() == ["GFLOPs", "of", "unpatched", "pixels", "classes", "setting"]
+    assert lines[3].split()[:7] == ["*", "30.5", "48.1%", "0.9700", "(0.9600)", "0.9000", "(0.8600)"]
+    assert lines[3].endswith("CLAP 1, tau 0.9000; GBM 2 4, tau 0.8 0.7; by key")
+    assert lines[4].split() == ["63.4", "100.0%", "1.0000", "1.0000", "unpatched"]
+    assert lines[6].endswith("0.8000 (0.7000)  ToMe, r = 4")
+    assert lines[7].endswith("CLAP 1: 0.01, GBM 2: 0.02")
+    assert len(lines) == 8
+    assert "kept measured on the 6 held back\n" in str(measured_on(model, low={}))
+    assert "no bound" in str(measured_on(model, held_back=0, low={}))
     assert str(Settings()) == repr(Settings())
 
 
 @given(st.lists(st.tuples(st.floats(1, 9), st.floats(0, 1)), max_size=12))
 def test_the_front_is_what_nothing_beats(points):
-    trials = [replace(TRIALS[0], cost=cost, kept=kept) for cost, kept in points]
-    best = front(trials)
+    trials = [replace(TRIALS[0], cost=cost, kept={"pixels": kept}) for cost, kept in points]
+    best = front(trials, "pixels")
     for trial in trials:
         beaten = any(
-            (other.cost <= trial.cost and other.kept > trial.kept)
-            or (other.cost < trial.cost and other.kept >= trial.kept)
+            (other.cost <= trial.cost and other.kept["pixels"] > trial.kept["pixels"])
+            or (other.cost < trial.cost and other.kept["pixels"] >= trial.kept["pixels"])
             for other in trials
         )
         assert beaten != (trial in best)
     assert best == sorted(best, key=lambda trial: trial.cost)
+
+
+def test_other_settings_of_the_record_are_chosen_without_measuring(model, tmp_path):
+    settings = settings_on(model)
+    settings.save(tmp_path / "s.json")
+    for own in (settings, Settings.load(tmp_path / "s.json")):
+        other = own.at(keep={"classes": 0.9})  # the other one's bound is 0.86
+        assert other.clap_layer is None
+        assert (other.record.cost, other.record.chosen) == (31.0, TRIALS[1])
+        assert other.at(keep=0.95) == other.at(gflops=0.485) == own
+        assert own.at(gflops=0.5) == own  # both cost less, and this keeps more pixels
+    assert Settings.load(tmp_path / "s.json") == settings
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gflops": 0.4}, "at(gflops=0.4): no settings of this record cost so little. They span 0.481 to 0.489 of"),
+        ({"gflops": 31}, "gflops is a part of the unpatched model's, above 0 and at most 1; got 31"),
+        ({"keep": 0.965}, "at(keep=0.965): no settings of this record surely keep so much. They span pixels 0.9400 to"),
+        ({"keep": {"miou": 0.9}}, "this record knows 'pixels', 'classes', not 'miou'"),
+        ({}, "at takes one of gflops and keep"),
+        ({"gflops": 0.5, "keep": 0.9}, "at takes one of gflops and keep"),
+    ],
+    ids=str,
+)
+def test_what_no_settings_of_the_record_do_is_said(model, asked, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings_on(model).at(**asked)
+
+
+def test_a_record_of_seconds_and_settings_without_a_record(model):
+    with pytest.raises(ValueError, match=r"the costs of this record are seconds\. Ask at\(keep=\.\.\.\)"):
+        settings_on(model, unit="seconds").at(gflops=0.5)
+    with pytest.raises(ValueError, match="these settings have no record"):
+        Settings().at(gflops=0.5)

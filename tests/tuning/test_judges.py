@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from algm_patch import apply_algm
 from algm_patch.tuning.judges import judge_of, predict_dense, token_shapes
+from algm_patch.tuning.keeping import kept_and_bound
 from tests.support.models import ALL, build, photo
 
 
 @pytest.mark.parametrize(
     ("answer", "other", "name", "kept"),
     [
-        (torch.eye(4).expand(1, 4, 4, 4) * torch.arange(4.0).view(1, 4, 1, 1), None, "agreement", 1),
-        (torch.tensor([[[0, 1], [1, 1]]]), torch.tensor([[[0, 1], [1, 0]]]), "agreement", 0.75),
+        (torch.eye(4).expand(1, 4, 4, 4) * torch.arange(4.0).view(1, 4, 1, 1), None, "pixels", 1),
+        (torch.tensor([[[0, 1], [1, 1]]]), torch.tensor([[[0, 1], [1, 0]]]), "pixels", 0.75),
         (torch.tensor([[[0.0, 1], [2, 3]]]), torch.tensor([[[5.0, 7], [9, 11]]]), "correlation", 1),
         (torch.tensor([[[[0.0, 1], [2, 3]]]]), -torch.tensor([[[[0.0, 1], [2, 3]]]]), "correlation", -1),
         (torch.ones(1, 3, 3), torch.ones(1, 3, 3), "correlation", 1),
@@ -26,9 +27,11 @@ from tests.support.models import ALL, build, photo
 )
 def test_judges(answer, other, name, kept):
     judge = judge_of(answer, token_shapes((5, 6), 1, 8))
-    assert judge.name == name
+    assert judge.names[0] == name
     other = answer if other is None else other
-    assert judge.compare(judge.read(answer), judge.read(other)) == pytest.approx(kept)
+    found, low = kept_and_bound(judge, [judge.compare(judge.read(answer), judge.read(other))], bounded=True)
+    assert found[name] == pytest.approx(kept)
+    assert low == found  # of one image, every resample is the same
 
 
 # A ViT's tokens: patches a side, prefix, width (of Ti, S, B, L, g and small ones, which answers' sides often equal).
@@ -48,22 +51,22 @@ def test_every_answer_is_judged_by_what_it_is(grid, prefix, width, data):
     tokens = shape in [(prefix + high * wide, width), (high * wide, width)] or (shape == (*grid, width) and not one)
     expected = (
         "cosine" if tokens and dtype.is_floating_point
-        else "agreement" if not one or not dtype.is_floating_point
+        else "pixels" if not one or not dtype.is_floating_point
         else "correlation"
     )  # fmt: skip
-    assert judge_of(answer, token_shapes(grid, prefix, width)).name == expected
+    assert judge_of(answer, token_shapes(grid, prefix, width)).names[0] == expected
 
 
 def test_a_depth_map_of_a_small_vit_is_a_map():
     """The map has 384x384 pixels, the model 577 tokens of width 384."""
-    assert judge_of(torch.rand(1, 384, 384), token_shapes((24, 24), 1, 384)).name == "correlation"
+    assert judge_of(torch.rand(1, 384, 384), token_shapes((24, 24), 1, 384)).names[0] == "correlation"
 
 
 @pytest.mark.parametrize("channel", [False, True])
 def test_a_map_of_the_tokens_own_shape_is_told_by_its_channel(channel):
     answer = torch.rand(1, 30, 8)
     judge = judge_of(answer[:, None] if channel else answer, token_shapes((5, 6), 1, 8))
-    assert judge.name == ("correlation" if channel else "cosine")
+    assert judge.names[0] == ("correlation" if channel else "cosine")
 
 
 @pytest.mark.parametrize("family", sorted(ALL))
@@ -73,4 +76,4 @@ def test_the_tokens_of_every_family_are_tokens(family):
         answer = predict_dense(model, photo(family, 1, (6, 4)))
     past = model.algm.last_pass
     shapes = token_shapes(past.grid, past.num_prefix_tokens, past.width)
-    assert judge_of(answer, shapes).name == "cosine"
+    assert judge_of(answer, shapes).names[0] == "cosine"

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algm_patch import Settings
-from algm_patch.settings.record import Trial
+from algm_patch.settings.trial import Trial
 from algm_patch.tuning.candidates import Candidate, beginnings, neighbours
-from algm_patch.tuning.measure import Outcome, is_surely_negative
+from algm_patch.tuning.measure import Outcome
 from algm_patch.tuning.search import search
 
 
@@ -42,7 +42,7 @@ class Made:
         if kept >= self.keep:
             self.trials.append(candidate)
         cost = 1 / (1 + sum(merged))
-        return Outcome(kept >= self.keep, [cost], Trial(1, 0.9, (), 0.9, "token", kept, cost))
+        return Outcome(kept >= self.keep, [cost], Trial(1, 0.9, (), 0.9, "token", {"pixels": kept}, cost))
 
 
 @given(st.floats(0.5, 0.999), st.floats(0, 0.01), st.floats(0, 0.01))
@@ -51,13 +51,3 @@ def test_whatever_keeps_enough_is_found(keep, clap, gbm):
     search(bench)
     if 1 - gbm >= keep:  # GBM in one layer, of the least share
         assert bench.trials
-
-
-@given(st.lists(st.floats(-1, 1), min_size=4, max_size=30))
-def test_all_margins_known_decide(margins):
-    assert is_surely_negative(margins, len(margins)) == (sum(margins) / len(margins) < 0) or abs(sum(margins)) < 1e-9
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=4, max_size=30), st.integers(30, 64))
-def test_what_never_fell_short_is_not_given_up(margins, count):
-    assert not is_surely_negative(margins, count)
