@@ -33,14 +33,14 @@ def draw(sweep: Sweep, data: str) -> Figure:
     axes.fill_between(taus, lows, highs, color="#0072B2", alpha=0.15, linewidth=0, label="95 %, of the difference")
     axes.plot(taus, [point.miou for point in points], color="#0072B2", marker="o", markersize=5, label="different τ")
     axes.axhline(base, color="black", linestyle="--", linewidth=1, label="baseline")
-    for name, tau, marker, colour in (
-        ("ALGM", sweep.automatic, "s", "#D55E00"),
-        ("ALGM*", sweep.star, "*", "#009E73"),
+    for name, tau, marker, size, colour in (
+        ("ALGM", sweep.automatic, "s", 9, "#D55E00"),
+        ("ALGM*", sweep.star, "*", 15, "#009E73"),
     ):
         if tau is not None:
             point = sweep.points[tau]
             text = f"{name}: τ = {tau:.3f}, {gflops_change(point, sweep.baseline):+.0f} % GFLOPs".replace("-", "−")
-            axes.plot([tau], [point.miou], marker, color=colour, markersize=13, label=text, markeredgecolor="white")
+            axes.plot([tau], [point.miou], marker, color=colour, markersize=size, label=text, markeredgecolor="white")
     axes.set_xlabel("threshold τ during inference")
     axes.set_ylabel("mIoU (%)")
     axes.set_title(f"{sweep.name} on {data}", fontsize=11, loc="left")
