@@ -84,7 +84,7 @@ class Plan:
 def plan_clap(
     x: Tensor,
     grid: tuple[int, int],
-    tau: float | str,
+    tau: float | str | Share,
     window: tuple[int, int],
     num_prefix_tokens: int,
     how_many: HowMany = "min",

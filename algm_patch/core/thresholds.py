@@ -17,7 +17,7 @@ LEAST_SHARE = (1, 10)
 class Share:
     """Name a rule: the threshold that ``parts`` of ``of`` equal parts of each image's own similarities reach.
 
-    `algm_patch.tune` looks at layers by it.
+    `algm_patch.tune` looks at merges by it.
     """
 
     parts: int
@@ -98,8 +98,10 @@ def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
     return torch.where(count < 2, torch.inf, mean + (squares / (count - 1)).sqrt() / layer)
 
 
-def clap_tau(similarity: Tensor, tau: float | str) -> Tensor:
+def clap_tau(similarity: Tensor, tau: float | str | Share) -> Tensor:
     """Return the threshold [B] or [] that the setting ``tau`` means for window similarities [B, K]."""
+    if isinstance(tau, Share):
+        return tau(similarity)
     if tau == "auto":
         return auto_tau(similarity)
     if tau == "paper":

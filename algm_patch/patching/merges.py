@@ -50,7 +50,7 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
     gbm_tau: Any = settings.gbm_tau
     number = 0
     if settings.clap_layer is not None:
-        if by_rank or isinstance(settings.tau, str) or settings.tau <= 1:
+        if by_rank or not isinstance(settings.tau, float) or settings.tau <= 1:
             left = settings.patches_left(number) if by_rank else None
             merges[settings.clap_layer - 1] = [Merge("CLAP", clap_tau, left, settings.window)]
         number += 1

@@ -37,7 +37,7 @@ def check_gbm_tau(tau: Any, layers: tuple[int, ...]) -> Any:
             f"gbm_tau={list(tau)} for gbm_layers={list(layers)}: give one threshold for each layer, the layers in "
             "rising order; or one threshold for all"
         )
-    return tuple(check_tau("gbm_tau", one, ()) for one in tau)
+    return tuple(one if isinstance(one, Share) else check_tau("gbm_tau", one, ()) for one in tau)
 
 
 def check_merge_to(merge_to: Any, merges: list[tuple[str, float]]) -> float | tuple[float | int, ...]:

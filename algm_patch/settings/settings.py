@@ -18,8 +18,8 @@ from .loading import KEY, values_in
 from .record import Calibrated, Record
 from .renamed import accepts_old_names, by_new_names, by_old_name
 
-Tau = float | Literal["auto", "paper"]
-GbmTau = float | Sequence[float] | Share | Literal["adaptive", "tau"]
+Tau = float | Share | Literal["auto", "paper"]
+GbmTau = float | Sequence[float | Share] | Share | Literal["adaptive", "tau"]
 UnmergeAt = Literal["before_head", "after_head"]
 Compare = Literal["token", "key", "query", "value"]
 Reduce = Literal["mean", "pick"]
@@ -89,7 +89,8 @@ class Settings:
             self._set("clap_layer", check_layer("clap_layer", self.clap_layer))
         layers = check_layers(self.gbm_layers)
         self._set("gbm_layers", tuple(sorted(layers)))
-        self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
+        if not isinstance(self.tau, Share):
+            self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
         self._set("gbm_tau", check_gbm_tau(self.gbm_tau, layers))
         self._set("window", check_window(self.window))
         if not isinstance(self.proportional_attention, bool):

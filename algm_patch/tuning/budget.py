@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 from tqdm import tqdm
@@ -25,19 +27,30 @@ class Budget:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.started = seconds, time.monotonic()
+        self.seconds, self.started, self.until = seconds, time.monotonic(), seconds
         self.bar = tqdm(total=seconds, desc="tune", bar_format=BAR_FORMAT)
 
     def check(self) -> None:
         """Move the bar on.
 
         Raises:
-            OutOfTime: if more seconds have passed than there were to spend.
+            OutOfTime: if more seconds have passed than there were to spend, or than `part` of them allows.
         """
         elapsed = time.monotonic() - self.started
         self.bar.update(min(elapsed, self.seconds) - self.bar.n)
-        if elapsed > self.seconds:
+        if elapsed > self.until:
             raise OutOfTime
+
+    @contextmanager
+    def part(self, share: float) -> Iterator[None]:
+        """End the body of a ``with`` statement, without an error, when this share of the whole budget is spent."""
+        self.until = share * self.seconds
+        try:
+            yield
+        except OutOfTime:
+            pass
+        finally:
+            self.until = self.seconds
 
     def show(self, text: str) -> None:
         """Write a text behind the bar, from its next move on."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..trunks import handle_of
+from .cost import Run, gflops_of
 from .judges import COSINE, Judge, judge_of, token_shapes
 
 Metric = Callable[[nn.Module], float]
-# From an image [1, 3, H, W] to the model's answer and its cost.
-Forward = Callable[[Tensor], tuple[Any, float]]
 # From this many images on, some are held back; from these on, half of them; at most so many give thresholds.
 LEAST_IMAGES, THRESHOLD_IMAGES = 4, 8
 
@@ -28,6 +27,7 @@ class Reference:
         costs: of each of the images that tell what is kept.
         answers: to these images, as the judge reads them; empty if a metric decides.
         samples: of the answers to the images that give thresholds, from which divergence is told.
+        gflops: of each of these images.
         metric: from the model to a number, which decides instead of the judge; None: the judge does.
         score: of the unpatched model, by the metric.
     """
@@ -36,6 +36,7 @@ class Reference:
     costs: list[float]
     answers: list[Tensor]
     samples: list[Tensor]
+    gflops: list[float]
     metric: Metric | None = None
     score: float = 1.0
 
@@ -57,39 +58,46 @@ def split(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def take_reference(
-    model: nn.Module, giving: Sequence[Tensor], telling: Sequence[Tensor], forward: Forward, metric: Metric | None
-) -> Reference:
-    """Return what a model, whose settings merge nothing, answers to images [1, 3, H, W].
+    model: nn.Module,
+    giving: Sequence[Tensor],
+    telling: Sequence[Tensor],
+    run: Callable[[Tensor], Run],
+    metric: Metric | None,
+    unit: str,
+) -> tuple[Run, Reference]:
+    """Return the first run of a model whose settings merge nothing, and what it answers to images [1, 3, H, W].
 
     Args:
         giving: images that give thresholds.
         telling: images that tell what is kept.
+        run: runs the model on one of them.
+        unit: of the costs, "GFLOPs" or "seconds".
 
     Raises:
-        OutOfTime: if the budget of ``forward`` is spent.
+        OutOfTime: if the budget of ``run`` is spent.
         ValueError, TypeError: if the answers cannot be compared, or the metric is not above 0.
     """
-    judge: Judge | None = None
-    samples, answers, costs = [], [], []
+    runs, gflops, samples, answers, costs = [], [], [], [], []
     for image in giving:
-        answer, _ = forward(image)
-        judge = judge or judge_for(model, answer, metric)
-        samples.append(judge.sample(answer))
-    assert judge is not None
+        found = run(image)
+        judge = judge_for(model, found.answer, metric)
+        samples.append(judge.sample(found.answer))
+        gflops.append(gflops_of(model, found.passes, guess=unit == "seconds"))
+        runs.append(replace(found, answer=None))
     for image in telling:
-        answer, cost = forward(image)
-        costs.append(cost)
+        found = run(image)
+        costs.append(found.seconds if unit == "seconds" else gflops_of(model, found.passes, guess=False))
         if metric is None:
-            answers.append(judge.read(answer))
+            answers.append(judge.read(found.answer))
     if metric is None:
-        return Reference(judge, costs, answers, samples)
+        return runs[0], Reference(judge, costs, answers, samples, gflops)
     score = score_of(model, metric)
     if score <= 0:
         raise ValueError(
             f"metric returned {score} for the unpatched model. Return a number above 0, the higher the better: what is "
             "kept is counted as a part of it"
         )
-    return Reference(judge, costs, answers, samples, metric, score)
+    return runs[0], Reference(judge, costs, answers, samples, gflops, metric, score)
 
 
 def judge_for(model: nn.Module, answer: Any, metric: Metric | None) -> Judge:

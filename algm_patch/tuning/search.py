@@ -1,92 +1,149 @@
-"""The order in which ``algm_patch.tune`` tries candidates."""
+"""The search for the front, by divergence and GFLOPs on the images that give thresholds."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import fmean
 
-from .budget import OutOfTime
-from .candidates import TWENTIETHS, Candidate, beginnings, neighbours
-from .measure import Bench, Outcome
+from ..settings.settings import Compare
+from .bench import Bench
+from .family import THOUSAND, Family
+from .look import Look, is_better
+from .sensitivity import marginal_cost, marginal_costs, reweighted
 
-# Shares of CLAP to begin with, in twentieths, the fastest first. The first with which anything keeps enough is taken.
-CLAP_SHARES = (5, 2, 1, 0)
-# A candidate is better if it is cheaper by at least this part.
-LEAST_GAIN = 0.002
-# Twentieths by which a knob moves as long as only one side of its bracket is known.
-STRIDE = 3
+Move = Callable[[Family], Family | None]
+# The parts of the GFLOPs that the settings of the front save; at ANCHORS families are compared, in this order.
+LEVELS = (0.2, 0.3, 0.38, 0.45, 0.5, 0.55, 0.6, 0.65)
+ANCHORS, MIDDLE = (0.3, 0.45, 0.6), 0.45
+# Where not even the largest shares save as much as the last level, levels are this part of what they save.
+REACH = 0.9
+# The steps by which the share of CLAP changes, and its limit.
+STEP, MOST_CLAP = 0.15, 0.65
+# How the logarithm of the divergence grows with what is saved, until two levels have shown it.
+SLOPE = 10.0
+# The part of the budget after which nothing more is searched, and what was found is verified.
+SEARCH_PART = 0.55
+# The images on which the merges' sensitivity is measured.
+SENSITIVITY_IMAGES = 4
 
 
-@dataclass(frozen=True)
-class Best:
-    """Hold the best candidate so far and how it did."""
+@dataclass
+class Search:
+    """Hold the best look of each level so far.
 
-    candidate: Candidate
-    outcome: Outcome
-
-
-def search(bench: Bench) -> None:
-    """Measure candidates until no neighbour of the best is cheaper, or the budget is spent.
-
-    Begins with common arrangements. Then moves to whichever neighbour is cheaper, each with its knob bracketed anew.
-    ``bench.trials`` has the results.
+    Attributes:
+        bench: measures.
+        scale: what levels are multiplied with, so that they can be reached.
+        families, looks: by level.
     """
-    depth, comparisons = bench.depth, bench.comparisons
-    tried: set[Candidate] = set()
 
-    def bracket_once(candidate: Candidate, best: Best | None) -> Best | None:
-        arrangement = candidate.turned(0)
-        if arrangement in tried or not candidate.merges:
-            return best
-        tried.add(arrangement)
-        return bracket(bench, candidate, best)
+    bench: Bench
+    scale: float
+    families: dict[float, Family] = field(default_factory=dict)
+    looks: dict[float, Look] = field(default_factory=dict)
 
-    with suppress(OutOfTime):
-        best: Best | None = None
-        for clap in CLAP_SHARES:
-            gentlest, *others = beginnings(clap, depth, comparisons)
-            best = bracket_once(gentlest, None)
-            if best is not None:
-                for candidate in others:
-                    best = bracket_once(candidate, best)
-                break
-        improved = best is not None
-        while best is not None and improved:
-            before = best
-            for candidate in neighbours(before.candidate, depth, comparisons):
-                best = bracket_once(candidate, before)
-                if best is not before:
-                    break
-            improved = best is not before
+    def run(self) -> None:
+        """Fill in the levels: a schedule at the anchors, other schedules there, weights of the layers, then the rest.
+
+        Raises:
+            OutOfTime: if the budget is spent; the looks so far are kept.
+        """
+        start = widest(self.bench)
+        for level in ANCHORS:
+            self.try_family(level, start)
+        best = start
+        for level in ANCHORS:
+            self.try_family(level, best)
+            self.climb(level)
+            best = self.families.get(level, best)
+        self.balance()
+        for level in LEVELS:
+            if level not in self.looks:
+                nearest = min(self.families, key=lambda other: (abs(other - level), other), default=None)
+                if nearest is not None:
+                    self.try_family(level, self.families[nearest])
+
+    def try_family(self, level: float, family: Family) -> bool:
+        """Look at a family at a level; return whether it is the best there so far."""
+        before = self.looks.get(level)
+        if before is not None and self.families[level] == family:
+            return False
+        found = self.bench.look_at(family, level * self.scale)
+        if found is None or (before is not None and not is_better(found, before, self.slope)):
+            return False
+        self.looks[level], self.families[level] = found, family
+        return True
+
+    def climb(self, level: float) -> None:
+        """Change one thing of a level's family at a time for as long as it gets better in the same direction."""
+        if level not in self.families:
+            return
+        for change in moves(self.bench.comparisons if level == MIDDLE else []):
+            while (family := change(self.families[level])) is not None and self.try_family(level, family):
+                pass
+
+    def balance(self) -> None:
+        """Weigh the layers of the middle level toward equal marginal cost; keep that where it diverges less."""
+        if MIDDLE not in self.looks:
+            return
+        bench, family = self.bench, self.families[MIDDLE]
+        look = partial(bench.look, count=SENSITIVITY_IMAGES)
+        at, gflops = look(self.looks[MIDDLE].candidate), fmean(bench.reference.gflops)
+        more = look(replace(at.candidate, clap=at.candidate.clap + round(THOUSAND * STEP)))
+        if (cost := marginal_cost(at, more, gflops)) is not None:
+            bench.sensitivity["CLAP 1"] = cost
+        costs = marginal_costs(at, look, gflops)
+        bench.sensitivity |= {f"GBM {named(group)}": cost for group, cost in costs.items()}
+        weighed = reweighted(family, costs)
+        if weighed != family and self.try_family(MIDDLE, weighed):
+            for level in ANCHORS:
+                if level in self.families:
+                    self.try_family(level, replace(self.families[level], weights=weighed.weights))
+
+    @property
+    def slope(self) -> float:
+        """By how much the logarithm of the divergence grows with what is saved, over the anchors."""
+        ends = sorted((look.saved, look.divergence) for look in self.looks.values() if look.divergence > 0)
+        if len(ends) < 2 or ends[-1][0] - ends[0][0] < 0.05:
+            return SLOPE
+        (saved, least), (more, most) = ends[0], ends[-1]
+        return max(0.0, math.log(most / least) / (more - saved))
 
 
-def bracket(bench: Bench, candidate: Candidate, best: Best | None) -> Best | None:
-    """Turn a candidate's knob up until too little is kept; return the best so far, which may be another candidate.
-
-    Raises:
-        OutOfTime: if the budget is spent.
-    """
-    keeps, loses = 0, TWENTIETHS  # the knob's values between which just enough is kept
-    knob = candidate.knob
-    while loses - keeps > 1:
-        turned = candidate.turned(knob)
-        outcome = bench.measure(turned, best.outcome if best else None)
-        if outcome.keeps:
-            keeps = knob
-            if outcome.trial and (best is None or outcome.cost < best.outcome.cost * (1 - LEAST_GAIN)):
-                best = Best(turned, outcome)
-        else:
-            loses = knob
-            if best and outcome.cost > best.outcome.cost:  # with less merged it would cost more still
-                return best
-        knob = next_knob(keeps, loses)
-    return best
+def search(bench: Bench) -> list[tuple[Look, Family]]:
+    """Return the best look of each level, and its family, least saved first; none if merging saves nothing."""
+    most = bench.prediction.saved(widest(bench).at(1.0))
+    if most <= 0:
+        return []
+    found = Search(bench, min(1.0, REACH * most / LEVELS[-1]))
+    with bench.budget.part(SEARCH_PART):
+        found.run()
+    return sorted(((look, found.families[level]) for level, look in found.looks.items()), key=lambda one: one[0].saved)
 
 
-def next_knob(keeps: int, loses: int) -> int:
-    """Return the next value to try between one that keeps enough (0: none yet) and one that does not (20: none yet)."""
-    if loses == TWENTIETHS:
-        return min(keeps + STRIDE, TWENTIETHS - 1)
-    if keeps == 0:
-        return max(loses - STRIDE, 1)
-    return (keeps + loses) // 2
+def widest(bench: Bench) -> Family:
+    """Return the family to begin with: GBM in every block up to the last but one, by keys if there are any."""
+    return Family(clap=0.0, first=1, last=max(1, bench.depth - 1), compare=bench.comparisons[-1])
+
+
+def moves(comparisons: Sequence[Compare]) -> Iterator[Move]:
+    """Yield the changes that are tried, each as a function that returns None where there is nothing to change."""
+    yield lambda family: replace(family, clap=family.clap + STEP) if family.clap + STEP < MOST_CLAP else None
+    yield lambda family: replace(family, clap=max(0.0, family.clap - STEP)) if family.clap > 0 else None
+    yield lambda family: replace(family, first=family.first + 1) if family.first < family.last else None
+    yield lambda family: replace(family, first=family.first - 1) if family.first > 1 else None
+    for compare in comparisons:
+        yield partial(comparing, compare)
+
+
+def comparing(compare: Compare, family: Family) -> Family | None:
+    """Return a family that compares other vectors; None if it compares these."""
+    return None if family.compare == compare else replace(family, compare=compare)
+
+
+def named(layers: tuple[int, ...]) -> str:
+    """Return the name of a group of layers."""
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"

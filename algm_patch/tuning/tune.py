@@ -13,13 +13,16 @@ from ..core.eval_mode import eval_mode
 from ..handle import Algm
 from ..patching.naming import class_name
 from ..settings.settings import Settings
+from ..settings.table import asked
 from ..trunks import handle_of
+from .bench import Bench, open_bench
 from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS
+from .front import verify_front
 from .images import shuffled, single_images
 from .judges import predict_dense
 from .keeping import check_keep
-from .measure import open_bench
+from .rivals import measure_rivals
 from .search import search
 
 
@@ -36,10 +39,17 @@ def tune(
 ) -> Settings:
     """Find the cheapest layers and thresholds that keep a model's answers, by measurement, and apply them.
 
-    Candidates differ in the layer of CLAP and its threshold for the data set, the layers of GBM and their thresholds,
-    and whether tokens are compared themselves or by their keys. The search begins with a few common arrangements. It
-    changes one thing at a time and brackets the thresholds anew, until nothing is cheaper or the time is up. A
-    candidate is given up as soon as a few images show that it keeps too little or saves too little.
+    Thresholds come from a part of the images: 8, or half of them if there are fewer than 16. What is kept is measured
+    on the others, held back, and settings count as keeping enough if on images like these they do with 95 % confidence:
+    if the 5 % quantile of a bootstrap over the images held back is at least ``keep``. With 1 to 3 images there is
+    nothing to hold back: the same images tell thresholds and what is kept, without a bound, and the record says so.
+
+    Candidates merge in every block from the first, second, ... to the last but one, each by a share of its proposals,
+    and some windows in block 1. One forward pass for each candidate and image tells thresholds, cost and divergence
+    (how far the answer is from the unpatched one). For levels from 20 % to 65 % fewer GFLOPs the first block, CLAP's
+    share, what is compared, and the shares of the layers (toward equal divergence for each GFLOP saved) are chosen by
+    divergence at equal cost. Then the levels are measured on the images held back, those around what ``keep`` asks for
+    first, and after them Token Merging's schedule and a lower resolution, for comparison.
 
     If the model is patched already, its other settings (window, proportional attention, ...) stay. ``merge_to`` and
     what ``calibrate`` set give way to the thresholds that are found. A compiled model is measured eagerly (time
@@ -49,25 +59,29 @@ def tune(
         model: with one ViT, patched or not.
         images: 8 to 64 images without labels, like those that the model will see, as for ``calibrate``. Each is
             run by itself.
-        keep: the least part of the unpatched model's answer to keep; 1 is all of it.
-        predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: the share of pixels
-            whose class stays), a map of values [1, h, w] or [1, 1, h, w] (its correlation) or tokens [1, L, D] or
-            [1, H, W, D] (mean cosine). Return a map that has the shape of the tokens as [1, 1, h, w]. Default: a timm
+        keep: the least part of the unpatched model's answer to keep; 1 is all of it. A number is meant for the first of
+            what is judged. A dict names several, as in ``{"pixels": 0.97, "classes": 0.85}``.
+        predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: "pixels", the share
+            whose class stays, and "classes", the mean over the classes that occur of the IoU with the unpatched
+            prediction), a map of values [1, h, w] or [1, 1, h, w] ("correlation") or tokens [1, L, D] or
+            [1, H, W, D] ("cosine", the mean). Return a map that has the shape of the tokens as [1, 1, h, w]. Default: a timm
             ViT's ``forward_features``, any other model's output.
         metric: from the model to a number, the higher the better, such as mIoU on labelled images. It then decides
-            instead of ``predict``: kept is its part of the unpatched model's. With keep=1 this is the paper's ALGM*
-            (supplement, §3.5).
+            instead of the answers, by which the search still goes: kept is its part of the unpatched model's
+            ("metric"), without a bound. With keep=1 this is the paper's ALGM* (supplement, §3.5).
         cost: what to save: "gflops" of the ViT, as ``model.algm.gflops`` counts them, over all forward passes of an
             answer; or "time", measured in turns with the unpatched model.
-        budget: seconds, or such as "90s", "10min", "1h". When it is over, the best found so far is taken.
+        budget: seconds, or such as "90s", "10min", "1h". When it is over, or after Ctrl-C, the best found so far is
+            taken, and the record says that it was cut short.
         seed: of the order of the images. With the same seed, and time enough, the result is the same.
 
     Returns:
-        The settings, applied. ``.save(path)`` keeps them; ``.record`` tells how they were found and prints as a table.
+        The settings, applied: the cheapest that keep enough. ``.save(path)`` keeps them. ``.record`` holds the whole
+        front and prints as a table; ``.at(gflops=0.5)`` and ``.at(keep=0.97)`` take other settings of it.
 
     Raises:
-        RuntimeError: if nothing keeps enough: the model is then unpatched. Or if the budget is too small to run the
-            unpatched model. After this and any other error the model is as it was.
+        RuntimeError: if nothing keeps enough, or the budget is too small to run the unpatched model. After this and any
+            other error the model is as it was, with the settings that it had.
         ValueError, TypeError: if an argument is out of its range, or the model's output is not dense.
 
     Examples:
@@ -91,11 +105,13 @@ def tune(
             bench = open_bench(
                 model, shuffled_images, keep, predict or predict_dense, metric, UNITS[cost], countdown, before
             )
-            search(bench)
-        if bench.best is not None:
-            settings = bench.base.replace(**bench.best.settings, record=bench.record(bench.best))
-            apply_algm(model, settings=settings)
-            return settings
+            measure_all(bench, budget)
+        best = bench.best
+        if best is None:
+            raise RuntimeError(nothing_found(bench, budget, class_name(model)))
+        settings = bench.base.replace(**best.settings, record=bench.record(best))
+        apply_algm(model, settings=settings)
+        return settings
     except OutOfTime:
         restore(model, before)
         raise RuntimeError(
@@ -107,10 +123,34 @@ def tune(
         raise
     finally:
         countdown.close()
-    remove_algm(model)
-    raise RuntimeError(
-        f"tune: nothing that was tried in {budget} keeps {keep} of what {class_name(model)} answers "
-        f"({', '.join(bench.reference.names)}). It is unpatched now. Ask for less, or give it more time"
+
+
+def measure_all(bench: Bench, budget: str | float) -> None:
+    """Search, verify and compare until all is done, the budget is spent, or the user interrupts.
+
+    What was measured until then is kept, and the record says what ended it.
+
+    Raises:
+        KeyboardInterrupt: if nothing that keeps enough was measured until then.
+    """
+    try:
+        verify_front(bench, search(bench))
+        measure_rivals(bench)
+    except OutOfTime:
+        bench.notes.append(f"cut short: {budget} was over")
+    except KeyboardInterrupt:
+        if bench.best is None:
+            raise
+        bench.notes.append("cut short: it was interrupted")
+
+
+def nothing_found(bench: Bench, budget: str | float, name: str) -> str:
+    """Return the error for a search without result: what came nearest."""
+    nearest = max(bench.trials, key=lambda trial: trial.surely_kept[next(iter(bench.keep))], default=None)
+    most = f"; at most {asked(nearest.surely_kept)} was" if nearest else ""
+    return (
+        f"tune: nothing that was tried in {budget} surely keeps {asked(bench.keep)} of what {name} answers{most}. The "
+        "model is as it was. Ask for less, or give it more time or more images"
     )
 
 

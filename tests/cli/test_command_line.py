@@ -57,7 +57,7 @@ def test_show(place, model, capsys):
 
 
 def test_tune_then_bench_with_what_was_found(place, model, capsys):
-    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "8s"]) == 0
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s"]) == 0
     assert files(place) == {"algm_out/settings.json", "algm_out/pareto.png"}
     settings = Settings.load("algm_out/settings.json")
     assert settings.record.kept["cosine"] >= 0.5
@@ -80,18 +80,18 @@ def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatc
         raise RuntimeError("no ink")
 
     monkeypatch.setattr("algm_patch.settings.record.Record.__str__", fails)
-    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s"]) == 1
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s"]) == 1
     assert files(place) == {"algm_out/settings.json"}
     monkeypatch.undo()
     monkeypatch.chdir(place)
     monkeypatch.setattr("algm_patch.cli.main.pareto", fails)
-    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s", "--out", "new"]) == 1
     assert "new/settings.json" in files(place)
 
 
 def test_settings_that_cannot_be_saved_are_printed(place, model, capsys):
     (place / "new" / "settings.json").mkdir(parents=True)
-    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "2s", "--out", "new"]) == 1
+    assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s", "--out", "new"]) == 1
     found = capsys.readouterr()
     assert "those that none beats at the same or less cost" in found.out
     assert "settings.json" in found.err

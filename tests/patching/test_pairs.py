@@ -34,7 +34,7 @@ GRAPHS = ("tau 0.5", "calibrated, for GBM too", "gbm_tau tau, one block", "reduc
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sys.modules[tune.__module__], "search", two_trials)
+    monkeypatch.setattr(sys.modules[tune.__module__], "measure_all", two_trials)
     monkeypatch.setattr("algm_patch.viz.film.WIDTH", 96)
 
 

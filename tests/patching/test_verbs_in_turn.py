@@ -19,7 +19,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sys.modules[tune.__module__], "search", two_trials)
+    monkeypatch.setattr(sys.modules[tune.__module__], "measure_all", two_trials)
     monkeypatch.setattr("algm_patch.viz.film.WIDTH", 96)
 
 

@@ -1,0 +1,86 @@
+"""The GFLOPs that a candidate will save, by arithmetic: so that a search compares candidates of equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import nn
+
+from ..patching.forward_pass import ForwardPass
+from ..report.cost import VitCost, matching_cost
+from .cost import Run, cost_of
+from .family import THOUSAND, Candidate, Family
+
+# Halvings of the interval in which the share of a level lies; shares are thousandths.
+HALVINGS = 12
+# Proposals, as a part of the patches, until a pass has shown how many there are.
+PROPOSALS = 0.5
+
+
+@dataclass
+class Prediction:
+    """Predict how many GFLOPs candidates save on an image.
+
+    Attributes:
+        passes: of the unpatched model on this image, each with what the ViT costs.
+        proposals: by block counted from 1, the proposals as a part of the patches, as the last candidate had them.
+    """
+
+    passes: list[tuple[ForwardPass, VitCost]]
+    proposals: dict[int, float] = field(default_factory=dict)
+
+    def saved(self, candidate: Candidate) -> float:
+        """Return the part of the unpatched GFLOPs that a candidate saves."""
+        unpatched = sum(past.batch * vit.without_merging(past) for past, vit in self.passes)
+        merging = sum(past.batch * self._operations(candidate, past, vit) for past, vit in self.passes)
+        return 1 - merging / unpatched
+
+    def candidate(self, family: Family, saved: float) -> Candidate | None:
+        """Return the candidate of a family that saves this part; None if none saves so much, or all save more."""
+        low, high = 0.0, 1.0
+        if not self.saved(family.at(low)) < saved <= self.saved(family.at(high)):
+            return None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.saved(family.at(middle)) >= saved else (middle, high)
+        return family.at(high)
+
+    def _operations(self, candidate: Candidate, past: ForwardPass, vit: VitCost) -> float:
+        """Return the operations for an image of a forward pass of the unpatched model."""
+        prefix, patches = past.num_prefix_tokens, float(prod(past.grid))
+        shares, total = dict(candidate.shares), float(vit.fixed)
+        for layer in (block + 1 for block in sorted(past.blocks)):
+            before = patches
+            if layer == 1 and candidate.clap:
+                window = past.settings.window
+                windows = (past.grid[0] // window[0]) * (past.grid[1] // window[1])
+                patches -= reaching(candidate.clap, windows) * (prod(window) - 1)
+            if layer in shares:
+                total += matching_cost(round(prefix + patches), prefix, past.width)
+                patches -= reaching(shares[layer], self.proposals.get(layer, PROPOSALS) * patches)
+            in_mlp = patches if past.settings.place == "before_mlp" else before
+            total += vit.blocks[layer - 1](round(prefix + before), round(prefix + in_mlp))
+        return total
+
+
+def reaching(thousandths: int, count: float) -> float:
+    """Return how many of so many similarities reach the threshold of a share: that which it names, too."""
+    return min(count, count * thousandths // THOUSAND + 1)
+
+
+def predict_from(model: nn.Module, unpatched: Run, guess: bool) -> Prediction:
+    """Return a prediction from a run of the unpatched model; ``guess`` as in `gflops_of`."""
+    return Prediction([(past, cost_of(model, past, guess)) for past in unpatched.passes])
+
+
+def proposals_in(passes: Iterable[ForwardPass]) -> Mapping[int, float]:
+    """Return by block, counted from 1, the proposals of GBM as a part of the patches before them."""
+    found: dict[int, float] = {}
+    for past in passes:
+        for layer, block in past.blocks.items():
+            if (plan := block.plans.get("GBM")) is not None:
+                patches = int((plan.sizes > 0).sum()) - block.num_prefix_tokens * len(plan.sizes)
+                found[layer + 1] = int(plan.similarity.isfinite().sum()) / max(1, patches)
+    return found

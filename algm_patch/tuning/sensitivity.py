@@ -1,0 +1,59 @@
+"""What each merge costs in divergence for what it saves, and the shares by which all cost the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+from .family import Candidate, Family
+from .look import Look
+
+# Layers are changed in so many groups of neighbours at most, their shares multiplied by FACTOR, one group at a time.
+GROUPS, FACTOR = 12, 1.5
+# A step changes a weight by the root of the ratio of marginal costs, and at most by LARGEST or its inverse.
+DAMPING, LARGEST = 0.5, 1.5
+# A merge that seems to cost nothing, by the scatter of measurement, costs this part of the mean.
+LEAST = 0.1
+
+
+def groups_of(layers: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return layers in groups of neighbours: single ones, or at most GROUPS of almost equal size."""
+    count = min(GROUPS, len(layers))
+    ends = [len(layers) * index // count for index in range(count + 1)] if count else []
+    return [tuple(layers[start:end]) for start, end in pairwise(ends)]
+
+
+def marginal_costs(at: Look, look: Callable[[Candidate], Look], gflops: float) -> dict[tuple[int, ...], float]:
+    """Return for each group of layers the divergence for each GFLOP that it saves if it merges more, in context.
+
+    Args:
+        at: the candidate whose shares are changed, one group at a time.
+        look: looks at a candidate on the same images.
+        gflops: of the unpatched model.
+    """
+    found = {}
+    for group in groups_of(at.candidate.layers):
+        if (cost := marginal_cost(at, look(at.candidate.changed(group, FACTOR)), gflops)) is not None:
+            found[group] = cost
+    return found
+
+
+def marginal_cost(at: Look, more: Look, gflops: float) -> float | None:
+    """Return the divergence for each GFLOP that a look saves more than another; None if it saves nothing more."""
+    saved = (more.saved - at.saved) * gflops
+    return (more.divergence - at.divergence) / saved if saved > 0 else None
+
+
+def reweighted(family: Family, costs: Mapping[tuple[int, ...], float]) -> Family:
+    """Return a family whose weights have made one damped step toward equal marginal costs.
+
+    The cheaper a layer is, the more it merges. Layers whose cost is not known keep their weight.
+    """
+    if not costs or (mean := sum(costs.values()) / len(costs)) <= 0:
+        return family
+    weights = dict.fromkeys(range(family.first, family.last + 1), 1.0) | dict(family.weights)
+    for group, cost in costs.items():
+        step = (mean / max(cost, LEAST * mean)) ** DAMPING
+        for layer in group:
+            weights[layer] *= min(max(step, 1 / LARGEST), LARGEST)
+    return Family(family.clap, family.first, family.last, family.compare, tuple(sorted(weights.items())))
