@@ -52,6 +52,8 @@ class Algm:
     proportional_attention: bool
     unmerge_at: str
     compare: str
+    matching: str
+    size_aware: bool | None
     reduce: str
     place: str
     batch: str

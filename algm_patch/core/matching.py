@@ -12,6 +12,8 @@ from einops import repeat
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .closeness import closeness
+
 # The bound on the similarities that best_matches holds at once.
 CHUNK_BYTES = 64 * 2**20
 
@@ -65,7 +67,9 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
     return torch.cat([prefix, leaders], 1)
 
 
-def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def best_matches(
+    x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Let every A token propose to its most similar B token (first half of global bipartite matching).
 
     A are the even positions of the sequence, B the odd ones, counted with the prefix, which takes no part.
@@ -74,9 +78,10 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
         x: [B, L, D] tokens, prefix first.
         num_prefix_tokens: P.
         counts: [B] tokens of each image, which has padding behind them. None: all are tokens.
+        sizes: [B, L] of the tokens, if the distance is to count them (see `closeness`). None: they all weigh the same.
 
     Returns:
-        similarity [B, a]: cosine of each proposal, minus infinity if there is none (padding); proposer [a]: its
+        similarity [B, a]: of each proposal, minus infinity if there is none (padding); proposer [a]: its
         position in the sequence; partner [B, a]: the position of the B token proposed to.
     """
     unit = normalize(full_precision(x), dim=-1)
@@ -89,11 +94,13 @@ def best_matches(x: Tensor, num_prefix_tokens: int, counts: Tensor | None = None
     a, b = unit[:, start::2], unit[:, other::2].mT.contiguous()
     padding = None if counts is None else receiver >= counts[:, None]
 
-    def best(a: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = a @ b
+    def best(rows: slice) -> tuple[Tensor, Tensor]:
+        similarity = a[:, rows] @ b
+        if sizes is not None:
+            similarity = closeness(similarity, sizes[:, start::2][:, rows, None], sizes[:, None, other::2])
         return (similarity if padding is None else similarity.masked_fill_(padding[:, None], -torch.inf)).max(-1)
 
-    similarity, index = in_chunks(best, a, x.shape[0] * (x.shape[1] // 2) * unit.element_size())
+    similarity, index = in_chunks(best, len(proposer), row_bytes(x.shape[0] * (x.shape[1] // 2), unit, sizes))
     if counts is not None:
         similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
     return similarity, proposer, receiver[index]
@@ -121,13 +128,23 @@ def num_receivers(length: int, num_prefix_tokens: int) -> int:
     return max(0, length - first_receiver(num_prefix_tokens) + 1) // 2
 
 
-def in_chunks(best: Callable[[Tensor], tuple[Tensor, Tensor]], a: Tensor, row_bytes: int) -> tuple[Tensor, Tensor]:
-    """Return ``best`` of rows [B, a, D], so many at a time that it holds a bounded number at once. Compiled, all."""
+def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_each: int) -> tuple[Tensor, Tensor]:
+    """Return ``best`` of so many rows, some at a time, so that it holds a bounded number at once. Compiled, all.
+
+    Args:
+        best: from a slice of the rows to two results [B, rows].
+        bytes_each: that it holds for a row.
+    """
     if torch.compiler.is_compiling():
-        return best(a)
-    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
-    similarity, index = zip(*map(best, a.split(rows, 1)), strict=True)
+        return best(slice(None))
+    rows = max(1, CHUNK_BYTES // max(1, bytes_each))
+    similarity, index = zip(*(best(slice(i, i + rows)) for i in range(0, max(count, 1), rows)), strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
+
+
+def row_bytes(pairs: int, unit: Tensor, sizes: Tensor | None) -> int:
+    """Return the bytes that a row of so many similarities takes, with the weights of the pairs if sizes count."""
+    return pairs * unit.element_size() * (1 if sizes is None else 2)
 
 
 def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) -> Tensor:

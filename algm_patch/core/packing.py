@@ -76,6 +76,11 @@ class Packing:
         """Return the images of a packed sequence, [1, m, ...] each."""
         return x.split(self.lengths, dim)
 
+    def images(self, x: Tensor) -> list[Tensor]:
+        """Return the images of a batch [B, M, ...] without padding, [1, m, ...] each; of [B, M - P, ...], m - P."""
+        left_out = self.longest - x.shape[1]
+        return [x[i : i + 1, : length - left_out] for i, length in enumerate(self.lengths)]
+
     @cached
     def groups(self) -> Groups:
         """The images in groups of like length."""

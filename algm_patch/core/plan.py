@@ -16,7 +16,6 @@ from torch import Tensor, no_grad
 from torch.nn.utils.rnn import pad_sequence
 
 from .matching import (
-    best_matches,
     clap_leaders,
     first_receiver,
     gbm_leaders,
@@ -27,6 +26,7 @@ from .matching import (
     window_similarity,
 )
 from .packing import Packing
+from .rule import PLAIN, Rule
 from .thresholds import Share, clap_tau, gbm_tau
 from .token_map import TokenMap
 
@@ -46,7 +46,8 @@ class Plan:
             past an image's own.
         before: how the images of the sequence are packed.
         picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
-        width: of the vectors that were compared with each other, all A with all B tokens; 0: none were (CLAP).
+        rule: by which tokens were compared; None: only those of a window were (CLAP).
+        width: of the vectors that were compared.
     """
 
     step: TokenMap
@@ -55,6 +56,7 @@ class Plan:
     similarity: Tensor
     before: Packing | None = None
     picked: Tensor | None = None
+    rule: Rule | None = None
     width: int = 0
 
     @property
@@ -128,22 +130,23 @@ def plan_gbm(
     num_prefix_tokens: int,
     how_many: HowMany = "min",
     packing: Packing | None = None,
+    rule: Rule = PLAIN,
 ) -> Plan:
     """Return how GBM groups tokens [B, L, D], or [1, T, D] if packed, of these sizes [B, L] (paper §3.2)."""
     packed = how_many == "image" and sizes.shape[0] > 1
     with no_grad(), torch.autocast(x.device.type, enabled=False):
         if packed and is_faster_alone(x):
             images = x.split(1) if packing is None else packing.split(x)
-            groups = one_by_one(images, tau, layer, num_prefix_tokens, sizes.shape[1])
+            groups = one_by_one(images, sizes, tau, layer, num_prefix_tokens, rule)
         else:
             counts = None if packing is None else packing.counts
             padded = x if packing is None else packing.unpack(x)
-            groups = carried_out(padded, tau, layer, num_prefix_tokens, how_many, counts)
+            groups = carried_out(padded, sizes, tau, layer, num_prefix_tokens, how_many, rule, counts)
         similarity, threshold, leaders = groups
         count = sizes.shape[1] - how_many if isinstance(how_many, int) else None
         least = sizes.shape[1] - similarity.shape[1]
         step = TokenMap.from_leaders(leaders, sizes, count, least=least, packed=packed)
-        return Plan(step, sizes, threshold, similarity, packing, width=x.shape[2])
+        return Plan(step, sizes, threshold, similarity, packing, rule=rule, width=x.shape[2])
 
 
 def is_faster_alone(x: Tensor) -> bool:
@@ -153,23 +156,26 @@ def is_faster_alone(x: Tensor) -> bool:
 
 def carried_out(
     x: Tensor,
+    sizes: Tensor,
     tau: float | str | Share | Tensor,
     layer: int,
     num_prefix_tokens: int,
     how_many: HowMany,
+    rule: Rule,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return A's best similarities [B, a], the threshold, and the leaders [B, L] after the proposals that reach it.
 
     Args:
         x: [B, L, D] tokens.
+        sizes: [B, L] of these.
         counts: [B], how many of them are an image's own. None: all.
     """
     if torch.compiler.is_compiling() and not isinstance(how_many, int):
         # It does not know how many A and B tokens there are, and must that neither is a dimension that broadcasts.
         torch._check(num_proposals(x.shape[1], num_prefix_tokens) >= 2)
         torch._check(x.shape[1] - first_receiver(num_prefix_tokens) >= 3)
-    similarity, proposer, partner = best_matches(x, num_prefix_tokens, counts)
+    similarity, proposer, partner = rule.match(x, num_prefix_tokens, sizes, counts)
     if isinstance(how_many, int):
         merging = most_similar(similarity, how_many)
         threshold = least_similarity(similarity, merging)
@@ -181,16 +187,24 @@ def carried_out(
 
 
 def one_by_one(
-    images: Sequence[Tensor], tau: float | str | Share | Tensor, layer: int, num_prefix_tokens: int, length: int
+    images: Sequence[Tensor],
+    sizes: Tensor,
+    tau: float | str | Share | Tensor,
+    layer: int,
+    num_prefix_tokens: int,
+    rule: Rule,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `carried_out` of each image [1, m, D] alone: to the last bit the result in a batch of one.
 
     On a CPU no slower than all at once, padded.
     """
     taus = tau.split(1) if isinstance(tau, Tensor) and tau.dim() else [tau] * len(images)
-    each = [carried_out(image, own, layer, num_prefix_tokens, "image") for image, own in zip(images, taus, strict=True)]
+    each = [
+        carried_out(image, own_sizes[:, : image.shape[1]], own, layer, num_prefix_tokens, "image", rule)
+        for image, own_sizes, own in zip(images, sizes.split(1), taus, strict=True)
+    ]
     similarity = pad_sequence([found[0] for found, *_ in each], batch_first=True, padding_value=-torch.inf)
     threshold = torch.stack([found.reshape(()) for _, found, _ in each])
     leaders = pad_sequence([found[0] for *_, found in each], batch_first=True, padding_value=-1)
-    leaders = torch.nn.functional.pad(leaders, (0, length - leaders.shape[1]), value=-1)
-    return similarity, threshold, torch.where(leaders < 0, torch.arange(length), leaders)
+    leaders = torch.nn.functional.pad(leaders, (0, sizes.shape[1] - leaders.shape[1]), value=-1)
+    return similarity, threshold, torch.where(leaders < 0, torch.arange(sizes.shape[1]), leaders)

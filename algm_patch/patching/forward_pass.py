@@ -200,7 +200,8 @@ class ForwardPass:
             sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
             packing = None if before is None else before.packing
             tau = self._tau_of_clap() if merge.tau == "tau" else merge.tau
-            plan = plan_gbm(x, sizes, tau, layer + 1, prefix, how_many, packing)
+            rule = merge.rule if before is not None else merge.rule._replace(size_aware=False)  # all hold one
+            plan = plan_gbm(x, sizes, tau, layer + 1, prefix, how_many, packing, rule)
         return plan if self._generator is None else plan.picking(self._generator)
 
     def _tau_of_clap(self) -> float | str | Share | Tensor:
@@ -236,10 +237,7 @@ class ForwardPass:
     def images(self, x: Tensor) -> list[Tensor] | None:
         """Return merged tokens [B, P+M, D] or [B, M, D] as [1, m, D] each; None if all have the same number."""
         packing = self.token_map.packing
-        if packing is None:
-            return None
-        left_out = packing.longest - x.shape[1]
-        return [x[i : i + 1, : length - left_out] for i, length in enumerate(packing.lengths)]
+        return None if packing is None else packing.images(x)
 
     @property
     def token_map(self) -> TokenMap:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.counts import proposals_to_carry_out, windows_to_merge
 from ..core.matching import num_proposals
+from ..core.rule import Rule
 from ..core.thresholds import Share
 from ..settings.settings import Settings
 
@@ -22,12 +23,14 @@ class Merge(NamedTuple):
         tau: the threshold, or the rule for it; "tau" for GBM: the threshold that CLAP computes during the pass.
         patches_left: the share of its patches, or the number of them, that it leaves; None: it goes by ``tau``.
         window: (height, width) in tokens, of CLAP.
+        rule: by which tokens propose to each other, of GBM.
     """
 
     stage: Stage
     tau: float | str | Share | Tensor
     patches_left: float | int | None
     window: tuple[int, int]
+    rule: Rule
 
     def how_many(self, patches: int, prefix: int, grid: tuple[int, int]) -> int:
         """Return how many windows or proposals merge so that ``patches_left`` of so many patches are left.
@@ -49,10 +52,11 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
     clap_tau = settings.tau if calibrated is None else calibrated
     gbm_tau: Any = settings.gbm_tau
     number = 0
+    window, rule = settings.window, Rule(settings.matching == "mutual", settings.is_on("size_aware"))
     if settings.clap_layer is not None:
         if by_rank or not isinstance(settings.tau, float) or settings.tau <= 1:
             left = settings.patches_left(number) if by_rank else None
-            merges[settings.clap_layer - 1] = [Merge("CLAP", clap_tau, left, settings.window)]
+            merges[settings.clap_layer - 1] = [Merge("CLAP", clap_tau, left, window, rule)]
         number += 1
     for index, layer in enumerate(settings.gbm_layers):
         tau = gbm_tau[index] if isinstance(gbm_tau, tuple) else gbm_tau
@@ -60,5 +64,5 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
             tau = clap_tau
         if by_rank or not isinstance(tau, float) or tau <= 1:
             left = settings.patches_left(number + index) if by_rank else None
-            merges.setdefault(layer - 1, []).append(Merge("GBM", tau, left, settings.window))
+            merges.setdefault(layer - 1, []).append(Merge("GBM", tau, left, window, rule))
     return merges

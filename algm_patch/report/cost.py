@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.cost import CONVOLUTIONS, BlockCost, explain_failure, layers_in, without_memory
-from ..core.matching import num_proposals, num_receivers
+from ..core.rule import PLAIN, Rule
 from ..patching.block_pass import BlockPass
 from ..patching.find_vit import Vit
 from ..patching.forward_pass import ForwardPass
@@ -52,7 +52,10 @@ class VitCost:
             costs = [self.blocks[layer](*counts) // block.views for counts in zip(before, in_mlp, strict=True)]
             totals = [total + cost for total, cost in zip(totals, costs, strict=True)]
             for plan in block.plans.values():
-                matching = [matching_cost(n, block.num_prefix_tokens, plan.width) for n in token_counts(plan.sizes)]
+                if plan.rule is None:
+                    continue
+                prefix, counts = block.num_prefix_tokens, token_counts(plan.sizes)
+                matching = [matching_cost(count, prefix, plan.width, plan.rule) for count in counts]
                 totals = [total + cost for total, cost in zip(totals, matching, strict=True)]
         return totals
 
@@ -85,9 +88,9 @@ def token_counts(sizes: Tensor) -> list[int]:
     return counts
 
 
-def matching_cost(length: int, num_prefix_tokens: int, width: int) -> int:
-    """Return the operations that compare the A tokens of a sequence with its B tokens, as vectors of this width."""
-    return 2 * width * num_proposals(length, num_prefix_tokens) * num_receivers(length, num_prefix_tokens)
+def matching_cost(length: int, num_prefix_tokens: int, width: int, rule: Rule = PLAIN) -> int:
+    """Return the operations that compare the tokens of a sequence by a rule, as vectors of this width."""
+    return 2 * rule.products(length, num_prefix_tokens, width)
 
 
 # -- patch embedding

@@ -16,6 +16,8 @@ from .trial import SEARCHED, Rival, Trial
 
 # The entry of a file that holds settings.
 KEY = "algm_patch"
+# What files mean that were saved before there were these settings: they keep giving the results that they gave.
+AS_BEFORE = {"size_aware": False}
 
 
 def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
             f"{path} holds no settings: no entry {KEY!r}. Give a file that Settings.save wrote, or a safetensors file "
             "saved with metadata=settings.metadata()"
         )
-    values = checked(modern(saved), settings, path)
+    values = {**AS_BEFORE, **checked(modern(saved), settings, path)}
     if values.get("record") is not None:
         if isinstance(values["record"], dict) and "others" not in values["record"]:
             values["record"]["others"] = not_searched(values, settings)

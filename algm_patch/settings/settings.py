@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from ..core.checks import check_choice, check_layer, check_tau, check_window
@@ -23,6 +24,7 @@ GbmTau = float | Sequence[float | Share] | Share | Literal["adaptive", "tau"]
 UnmergeAt = Literal["before_head", "after_head"]
 Compare = Literal["token", "key", "query", "value"]
 Reduce = Literal["mean", "pick"]
+Matching = Literal["bipartite", "mutual"]
 Place = Literal["before_mlp", "after_mlp"]
 Batch = Literal["auto", "image", "min"]
 MergeTo = float | Sequence[float | int] | None
@@ -51,6 +53,12 @@ class Settings:
         compare: the vectors whose cosine decides (supplement, Tab. 4f). "token": the tokens. "key", "query", "value":
             those that the attention of the same block made of them, all heads together, as its projection leaves
             them: before any norm or rotary turn.
+        matching: who proposes in gbm_layers. "bipartite": every other token, to those between them (paper §3.2).
+            "mutual": every token is compared with all others, and two that are each other's nearest may merge. Vectors
+            wider than 64 are folded first, for the cost. Better where GBM runs in many layers; it takes thresholds, as
+            how many are a pair is not known beforehand.
+        size_aware: in gbm_layers, tokens that hold many others count as further from each other (Ward's criterion).
+            None: as ``proportional_attention``, so that models trained with ALGM as published need only that one.
         reduce: how a group becomes one token (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at
             random, by torch's generator.
         place: the place in a block where tokens merge (Tab. 4b). "before_mlp" or "after_mlp".
@@ -77,6 +85,8 @@ class Settings:
     proportional_attention: bool = True
     unmerge_at: UnmergeAt = "before_head"
     compare: Compare = "token"
+    matching: Matching = "bipartite"
+    size_aware: bool | None = None
     reduce: Reduce = "mean"
     place: Place = "before_mlp"
     batch: Batch = "auto"
@@ -95,6 +105,9 @@ class Settings:
         self._set("window", check_window(self.window))
         if not isinstance(self.proportional_attention, bool):
             raise TypeError(f"proportional_attention is True or False, got {self.proportional_attention!r}")
+        for name in FOLLOWING:
+            if not isinstance(self[name], (bool, NoneType)):
+                raise TypeError(f"{name} is True, False, or None (as proportional_attention); got {self[name]!r}")
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), get_args(choices))
         if self.clap_layer is not None and self.gbm_layers and self.clap_layer > self.gbm_layers[0]:
@@ -121,6 +134,11 @@ class Settings:
                 f"merge_to={self.merge_to} chooses by rank, {' and '.join(map(self.named, thresholds))} by threshold. "
                 f"Give up one of them: merge_to=None, or leave out {' and '.join(thresholds)}"
             )
+        if self.matching == "mutual" and self.gbm_layers:
+            raise ValueError(
+                f"merge_to={self.merge_to} carries out fixed numbers of proposals, and matching='mutual' finds as many "
+                "pairs as an image has. Use matching='bipartite', or thresholds: merge_to=None"
+            )
         if isinstance(self.merge_to, (list, tuple)) and list(layers) != sorted(layers):
             raise ValueError(
                 f"merge_to={list(self.merge_to)} for gbm_layers={list(layers)}: give the layers in rising order, so "
@@ -134,6 +152,10 @@ class Settings:
         """Return the share of its patches, or the number of them, that one merge (counted from 0) leaves."""
         assert self.merge_to is not None
         return self.merge_to[merge] if isinstance(self.merge_to, Sequence) else self.merge_to
+
+    def is_on(self, name: str) -> bool:
+        """Return a switch that is as ``proportional_attention`` unless it is given, such as "size_aware"."""
+        return self.proportional_attention if self[name] is None else self[name]
 
     @property
     def calibrated_tau(self) -> float | None:
@@ -211,9 +233,12 @@ class Settings:
             raise ValueError(f"{path}: {error}") from None
 
 
+# Switches that are as proportional_attention unless they are given.
+FOLLOWING = ("size_aware",)
 CHOICES: dict[str, Any] = {
     "unmerge_at": UnmergeAt,
     "compare": Compare,
+    "matching": Matching,
     "reduce": Reduce,
     "place": Place,
     "batch": Batch,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from algm_patch.core.matching import num_proposals
 from algm_patch.core.plan import carried_out, one_by_one
+from algm_patch.core.rule import Rule
 from algm_patch.core.thresholds import Share
 from algm_patch.functional import TokenMap, clap, gbm
 from tests.support.batches import batches
@@ -76,10 +77,12 @@ def test_matching_all_images_at_once_is_matching_one_after_the_other(case, data)
         )
     )
     images = [image[None, :count] for image, count in zip(x, counts, strict=True)]
-    at_once = carried_out(torch.where(own[..., None], x, 0), tau, 3, prefix, "image", counts)
-    one_after_the_other = one_by_one(images, tau, 3, prefix, length)
+    rule = data.draw(st.builds(Rule, mutual=st.booleans(), size_aware=st.booleans()))
+    sizes = torch.where(own, data.draw(st.sampled_from([1.0, torch.arange(length) % 4 + 1.0])), 0)
+    at_once = carried_out(torch.where(own[..., None], x, 0), sizes, tau, 3, prefix, "image", rule, counts)
+    one_after_the_other = one_by_one(images, sizes, tau, 3, prefix, rule)
     for found, expected, count in zip(at_once[0], one_after_the_other[0], counts, strict=True):
-        proposed = num_proposals(int(count), prefix)
+        proposed = int(count) - prefix if rule.mutual else num_proposals(int(count), prefix)
         torch.testing.assert_close(found[:proposed], expected[:proposed], equal_nan=True)
         assert (found[proposed:] == -torch.inf).all()
         assert (expected[proposed:] == -torch.inf).all()
