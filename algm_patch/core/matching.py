@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from .closeness import closeness
 
-# The bound on the similarities that best_matches holds at once.
+# The bound on the similarities that are held at once; weights of pairs take as much again.
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -100,7 +100,7 @@ def best_matches(
             similarity = closeness(similarity, sizes[:, start::2][:, rows, None], sizes[:, None, other::2])
         return (similarity if padding is None else similarity.masked_fill_(padding[:, None], -torch.inf)).max(-1)
 
-    similarity, index = in_chunks(best, len(proposer), row_bytes(x.shape[0] * (x.shape[1] // 2), unit, sizes))
+    similarity, index = in_chunks(best, proposer.shape[0], x.shape[0] * (x.shape[1] // 2) * unit.element_size())
     if counts is not None:
         similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
     return similarity, proposer, receiver[index]
@@ -138,13 +138,9 @@ def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_
     if torch.compiler.is_compiling():
         return best(slice(None))
     rows = max(1, CHUNK_BYTES // max(1, bytes_each))
-    similarity, index = zip(*(best(slice(i, i + rows)) for i in range(0, max(count, 1), rows)), strict=True)
+    slices = map(slice, range(0, max(count, 1), rows), range(rows, max(count, 1) + rows, rows))
+    similarity, index = zip(*map(best, slices), strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
-
-
-def row_bytes(pairs: int, unit: Tensor, sizes: Tensor | None) -> int:
-    """Return the bytes that a row of so many similarities takes, with the weights of the pairs if sizes count."""
-    return pairs * unit.element_size() * (1 if sizes is None else 2)
 
 
 def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) -> Tensor:
@@ -181,12 +177,12 @@ def reaching(similarity: Tensor, tau: Tensor, same_number: bool) -> Tensor:
     """Return which candidates merge by threshold: [B, K] bool.
 
     Args:
-        similarity: [B, K].
+        similarity: [B, K]; minus infinity, where there is nothing to merge, reaches no threshold.
         tau: [B] or []; NaN never reaches it.
         same_number: take the same number in every image (supplement §2 "Adaptive token merging"): the smallest count
             over the batch, and in each image its own most similar ones.
     """
-    passes = similarity >= tau.reshape(-1, 1)
+    passes = (similarity >= tau.reshape(-1, 1)) & (similarity != -torch.inf)
     if not same_number or passes.shape[0] <= 1:
         return passes
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)

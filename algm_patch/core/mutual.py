@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .closeness import closeness
-from .matching import full_precision, in_chunks, row_bytes
+from .matching import full_precision, in_chunks
 
 # The width to which vectors are folded before all are compared with all.
 FOLDED = 64
@@ -36,7 +36,7 @@ def mutual_matches(
     unit = normalize(folded(full_precision(x[:, num_prefix_tokens:])), dim=-1)
     sizes = None if sizes is None else sizes[:, num_prefix_tokens:]
     own = torch.arange(unit.shape[1], device=x.device)
-    if unit.shape[1] < 2:
+    if not torch.compiler.is_compiling() and unit.shape[1] < 2:
         return unit.new_full(unit.shape[:2], -torch.inf), own + num_prefix_tokens, own.expand(unit.shape[:2])
     no_token = None if counts is None else own >= counts[:, None] - num_prefix_tokens
     best, partner = nearest(unit, sizes, no_token)
@@ -69,7 +69,7 @@ def nearest(unit: Tensor, sizes: Tensor | None, no_token: Tensor | None) -> tupl
         similarity = similarity.masked_fill(own[rows, None] == own, -torch.inf)
         return (similarity if no_token is None else similarity.masked_fill(no_token[:, None], -torch.inf)).max(-1)
 
-    return in_chunks(best, length, row_bytes(batch * length, unit, sizes))
+    return in_chunks(best, length, batch * length * unit.element_size())
 
 
 def preferring_neighbours(

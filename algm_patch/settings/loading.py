@@ -17,7 +17,7 @@ from .trial import SEARCHED, Rival, Trial
 # The entry of a file that holds settings.
 KEY = "algm_patch"
 # What files mean that were saved before there were these settings: they keep giving the results that they gave.
-AS_BEFORE = {"size_aware": False}
+AS_BEFORE: dict[str, Any] = {"size_aware": False, "matching": "bipartite"}
 
 
 def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
 def not_searched(values: dict[str, Any], settings: type) -> list[list[Any]]:
     """Return names and values of the settings that ``tune`` does not search, for records of a time without them."""
     all_values = {field.name: values.get(field.name, field.default) for field in fields(settings)}
-    return [[name, value] for name, value in all_values.items() if name not in (*SEARCHED, *RECORDS)]
+    return [[name, value] for name, value in all_values.items() if name not in (*SEARCHED, *RECORDS, *AS_BEFORE)]
 
 
 def metadata_of(path: Path) -> Any:

@@ -155,7 +155,8 @@ class Settings:
 
     def is_on(self, name: str) -> bool:
         """Return a switch that is as ``proportional_attention`` unless it is given, such as "size_aware"."""
-        return self.proportional_attention if self[name] is None else self[name]
+        value: bool | None = getattr(self, name)
+        return self.proportional_attention if value is None else value
 
     @property
     def calibrated_tau(self) -> float | None:

@@ -84,7 +84,7 @@ def test_what_is_compared_is_the_projections_own_output_before_any_turn(family, 
 def test_in_one_layer_global_matching_compares_the_features_of_windows_merged(reduce):
     model, image = build("ViT"), photo()
     seen = []
-    apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, compare="key", reduce=reduce)
+    apply_algm(model, clap_layer=2, gbm_layers=[2], tau=0.3, compare="key", reduce=reduce, size_aware=False)
     model.blocks[1].attn.qkv.register_forward_hook(lambda _, args, output: seen.append(output.detach()))
     model.forward_features(image)
     plans = model.algm.last_pass.blocks[1].plans
@@ -98,7 +98,7 @@ def test_keys_merge_other_tokens_than_the_tokens_themselves():
     model, image = build("ViT"), photo()
     labels = []
     for metric in ("token", *METRICS):
-        apply_algm(model, **SETTINGS, compare=metric)
+        apply_algm(model, **SETTINGS, compare=metric, size_aware=False)
         model.forward_features(image)
         labels.append(model.algm.token_map.labels)
     assert not any(a.equal(b) for i, a in enumerate(labels) for b in labels[:i])

@@ -47,7 +47,7 @@ def test_every_image_as_if_it_were_alone(every_model):
         {"gbm_layers": [2, 3, 5], "gbm_tau": "tau"},
         {"gbm_layers": [2, 3, 5], "gbm_tau": [0.9, 0.8, 0.7], "proportional_attention": False},
         {"clap_layer": 2, "gbm_layers": [2], "gbm_tau": 0.6, "tau": "auto"},
-        {"clap_layer": None, "gbm_layers": [1, 3]},
+        {"clap_layer": None, "gbm_layers": [1, 3], "size_aware": False},
         {"gbm_layers": [], "window": (3, 2)},
         {"clap_layer": 3, "gbm_layers": [5], "place": "after_mlp"},
     ],

@@ -65,7 +65,9 @@ def test_what_tune_found_before_it_saved_what_it_did_not_search(tmp_path):
 
 
 def test_fixed_counts():
-    assert Settings.load(SAVED / "counts.json") == Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key")
+    """It keeps the rules that there were then."""
+    expected = Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key", size_aware=False)
+    assert Settings.load(SAVED / "counts.json") == expected
 
 
 def test_of_several_calibrated_thresholds_the_one_that_holds_is_read():
