@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 # The settings that tune searches.
-SEARCHED = ("clap_layer", "tau", "gbm_layers", "gbm_tau", "compare")
+SEARCHED = ("clap_layer", "tau", "gbm_layers", "gbm_tau", "compare", "matching")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Trial:
     kept: Mapping[str, float] = field(hash=False)
     cost: float
     low: Mapping[str, float] = field(default_factory=dict, hash=False)
+    matching: str = "bipartite"
 
     def __post_init__(self) -> None:
         check_parts(self.kept, self.low)
@@ -54,7 +55,8 @@ class Trial:
         if self.gbm_layers:  # without, its threshold is the name of a rule
             taus = self.gbm_tau if isinstance(self.gbm_tau, tuple) else (self.gbm_tau,)
             numbers = (tau if isinstance(tau, str) else f"{tau:.4g}" for tau in taus)
-            gbm = f"GBM {' '.join(map(str, self.gbm_layers))}, tau {' '.join(numbers)}"
+            mutual = " mutual" if self.matching == "mutual" else ""
+            gbm = f"GBM{mutual} {' '.join(map(str, self.gbm_layers))}, tau {' '.join(numbers)}"
         return f"{clap}; {gbm}{f'; by {self.compare}' if self.compare != 'token' else ''}"
 
 

@@ -32,6 +32,7 @@ MERGE_NOTHING: dict[str, Any] = {
     "gbm_layers": (),
     "gbm_tau": "adaptive",
     "compare": "token",
+    "matching": "bipartite",
     "merge_to": None,
 }
 
@@ -123,7 +124,7 @@ class Bench:
             gflops = [self.gflops_of(each) for each in passes]
         together = [past for each in passes for past in each]
         settings = with_thresholds(candidate, self.merge_nothing, similarities_in(together))
-        self.prediction.proposals.update(proposals_in(together))
+        self.prediction.proposals.update(proposals_in(together, candidate.matching))
         saved = 1 - sum(gflops) / sum(self.reference.gflops[:count])
         return Look(candidate, settings, torch.tensor(divergences, dtype=torch.float64), saved)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..core.thresholds import Share
-from ..settings.settings import Compare, Settings
+from ..settings.settings import Compare, Matching, Settings
 
 # Shares are whole numbers of thousandths; no merge carries out more of its proposals than this.
 THOUSAND, MOST = 1000, 0.95
@@ -19,12 +19,13 @@ class Candidate:
     Attributes:
         clap: the share of windows that CLAP merges in block 1, in thousandths; 0 switches CLAP off.
         shares: of the proposals that GBM carries out, in thousandths, by block counted from 1; none is 0.
-        compare: the vectors whose cosine decides, as in ``Settings``.
+        compare, matching: the vectors whose cosine decides, and who proposes, as in ``Settings``.
     """
 
     clap: int
     shares: tuple[tuple[int, int], ...]
     compare: Compare
+    matching: Matching = "bipartite"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -41,7 +42,7 @@ class Candidate:
 
     def with_thresholds(self, base: Settings, tau: float | Share, gbm_tau: list[float] | list[Share]) -> Settings:
         """Return ``base``, which merges nothing, with these merges by thresholds: CLAP's, and GBM's for each layer."""
-        settings = replace(base, compare=self.compare)
+        settings = replace(base, compare=self.compare, matching=self.matching)
         if self.clap:
             settings = replace(settings, clap_layer=1, tau=tau)
         if self.shares:
@@ -56,7 +57,7 @@ class Family:
     Attributes:
         clap: the share of windows that CLAP merges in block 1; 0: no CLAP.
         first, last: the blocks, counted from 1, from which to which GBM merges in every one.
-        compare: as in ``Settings``.
+        compare, matching: as in ``Settings``.
         weights: by block, what the common share is multiplied with there; 1 where none is given.
     """
 
@@ -64,14 +65,16 @@ class Family:
     first: int
     last: int
     compare: Compare
+    matching: Matching = "mutual"
     weights: tuple[tuple[int, float], ...] = ()
 
     def at(self, share: float) -> Candidate:
         """Return the candidate of a common share of the proposals."""
         weights: Mapping[int, float] = dict(self.weights)
         layers = range(self.first, self.last + 1)
-        shares = tuple((layer, thousandths(share * weights.get(layer, 1.0))) for layer in layers)
-        return Candidate(round(THOUSAND * self.clap), tuple(own for own in shares if own[1]), self.compare)
+        shares = ((layer, thousandths(share * weights.get(layer, 1.0))) for layer in layers)
+        merging = tuple(own for own in shares if own[1])
+        return Candidate(round(THOUSAND * self.clap), merging, self.compare, self.matching)
 
 
 def thousandths(share: float) -> int:

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from ..core.rule import Rule
 from ..patching.forward_pass import ForwardPass
 from ..report.cost import VitCost, matching_cost
 from .cost import Run, cost_of
@@ -15,8 +16,9 @@ from .family import THOUSAND, Candidate, Family
 
 # Halvings of the interval in which the share of a level lies; shares are thousandths.
 HALVINGS = 12
-# Proposals, as a part of the patches, until a pass has shown how many there are.
-PROPOSALS = 0.5
+# Proposals, as a part of the patches, until a pass has shown how many there are. Every second token makes one; about
+# two thirds of random points are in pairs that are each other's nearest.
+PROPOSALS = {"bipartite": 0.5, "mutual": 0.3}
 
 
 @dataclass
@@ -25,11 +27,11 @@ class Prediction:
 
     Attributes:
         passes: of the unpatched model on this image, each with what the ViT costs.
-        proposals: by block counted from 1, the proposals as a part of the patches, as the last candidate had them.
+        proposals: by matching and block counted from 1, as a part of the patches, as the last candidate had them.
     """
 
     passes: list[tuple[ForwardPass, VitCost]]
-    proposals: dict[int, float] = field(default_factory=dict)
+    proposals: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def saved(self, candidate: Candidate) -> float:
         """Return the part of the unpatched GFLOPs that a candidate saves."""
@@ -50,7 +52,7 @@ class Prediction:
     def _operations(self, candidate: Candidate, past: ForwardPass, vit: VitCost) -> float:
         """Return the operations for an image of a forward pass of the unpatched model."""
         prefix, patches = past.num_prefix_tokens, float(prod(past.grid))
-        shares, total = dict(candidate.shares), float(vit.fixed)
+        shares, total, rule = dict(candidate.shares), float(vit.fixed), Rule(candidate.matching == "mutual")
         for layer in (block + 1 for block in sorted(past.blocks)):
             before = patches
             if layer == 1 and candidate.clap:
@@ -58,8 +60,9 @@ class Prediction:
                 windows = (past.grid[0] // window[0]) * (past.grid[1] // window[1])
                 patches -= reaching(candidate.clap, windows) * (prod(window) - 1)
             if layer in shares:
-                total += matching_cost(round(prefix + patches), prefix, past.width)
-                patches -= reaching(shares[layer], self.proposals.get(layer, PROPOSALS) * patches)
+                total += matching_cost(round(prefix + patches), prefix, past.width, rule)
+                proposals = self.proposals.get((candidate.matching, layer), PROPOSALS[candidate.matching])
+                patches -= reaching(shares[layer], proposals * patches)
             in_mlp = patches if past.settings.place == "before_mlp" else before
             total += vit.blocks[layer - 1](round(prefix + before), round(prefix + in_mlp))
         return total
@@ -75,12 +78,12 @@ def predict_from(model: nn.Module, unpatched: Run, guess: bool) -> Prediction:
     return Prediction([(past, cost_of(model, past, guess)) for past in unpatched.passes])
 
 
-def proposals_in(passes: Iterable[ForwardPass]) -> Mapping[int, float]:
-    """Return by block, counted from 1, the proposals of GBM as a part of the patches before them."""
-    found: dict[int, float] = {}
+def proposals_in(passes: Iterable[ForwardPass], matching: str) -> Mapping[tuple[str, int], float]:
+    """Return by matching and block, counted from 1, the proposals of GBM as a part of the patches before them."""
+    found: dict[tuple[str, int], float] = {}
     for past in passes:
         for layer, block in past.blocks.items():
             if (plan := block.plans.get("GBM")) is not None:
                 patches = int((plan.sizes > 0).sum()) - block.num_prefix_tokens * len(plan.sizes)
-                found[layer + 1] = int(plan.similarity.isfinite().sum()) / max(1, patches)
+                found[matching, layer + 1] = int(plan.similarity.isfinite().sum()) / max(1, patches)
     return found

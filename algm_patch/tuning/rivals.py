@@ -20,7 +20,14 @@ from .cost import Run
 # The parts of its patches that Token Merging merges in each block, all together; and what sides are multiplied with.
 MERGED, SCALES = (0.5, 0.7), (0.85, 0.7)
 # How Token Merging matches (Bolya et al., 2023, §3), as far as settings say it.
-TOME: dict[str, Any] = {"clap_layer": None, "tau": "auto", "gbm_tau": "adaptive", "compare": "key"}
+TOME: dict[str, Any] = {
+    "clap_layer": None,
+    "tau": "auto",
+    "gbm_tau": "adaptive",
+    "compare": "key",
+    "matching": "bipartite",
+    "size_aware": False,
+}
 
 
 def measure_rivals(bench: Bench) -> None:

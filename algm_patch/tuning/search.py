@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 
-from ..settings.settings import Compare
 from .bench import Bench
 from .family import THOUSAND, Family
 from .look import Look, is_better
@@ -53,7 +52,7 @@ class Search:
         """
         start = widest(self.bench)
         for level in ANCHORS:
-            self.try_family(level, start)
+            self.fill(level, start)
         best = start
         for level in ANCHORS:
             self.try_family(level, best)
@@ -64,7 +63,12 @@ class Search:
             if level not in self.looks:
                 nearest = min(self.families, key=lambda other: (abs(other - level), other), default=None)
                 if nearest is not None:
-                    self.try_family(level, self.families[nearest])
+                    self.fill(level, self.families[nearest])
+
+    def fill(self, level: float, family: Family) -> None:
+        """Look at a family at a level, or if it does not save so much, at the same with more proposals."""
+        if not self.try_family(level, family) and level not in self.looks:
+            self.try_family(level, replace(family, matching="bipartite"))
 
     def try_family(self, level: float, family: Family) -> bool:
         """Look at a family at a level; return whether it is the best there so far."""
@@ -81,7 +85,8 @@ class Search:
         """Change one thing of a level's family at a time for as long as it gets better in the same direction."""
         if level not in self.families:
             return
-        for change in moves(self.bench.comparisons if level == MIDDLE else []):
+        others = {"compare": self.bench.comparisons, "matching": ("bipartite",)} if level == MIDDLE else {}
+        for change in moves(others):
             while (family := change(self.families[level])) is not None and self.try_family(level, family):
                 pass
 
@@ -129,19 +134,24 @@ def widest(bench: Bench) -> Family:
     return Family(clap=0.0, first=1, last=max(1, bench.depth - 1), compare=bench.comparisons[-1])
 
 
-def moves(comparisons: Sequence[Compare]) -> Iterator[Move]:
-    """Yield the changes that are tried, each as a function that returns None where there is nothing to change."""
+def moves(others: Mapping[str, Sequence[str]]) -> Iterator[Move]:
+    """Yield the changes that are tried, each as a function that returns None where there is nothing to change.
+
+    Args:
+        others: values to try of other attributes, by name.
+    """
     yield lambda family: replace(family, clap=family.clap + STEP) if family.clap + STEP < MOST_CLAP else None
     yield lambda family: replace(family, clap=max(0.0, family.clap - STEP)) if family.clap > 0 else None
     yield lambda family: replace(family, first=family.first + 1) if family.first < family.last else None
     yield lambda family: replace(family, first=family.first - 1) if family.first > 1 else None
-    for compare in comparisons:
-        yield partial(comparing, compare)
+    for name, values in others.items():
+        for value in values:
+            yield partial(with_value, name, value)
 
 
-def comparing(compare: Compare, family: Family) -> Family | None:
-    """Return a family that compares other vectors; None if it compares these."""
-    return None if family.compare == compare else replace(family, compare=compare)
+def with_value(name: str, value: str, family: Family) -> Family | None:
+    """Return a family with another value of an attribute; None if it has this one."""
+    return None if getattr(family, name) == value else replace(family, **{name: value})  # type: ignore[arg-type]
 
 
 def named(layers: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from .family import Candidate, Family
@@ -56,4 +57,4 @@ def reweighted(family: Family, costs: Mapping[tuple[int, ...], float]) -> Family
         step = (mean / max(cost, LEAST * mean)) ** DAMPING
         for layer in group:
             weights[layer] *= min(max(step, 1 / LARGEST), LARGEST)
-    return Family(family.clap, family.first, family.last, family.compare, tuple(sorted(weights.items())))
+    return replace(family, weights=tuple(sorted(weights.items())))

@@ -64,8 +64,8 @@ def tune(
         predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: "pixels", the share
             whose class stays, and "classes", the mean over the classes that occur of the IoU with the unpatched
             prediction), a map of values [1, h, w] or [1, 1, h, w] ("correlation") or tokens [1, L, D] or
-            [1, H, W, D] ("cosine", the mean). Return a map that has the shape of the tokens as [1, 1, h, w]. Default: a timm
-            ViT's ``forward_features``, any other model's output.
+            [1, H, W, D] ("cosine", the mean). Return a map that has the shape of the tokens as [1, 1, h, w]. Default:
+            a timm ViT's ``forward_features``, any other model's output.
         metric: from the model to a number, the higher the better, such as mIoU on labelled images. It then decides
             instead of the answers, by which the search still goes: kept is its part of the unpatched model's
             ("metric"), without a bound. With keep=1 this is the paper's ALGM* (supplement, §3.5).

@@ -54,10 +54,10 @@ def test_thresholds_merge_the_shares_that_a_look_merged(bench):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [Family(0, 1, 4, "key"), Family(0.3, 2, 4, "token", ((2, 0.5), (3, 2.0)))])
+@pytest.mark.parametrize("family", [Family(0, 1, 4, "key"), Family(0.05, 2, 4, "token", "bipartite", ((2, 0.5),))])
 def test_a_candidate_saves_what_was_predicted(bench, family):
-    bench.look_at(family, 0.3)  # which shows how many proposals there are
-    for saved in (0.25, 0.35):
+    for saved in (0.12, 0.2):
+        bench.look_at(family, saved)  # which shows how many proposals there are
         assert bench.look_at(family, saved).saved == pytest.approx(saved, abs=0.02)  # one proposal more, or equal ones
     assert bench.look_at(family, 0.9) is None
     assert bench.look_at(replace(family, clap=0.3), 0.1) is None  # CLAP alone saves more
