@@ -181,7 +181,7 @@ def carried_out(
         threshold = least_similarity(similarity, merging)
     else:
         threshold = gbm_tau(similarity, tau, layer)
-        threshold = threshold.mean() if how_many == "min" and tau == "adaptive" else threshold
+        threshold = threshold.mean() if how_many == "min" and isinstance(tau, str) else threshold
         merging = reaching(similarity, threshold, same_number=how_many == "min")
     return similarity, threshold, gbm_leaders(merging, proposer, partner, x.shape[1])
 

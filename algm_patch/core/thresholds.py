@@ -9,8 +9,11 @@ from torch import Tensor
 
 # Similarities are clamped this far inside (-1, 1) before Fisher's transform, which is infinite at the ends.
 EDGE = 1e-6
-# The automatic rule always merges at least one window in ten.
+# The automatic rule merges at least one window in ten,
 LEAST_SHARE = (1, 10)
+# but of those less similar than this only the best, and no such proposals: texture all over, where nothing is alike,
+# stays as it is. Below all thresholds that the authors publish (0.88 to 0.955).
+LEAST_SIMILAR, LEAST_PROPOSED = 0.85, 0.75
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def auto_tau(similarity: Tensor) -> Tensor:
     The paper's rule (§3.3 of the paper, mean + standard deviation) on ``atanh(similarity)``. On images whose
     windows are mostly alike (a subject before an empty background) the spread comes from below and mean + standard
     deviation exceeds every window; there the threshold is the similarity that a tenth of the windows reach. Windows of
-    opposite tokens never merge.
+    opposite tokens never merge. Where even that is below 0.85, as on texture all over, 0.85 is the threshold, or the
+    similarity of the best window if none reaches it.
 
     Args:
         similarity: [B, K] of K windows.
@@ -60,7 +64,7 @@ def auto_tau(similarity: Tensor) -> Tensor:
     inside = similarity.clamp(EDGE - 1, 1 - EDGE)
     z = inside.atanh()
     rule = (z.mean(1) + z.std(1, correction=min(1, count - 1))).tanh()
-    return torch.minimum(rule, reached_by(inside, *LEAST_SHARE))
+    return torch.minimum(rule, reached_by(inside, *LEAST_SHARE)).clamp(min=LEAST_SIMILAR).minimum(inside.amax(1))
 
 
 def paper_tau(similarity: Tensor) -> Tensor:
@@ -112,7 +116,8 @@ def clap_tau(similarity: Tensor, tau: float | str | Share) -> Tensor:
 def gbm_tau(similarity: Tensor, tau: float | str | Share | Tensor, layer: int) -> Tensor:
     """Return the threshold [B] or [] that the setting ``gbm_tau`` means for A's best similarities [B, a]."""
     if isinstance(tau, str):
-        return adaptive_tau(similarity, layer)
+        adaptive = adaptive_tau(similarity, layer)
+        return adaptive.clamp(min=LEAST_PROPOSED) if tau == "auto" else adaptive
     if isinstance(tau, Share):
         return tau(similarity)
     return tau if isinstance(tau, Tensor) else similarity.new_full((), float(tau))

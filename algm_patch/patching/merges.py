@@ -62,6 +62,8 @@ def merges_of(settings: Settings) -> dict[int, list[Merge]]:
         tau = gbm_tau[index] if isinstance(gbm_tau, tuple) else gbm_tau
         if tau == "tau" and not isinstance(clap_tau, str):
             tau = clap_tau
+        elif tau == "adaptive" and settings.tau == "auto":
+            tau = "auto"
         if by_rank or not isinstance(tau, float) or tau <= 1:
             left = settings.patches_left(number + index) if by_rank else None
             merges.setdefault(layer - 1, []).append(Merge("GBM", tau, left, window, rule))

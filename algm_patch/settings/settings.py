@@ -41,8 +41,8 @@ class Settings:
         tau: windows at least this similar (mean cosine) merge; above 1 none does. "auto": from the image's own
             similarities, inside (-1, 1), until `algm_patch.calibrate` has set a data set's value. "paper": mean +
             standard deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
-        gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, for each image. "tau": that of CLAP, as the
-            paper writes. Or a number, or one for each layer.
+        gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, for each image; at least 0.75 if tau="auto".
+            "tau": that of CLAP, as the paper writes. Or a number, or one for each layer.
         window: (height, width) in tokens.
         proportional_attention: a merged token weighs, as a key, as much as the tokens it holds (Token Merging,
             §3). Without training this decides the quality. Pass False for models trained with ALGM as published.
