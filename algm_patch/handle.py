@@ -51,6 +51,7 @@ class Algm:
     window: tuple[int, int]
     proportional_attention: bool
     unmerge_at: str
+    restore: bool
     compare: str
     matching: str
     size_aware: bool | None
@@ -158,7 +159,7 @@ class Algm:
         return self.last_pass.token_map
 
     def unmerge(self, x: Tensor) -> Tensor:
-        """Copy per-token results of a head that ran on merged tokens back to the full grid.
+        """Copy per-token results of a head that ran on merged tokens back to the full grid. Nothing is restored.
 
         Args:
             x: [B, P+M, ...], or [B, M, ...] if the head left out the prefix.

@@ -18,6 +18,7 @@ from .forward_pass import ForwardPass
 from .halves import packed_attention_half, padded_mlp_half
 from .hooks import reads_and_changes
 from .linear_patches import grid_of_patches, note_image
+from .losses import let_go
 from .runtime import Runtime
 from .tracker import Passes, remember
 from .unread_grid import UnreadGrid, make_unread, may_wait
@@ -86,7 +87,7 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
         read = read and not (layer + 1 == runtime.depth and runtime.settings.unmerge_at == "after_head")
         block = forward_pass.begin(layer, x, read, changed)
     if merged is not None and x.block.after is block.before:  # type: ignore[attr-defined]
-        block.handed = True
+        block.handed, block.lost = True, x.lost  # type: ignore[attr-defined]
         return forward_pass, block, merged.clone()  # which the block may write, while the grid is still to be read
     return forward_pass, block, x if block.regroup == "none" else block.enter(x)
 
@@ -113,14 +114,15 @@ def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor, eager: b
     """
     block.waits = waits = eager and block.waits and block.after is not None and may_wait(x)
     if not waits and block.after is not None and (block.gives_grid or block.last):
-        x = block.leave(x)
+        x = block.leave(x, block.lost)
     remember(x, forward_pass)
     if block.last and forward_pass.waited:
         make_unread(forward_pass.blocks.values())  # what the caller has kept, for readers of any kind
-    if not waits:
-        return x
-    forward_pass.waited = True
-    return UnreadGrid.of(x, block)
+    if waits:
+        forward_pass.waited, x = True, UnreadGrid.of(x, block)
+    if block.last:
+        let_go(forward_pass.blocks, forward_pass.recomputed)
+    return x
 
 
 class Bookkeeping(NamedTuple):

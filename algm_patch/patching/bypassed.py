@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .forward_pass import ForwardPass
+from .losses import let_go
 from .naming import class_name
 from .runtime import Runtime
 from .tracker import NOT_IN_BACKWARD, Passes, backward_pass, memory_of
@@ -30,10 +31,21 @@ def check_over(runtime: Runtime, owner: nn.Module | None = None) -> None:
         return
     if past.waited:
         make_unread(past.blocks.values())  # of a loop that ended before the last block
+    let_go(past.blocks, past.recomputed)
     if past.merges.keys() <= past.blocks.keys():
         past.over = True
-    elif missing := past.passed_by():
+    elif missing := passed_by(past):
         warn_of_passed_by(runtime, past, missing, owner)
+
+
+def passed_by(past: ForwardPass) -> list[int]:
+    """Return the blocks (from 0) that were to merge and did not run, of a pass that is over.
+
+    Empty if a method that is known ended the pass early, after some of them.
+    """
+    missing = sorted(past.merges.keys() - past.blocks.keys())
+    ended_early = past.taps is not None and len(missing) < len(past.merges) and max(past.blocks) < min(missing)
+    return [] if ended_early else missing
 
 
 def warn_of_passed_by(runtime: Runtime, past: ForwardPass, missing: list[int], owner: nn.Module | None = None) -> None:

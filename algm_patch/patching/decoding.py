@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .forward_pass import ForwardPass
 from .runtime import Runtime
 from .tracker import decoding
 
@@ -26,7 +27,7 @@ def decode(runtime: Runtime, decoder: Callable[..., Tensor], x: Tensor, *args: A
             f"{runtime.model_name}. Hand it what that returned, or a slice of it; or call apply_algm with "
             "unmerge_at='before_head'"
         )
-    images = forward_pass.images(x)
+    images = images_of(forward_pass, x)
     if images is None:
         with decoding(passes, forward_pass):
             return decoder(x, *args, **kwargs)
@@ -35,6 +36,12 @@ def decode(runtime: Runtime, decoder: Callable[..., Tensor], x: Tensor, *args: A
         with decoding(passes, forward_pass, image):
             results.append(decoder(one, *args, **kwargs))
     return torch.cat(results)
+
+
+def images_of(forward_pass: ForwardPass, x: Tensor) -> list[Tensor] | None:
+    """Return merged tokens [B, P+M, D] or [B, M, D] as [1, m, D] each; None if all have the same number."""
+    packing = forward_pass.token_map.packing
+    return None if packing is None else packing.images(x)
 
 
 def unmerge_decoded(runtime: Runtime, x: Tensor) -> Tensor:

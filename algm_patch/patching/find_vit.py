@@ -177,7 +177,7 @@ def find_decoders(model: nn.Module) -> dict[nn.Module, nn.Module]:
         raise ValueError(
             f"unmerge_at='after_head': in {class_name(model)} there is no decoder that is known to run on merged "
             "tokens. Pass the whole model, decoder included; or keep unmerge_at='before_head' and, in a head of your "
-            "own that runs on model.algm.token_map.take(x), give its output to model.algm.unmerge"
+            "own that runs on model.algm.token_map.merge(x), give its output to model.algm.unmerge"
         )
     return found
 

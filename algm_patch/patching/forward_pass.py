@@ -13,10 +13,12 @@ from torch import Tensor
 from ..core.alignment import in_aligned_rows
 from ..core.layer_tokens import LayerTokens
 from ..core.plan import HowMany, Plan, plan_clap, plan_gbm, warn_of_nothing
+from ..core.residual import lost_with
 from ..core.thresholds import Share
 from ..core.token_map import TokenMap
 from ..settings.settings import Settings
 from .block_pass import BlockPass, Regroup
+from .losses import let_go
 from .merges import Merge, merges_of
 from .not_the_grid import not_whole, several_grids
 from .views import block_of_views, rows_of, views_in
@@ -46,6 +48,8 @@ class ForwardPass:
         doubtful: the patch projection left another grid just before, of which no block has run: it is not sure
             whose tokens these are.
         waited: a block has left a full grid that waits to be read.
+        restores: what the original tokens lose at merges is kept, and added to every full grid.
+        recomputed: a backward pass may run blocks again, which then find what was lost as it was.
         over: all blocks that merge have run, and the method that ran them has returned.
     """
 
@@ -70,7 +74,8 @@ class ForwardPass:
         self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
-        self.doubtful = self.waited = self.over = False
+        self.doubtful = self.waited = self.over = self.recomputed = False
+        self.restores = settings.restore and settings.unmerge_at == "before_head" and settings.reduce == "mean"
         self.key: object = None
         self._tokens = LayerTokens(None, None, num_prefix_tokens)
         self._generator: torch.Generator | None = None
@@ -100,6 +105,8 @@ class ForwardPass:
             read: something other than the next block reads the output.
             changed: something other than a block may have written the input.
         """
+        if x.requires_grad and not torch.compiler.is_compiling():  # graphs recompute by themselves
+            self.recomputed = True
         before, full = None, True
         previous = self.blocks.get(layer - 1)
         if self.blocks and (previous is None or previous.views > 1):
@@ -120,7 +127,7 @@ class ForwardPass:
         told_of_these = tokens.token_map is before and tokens.num_prefix_tokens == self.num_prefix_tokens
         if not told_of_these or (tokens.key_bias is not None and tokens.key_bias.dtype != x.dtype):
             tokens = self._tokens = self._tokens_of(before, x.dtype)
-        regroup: Regroup = "average" if self.taps is None or changed else "take"
+        regroup: Regroup = "part" if self.restores else "average" if self.taps is None or changed else "take"
         if not full or before is None:
             regroup = "none"
         surely_read, last = self.taps is not None and layer in self.taps, layer + 1 == self.depth
@@ -129,6 +136,8 @@ class ForwardPass:
         waits, idle = gives_grid and not surely_read and not last, before is None and not merges
         prefix = self.num_prefix_tokens
         block = BlockPass(before, before, regroup, gives_grid, waits, last, prefix, merges, tokens, idle)
+        block.lost = None if previous is None or full else previous.lost
+        let_go(self.blocks, self.recomputed)
         return self.blocks.setdefault(layer, block)
 
     def _block_before(self, layer: int) -> BlockPass | None:
@@ -141,9 +150,11 @@ class ForwardPass:
         if layer in self.merges:
             raise several_grids(layer, x, self.num_prefix_tokens, self.grid, self.embedded)
         self.batch, self.width, self.device = self.embedded, x.shape[2], x.device
-        rows = rows_of(before, x) if self.settings.merge_to is None else None  # which waits for no device
+        lost = self.blocks[max(self.blocks)].lost if self.blocks else None
+        rows = rows_of(before, x, lost) if self.settings.merge_to is None else None  # which waits for no device
+        let_go(self.blocks, self.recomputed)
         tokens, last = replace(self._tokens_of(rows, x.dtype), num_prefix_tokens=0), layer + 1 == self.depth
-        return self.blocks.setdefault(layer, block_of_views(x, self.grid, views, last, tokens))
+        return self.blocks.setdefault(layer, block_of_views(x, self.grid, views, last, tokens, self.restores))
 
     def _joined(self, layer: int, x: Tensor, before: TokenMap | None, length: int, merged: bool) -> TokenMap | None:
         """Take tokens that joined the prefix before this block (prompts, queries) as its own, in each image.
@@ -179,9 +190,12 @@ class ForwardPass:
             block.plans[merge.stage] = plan
             if not plan.merges:
                 continue
+            merged = plan(x)
             if planned is None:
+                if self.restores:
+                    block.lost = lost_with(plan, block.after, x, merged, block.lost)
                 block.after = plan.step if block.after is None else block.after.then(plan.step)
-            x, features = plan(x), None if features is None else plan(features)
+            x, features = merged, None if features is None else plan(features)
         return x
 
     def _plan(self, merge: Merge, layer: int, x: Tensor) -> Plan:
@@ -215,15 +229,6 @@ class ForwardPass:
             )
         return block.plans["CLAP"].tau
 
-    def passed_by(self) -> list[int]:
-        """Return the blocks (from 0) that were to merge and did not run, of a pass that is over.
-
-        Empty if a method that is known ended the pass early, after some of them.
-        """
-        missing = sorted(self.merges.keys() - self.blocks.keys())
-        ended_early = self.taps is not None and len(missing) < len(self.merges) and max(self.blocks) < min(missing)
-        return [] if ended_early else missing
-
     def unmerge(self, x: Tensor, image: int | None = None) -> Tensor:
         """Copy results of merged tokens back to the full grid; of one image of the batch alone, without padding.
 
@@ -233,11 +238,6 @@ class ForwardPass:
         if x.shape[1] == token_map.sizes.shape[1] - prefix:
             token_map = token_map.without_prefix(prefix)
         return token_map.unmerge(x)
-
-    def images(self, x: Tensor) -> list[Tensor] | None:
-        """Return merged tokens [B, P+M, D] or [B, M, D] as [1, m, D] each; None if all have the same number."""
-        packing = self.token_map.packing
-        return None if packing is None else packing.images(x)
 
     @property
     def token_map(self) -> TokenMap:

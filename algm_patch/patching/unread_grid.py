@@ -22,6 +22,7 @@ from .tracker import remember_as
 OF_FORM = {
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point),
     *(vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
+    vars(torch._C.TensorBase)["requires_grad"].__get__,
 }
 
 
@@ -31,11 +32,13 @@ class UnreadGrid(Tensor):
     Attributes:
         tokens: as the block left them: merged, and packed if images have different numbers of them.
         block: that left them.
+        lost: what the original tokens had lost by then.
         full: the grid, where it is made and this object could not become it.
     """
 
     tokens: Tensor
     block: BlockPass
+    lost: Tensor | None
     full: Tensor | None
 
     @classmethod
@@ -45,7 +48,7 @@ class UnreadGrid(Tensor):
         shape = *block.after.labels.shape, tokens.shape[2]
         grid: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=tokens.dtype, device=tokens.device)
         torch._C._set_throw_on_mutable_data_ptr(grid)  # extensions that look for numbers behind torch's back find none
-        grid.tokens, grid.block, grid.full = tokens, block, None
+        grid.tokens, grid.block, grid.lost, grid.full = tokens, block, block.lost, None
         with torch._C.DisableTorchFunctionSubclass():
             remember_as(grid, tokens)
         block.unread = weakref(grid)
@@ -60,9 +63,12 @@ class UnreadGrid(Tensor):
         """Return the full grid, made once."""
         if self.full is None:
             with torch.inference_mode(self.tokens.is_inference()), torch.no_grad():
-                self.full = self.block.leave(self.tokens)
+                self.full = self.block.leave(self.tokens, self.lost)
             if self.tokens.is_cuda:  # which may go while another stream than theirs still copies them
-                self.tokens.record_stream(torch.cuda.current_stream(self.tokens.device))
+                for held in (self.tokens, self.lost):
+                    if held is not None:
+                        held.record_stream(torch.cuda.current_stream(held.device))
+            self.lost = None
             remember_as(self.full, self.tokens)
             self.block.unread = None
         return self.full

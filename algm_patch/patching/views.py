@@ -27,13 +27,15 @@ def views_in(x: Tensor, grid: tuple[int, int], length: int, grids: int, newest: 
     return max(2, grids // max(1, x.shape[0]))
 
 
-def rows_of(views: TokenMap | None, x: Tensor) -> TokenMap | None:
+def rows_of(views: TokenMap | None, x: Tensor, lost: Tensor | None) -> TokenMap | None:
     """Return the map of each sequence as a whole, of the map of each view; None if it is not known to fit the tokens.
 
-    It fits if the copies that each group has there are equal: a sequence then holds one view after the other, or might.
+    It fits if the copies that each group has there are equal, but for what their tokens had lost: a sequence then holds
+    one view after the other, or might.
 
     Args:
         x: [B, V * L, D], the full grids, with the prefix of each view.
+        lost: by its original tokens, and added to them; None: nothing.
     """
     if views is None or torch.compiler.is_compiling():
         return None
@@ -41,7 +43,7 @@ def rows_of(views: TokenMap | None, x: Tensor) -> TokenMap | None:
     if x.shape[0] * x.shape[1] != batch * length:
         return None
     each = x.detach().reshape(batch, length, x.shape[2])
-    if not torch.equal(views.unmerge(views.take(each)), each):
+    if not are_copies(views, each, lost):
         return None
     counts = (views.sizes > 0).sum(1).view(x.shape[0], -1)
     starts = counts.cumsum(1) - counts
@@ -51,13 +53,25 @@ def rows_of(views: TokenMap | None, x: Tensor) -> TokenMap | None:
     return TokenMap(labels, sizes, None if packing.even else packing)
 
 
-def block_of_views(x: Tensor, grid: tuple[int, int], views: int, last: bool, tokens: LayerTokens) -> BlockPass:
+def are_copies(views: TokenMap, x: Tensor, lost: Tensor | None) -> bool:
+    """Return whether the tokens [B, L, D] of each group are equal; to rounding, without what was lost."""
+    if lost is None:
+        return torch.equal(views.unmerge(views.take(x)), x)
+    copies = x - lost.view(x.shape)
+    rounding = 4 * torch.finfo(x.dtype).eps * x.abs().amax()
+    return bool((copies - views.unmerge(views.take(copies))).abs().amax() <= rounding)
+
+
+def block_of_views(
+    x: Tensor, grid: tuple[int, int], views: int, last: bool, tokens: LayerTokens, restores: bool
+) -> BlockPass:
     """Return the part of a block that is given several views in each sequence.
 
     Args:
         x: [B, L, D].
         tokens: merged, if their order is known; else the block runs as ever, on the full grids.
+        restores: of the forward pass.
     """
     rows, prefix = tokens.token_map, max(0, x.shape[1] // views - grid[0] * grid[1])  # of each
-    regroup: Regroup = "none" if rows is None else "take"
+    regroup: Regroup = "none" if rows is None else "part" if restores else "take"
     return BlockPass(rows, rows, regroup, True, False, last, prefix, [], tokens, idle=rows is None, views=views)

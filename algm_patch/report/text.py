@@ -52,7 +52,7 @@ def summary(settings: Settings) -> list[tuple[str, str]]:
 
 def not_default(settings: Settings) -> Iterator[str]:
     """Yield the less common settings that are not at their defaults."""
-    for name in ("compare", "matching", "size_aware", "reduce", "place", "batch", "merge_to"):
+    for name in ("restore", "compare", "matching", "size_aware", "reduce", "place", "batch", "merge_to"):
         if settings[name] != getattr(Settings, name):
             yield f", {name} {settings[name]}"
 

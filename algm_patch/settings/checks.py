@@ -92,3 +92,10 @@ def check_record(name: str, record: Any, cls: type) -> Any:
     if record is None or isinstance(record, cls):
         return record
     raise TypeError(f"{name} comes with settings that the library found ({cls.__name__}); got {record!r:.80}")
+
+
+def check_switch(name: str, value: Any, follows: bool) -> None:
+    """Raise TypeError unless a value is True or False; or None, if the switch follows ``proportional_attention``."""
+    if not isinstance(value, bool) and not (follows and value is None):
+        kinds = "True, False, or None (as proportional_attention);" if follows else "True or False,"
+        raise TypeError(f"{name} is {kinds} got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .trial import SEARCHED, Rival, Trial
 # The entry of a file that holds settings.
 KEY = "algm_patch"
 # What files mean that were saved before there were these settings: they keep giving the results that they gave.
-AS_BEFORE: dict[str, Any] = {"size_aware": False, "matching": "bipartite"}
+AS_BEFORE: dict[str, Any] = {"size_aware": False, "matching": "bipartite", "restore": False}
 
 
 def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
@@ -37,20 +38,27 @@ def values_in(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
             f"{path} holds no settings: no entry {KEY!r}. Give a file that Settings.save wrote, or a safetensors file "
             "saved with metadata=settings.metadata()"
         )
-    values = {**AS_BEFORE, **checked(modern(saved), settings, path)}
+    values = checked(modern(saved), settings, path)
+    added = {name: value for name, value in AS_BEFORE.items() if name not in values}
+    if isinstance(record := values.get("record"), dict):
+        others = record.get("others", not_searched(values, settings, added))
+        record["others"] = [*others, *map(list, added.items())] if are_pairs(others) else others
+    values.update(added)
     if values.get("record") is not None:
-        if isinstance(values["record"], dict) and "others" not in values["record"]:
-            values["record"]["others"] = not_searched(values, settings)
         values["record"] = instance(values["record"], Record, path)
     if values.get("calibrated") is not None:
         values["calibrated"] = instance(values["calibrated"], Calibrated, path)
     return values
 
 
-def not_searched(values: dict[str, Any], settings: type) -> list[list[Any]]:
-    """Return names and values of the settings that ``tune`` does not search, for records of a time without them."""
+def not_searched(values: dict[str, Any], settings: type, added: Collection[str]) -> list[list[Any]]:
+    """Return names and values of the settings that ``tune`` does not search, for records of a time without them.
+
+    Args:
+        added: settings that there were not, either.
+    """
     all_values = {field.name: values.get(field.name, field.default) for field in fields(settings)}
-    return [[name, value] for name, value in all_values.items() if name not in (*SEARCHED, *RECORDS, *AS_BEFORE)]
+    return [[name, value] for name, value in all_values.items() if name not in (*SEARCHED, *RECORDS, *added)]
 
 
 def metadata_of(path: Path) -> Any:

@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any, Literal, get_args
 
 from ..core.checks import check_choice, check_layer, check_tau, check_window
 from ..core.thresholds import Share
 from ..files import written_whole
-from .checks import check_gbm_tau, check_layers, check_merge_to, check_names, check_record
+from .checks import check_gbm_tau, check_layers, check_merge_to, check_names, check_record, check_switch
 from .choosing import chosen
 from .loading import KEY, values_in
 from .record import Calibrated, Record
@@ -59,6 +58,10 @@ class Settings:
             how many are a pair is not known beforehand.
         size_aware: in gbm_layers, tokens that hold many others count as further from each other (Ward's criterion).
             None: as ``proportional_attention``, so that models trained with ALGM as published need only that one.
+        restore: what each original token loses at a merge, its difference from the merged token, is kept (without
+            gradients) and added back wherever the full grid is given back. Nothing is restored with
+            unmerge_at="after_head", whose results have another width, nor with reduce="pick", as a member is not the
+            mean of its group. Pass False for models trained with ALGM as published.
         reduce: how a group becomes one token (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at
             random, by torch's generator.
         place: the place in a block where tokens merge (Tab. 4b). "before_mlp" or "after_mlp".
@@ -84,6 +87,7 @@ class Settings:
     window: tuple[int, int] = (2, 2)
     proportional_attention: bool = True
     unmerge_at: UnmergeAt = "before_head"
+    restore: bool = True
     compare: Compare = "token"
     matching: Matching = "bipartite"
     size_aware: bool | None = None
@@ -103,11 +107,8 @@ class Settings:
             self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
         self._set("gbm_tau", check_gbm_tau(self.gbm_tau, layers))
         self._set("window", check_window(self.window))
-        if not isinstance(self.proportional_attention, bool):
-            raise TypeError(f"proportional_attention is True or False, got {self.proportional_attention!r}")
-        for name in FOLLOWING:
-            if not isinstance(self[name], (bool, NoneType)):
-                raise TypeError(f"{name} is True, False, or None (as proportional_attention); got {self[name]!r}")
+        for name in ("proportional_attention", "restore", *FOLLOWING):
+            check_switch(name, self[name], name in FOLLOWING)
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), get_args(choices))
         if self.clap_layer is not None and self.gbm_layers and self.clap_layer > self.gbm_layers[0]:

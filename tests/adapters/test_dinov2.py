@@ -102,7 +102,7 @@ def test_dino_fused_attention_is_the_blocks_own():
 @torch.no_grad()
 def test_dino_proportional_attention_is_attention_to_the_copies(model):
     image = photo("DINOv2", batch=1)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     outputs = block_outputs(model, image)
     block = (model.blocks[0] if model.chunked_blocks else model.blocks)[2]
     remove_algm(model)

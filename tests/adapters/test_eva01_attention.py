@@ -33,7 +33,7 @@ def test_proportional_attention_is_attention_to_the_copies(name, training):
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias_table"):
             parameter.zero_()
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5).train(training)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False).train(training)
     outputs = block_outputs_of_vit if name == "ViTBaseline" else outputs_one_by_one
     before, expected = outputs(model, image)[:2]
     sizes = [6, 5] if name == "ViTBaseline" else []

@@ -61,7 +61,7 @@ def without_positions(model):
 def test_proportional_attention_is_attention_to_the_copies(family):
     """A merged token of size s counts as s equal tokens, as if it were unmerged before attention."""
     model = without_positions(build(family))
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     calls = []
     second = blocks_of(model)[1]
     handle = second.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)

@@ -30,7 +30,7 @@ BACKBONES = {name: family for name, family in BACKBONES.items() if hasattr(trans
 def test_backbones(name, stages, monkeypatch):
     model = build(BACKBONES[name], name, out_features=stages)
     expected = model(photo()).feature_maps
-    apply_algm(model, **SETTINGS)
+    apply_algm(model, **SETTINGS, restore=False)
     found = model(photo()).feature_maps
     assert [x.shape for x in found] == [x.shape for x in expected] == [(2, 64, 6, 5)] * len(stages)
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0] < 30
@@ -54,7 +54,7 @@ def test_hidden_states(family):
     apply_algm(model, **SETTINGS)
     expected = model(**inputs(family, image))
     found = model(**inputs(family, image), output_hidden_states=True)
-    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)  # means of restored grids, rounded
     assert [x.shape for x in found.hidden_states] == [x.shape for x in plain]
     assert len(found.hidden_states) == 6
     assert torch.equal(found.hidden_states[0], plain[0])
@@ -73,7 +73,7 @@ def test_patching_follows_a_call_for_hidden_states(family):
     apply_algm(model, **SETTINGS)
     assert torch.equal(model(**inputs(family, image)).last_hidden_state, merged)
     found = model(**inputs(family, image), output_hidden_states=True)
-    assert torch.equal(found.last_hidden_state, merged)
+    torch.testing.assert_close(found.last_hidden_state, merged)
     assert {x.shape[1] for x in found.hidden_states} == {expected.shape[1]}
     assert torch.equal(copy.deepcopy(model)(**inputs(family, image)).last_hidden_state, merged)
     model.algm.compare = "key"

@@ -82,7 +82,7 @@ def test_proportional_attention_is_attention_to_the_copies(family, training, gra
     for name, parameter in model.named_parameters():
         if name.endswith("bias_table"):
             nn.init.zeros_(parameter)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     model.train(training)
     with torch.set_grad_enabled(gradients):
         before, expected = block_outputs(model, image)[:2]

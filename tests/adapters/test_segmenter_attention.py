@@ -35,7 +35,7 @@ def test_fused_attention_drops_what_the_block_drops(drop):
 @torch.no_grad()
 def test_proportional_attention_is_attention_to_the_copies():
     model, image = build("mask"), photo(batch=1)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     outputs = []
     for block in model.encoder.blocks:
         block.register_forward_hook(lambda _, inputs, output: outputs.append(output))

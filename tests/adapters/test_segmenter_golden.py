@@ -18,8 +18,8 @@ def golden(request):
     model = build(recorded["decoder"], grid, sizes["depth"], sizes["dim"], patch_size=sizes["patch"])
     model.load_state_dict({key[2:]: value for key, value in tensors.items() if key.startswith("w.")})
     (layer,) = ast.literal_eval(recorded["layers"])
-    settings = {"clap_layer": layer, "gbm_layers": [], "tau": float(recorded["tau"]), "proportional_attention": False}
-    return model, tensors, {**settings, "batch": "min"}
+    settings = {"clap_layer": layer, "gbm_layers": [], "tau": float(recorded["tau"]), "batch": "min"}
+    return model, tensors, {**settings, "proportional_attention": False, "restore": False}
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def test_attention_without_a_mask():
 def test_proportional_attention_is_attention_to_the_copies():
     """A merged token of size s counts as s equal tokens, as if it were unmerged before attention."""
     model, image = build("ViT"), photo(batch=1)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     outputs = block_outputs(model, image)
     again = model.blocks[2]
     full = outputs[1]  # copies of the merged tokens, on the full grid

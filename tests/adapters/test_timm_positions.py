@@ -28,10 +28,10 @@ def test_forward_intermediates(family, output_fmt, options):
     expected = model.forward_intermediates(image, [1, 3], output_fmt=output_fmt, **options)
     if not options.get("intermediates_only"):
         (final, found), (expected_final, expected) = found, expected
-        assert torch.equal(final, expected_final)
+        torch.testing.assert_close(final, expected_final)
     for level, wanted in zip(found, expected, strict=True):
         assert level.shape[-2:] == models.GRID if output_fmt == "NCHW" else level.shape[1] == 30
-        assert torch.equal(level, wanted)
+        torch.testing.assert_close(level, wanted)  # the means of restored grids are merged tokens to rounding
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def test_proportional_attention_adds_to_the_bias(name):
     for parameter_name, parameter in model.named_parameters():
         if "bias_table" in parameter_name or "rel_pos.mlp" in parameter_name:
             parameter.zero_()
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, restore=False)
     outputs = []
     for block in model.blocks:
         block.register_forward_hook(lambda _, args, output: outputs.append(output))

@@ -191,6 +191,7 @@ def test_published_constants_are_the_authors():
             assert model.algm.settings.tau == tau
             assert (model.algm.clap_layer, model.algm.gbm_layers, model.algm.gbm_tau) == (1, (5,), "adaptive")
             assert not model.algm.proportional_attention
+            assert not model.algm.restore
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def test_before_and_after_a_forward_pass():
 @pytest.mark.parametrize("family", ["ViT", "SigLIP, map pooling", "DINOv2, 4 registers"])
 def test_a_head_may_run_on_merged_tokens_and_unmerge_later(family):
     model, image = build(family), photo(family)
-    apply_algm(model, gbm_layers=[3], tau=0.5)
+    apply_algm(model, gbm_layers=[3], tau=0.5, restore=False)
     features = model.forward_features(image)
     token_map, prefix = model.algm.token_map, model.num_prefix_tokens
     assert token_map.labels.shape == features.shape[:2]
@@ -69,7 +69,7 @@ def test_the_functions_and_the_patch_merge_alike():
             x, token_map = gbm(x, token_map, layer=3)
         bias = token_map.sizes.log()[:, None, None]
         x = x + block.mlp(block.norm2(x))
-    apply_algm(model, gbm_layers=[3], tau=0.5)
+    apply_algm(model, gbm_layers=[3], tau=0.5, restore=False)
     torch.testing.assert_close(model.forward_features(image), model.norm(token_map.unmerge(x)))
     assert torch.equal(model.algm.token_map.labels, token_map.labels)
 

@@ -14,37 +14,44 @@ NOTHING = {**SETTINGS, "tau": 2.0, "gbm_tau": 2.0}
 EVERYTHING = {**SETTINGS, "tau": -1.0, "gbm_tau": -1.0}
 
 
-def rebuilt_forward(model, image, plans):
-    """Run the unpatched model in plain autograd, with the merges of these plans as products with dense matrices."""
+def rebuilt_forward(model, image, plans, restore):
+    """Run the unpatched model in plain autograd, with the merges of these plans as products with dense matrices.
+
+    Args:
+        restore: what each merge takes from the original tokens is added to the full grid, without a gradient.
+    """
     x = model._pos_embed(model.patch_embed(image))
     back = torch.eye(x.shape[1]).expand(len(x), -1, -1)  # from merged tokens to original ones
-    sizes = torch.ones(x.shape[:2])
+    sizes, lost = torch.ones(x.shape[:2]), torch.zeros(())
     for layer, block in enumerate(model.blocks):
         bias = sizes.log()[:, None, None]
         x = x + block.attn(block.norm1(x), attn_mask=bias.expand(-1, 4, x.shape[1], -1))
         for plan in plans.get(layer, []):
             member = torch.nn.functional.one_hot(plan.step.labels, plan.step.sizes.shape[1]).float()
+            held = back @ x
             x = (
                 member * (sizes / (member.mT @ sizes[..., None])[..., 0].gather(1, plan.step.labels))[..., None]
             ).mT @ x
             back = back @ member
+            lost = lost + restore * (held - back @ x).detach()
             sizes = (member.mT @ sizes[..., None])[..., 0]
         x = x + block.mlp(block.norm2(x))
-    return model.norm(back @ x)
+    return model.norm(back @ x + lost)
 
 
+@pytest.mark.parametrize("restore", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch):
+def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch, restore):
     model, image = build("ViT").train(), photo(batch=batch)
     weights = torch.randn(batch, 31, 64)
-    apply_algm(model, **SETTINGS)
+    apply_algm(model, **SETTINGS, restore=restore)
     output = model.forward_features(image)
     found = gradients(model, (output * weights).sum())
     plans = {layer: list(block.plans.values()) for layer, block in model.algm.last_pass.blocks.items()}
     assert [len(plans[layer]) for layer in range(5)] == [0, 1, 1, 1, 0]
     assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[2] < model.algm.tokens_per_layer[1] < 31
     remove_algm(model)
-    expected_output = rebuilt_forward(model, image, plans)
+    expected_output = rebuilt_forward(model, image, plans, restore)
     torch.testing.assert_close(output, expected_output, atol=1e-5, rtol=1e-5)
     assert_same(found, gradients(model, (expected_output * weights).sum()), atol=1e-4, rtol=1e-4)
     assert len(found) == len([*model.blocks.named_parameters()]) + 6  # none unused: embedding (4) and norm (2) too
@@ -54,7 +61,7 @@ def test_gradients_are_those_of_a_plain_rebuild_of_the_merges(batch):
 @pytest.mark.parametrize("batch", ["min", "image"])
 def test_gradcheck_of_a_whole_model(batch, every_block):
     model, image = build("ViT").double().train(), photo(batch=3).double().requires_grad_()
-    apply_algm(model, **SETTINGS, batch=batch)
+    apply_algm(model, **SETTINGS, batch=batch, restore=False)  # what is restored has no gradient
     if every_block:
         read_every_block(model)
     assert torch.autograd.gradcheck(model.forward_features, image, fast_mode=True)

@@ -38,7 +38,7 @@ def test_hooks_on_every_module_see_the_full_grid_at_every_block(kind, batch):
     with everywhere(kind, see):
         found = model.forward_features(photo())
         found.sum().backward()
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)  # the means of restored grids are merged tokens to rounding
     assert len(seen) >= 5
     assert set(seen) == {expected.shape}
     assert model.algm.tokens_per_layer[-1] < 31

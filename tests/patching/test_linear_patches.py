@@ -142,7 +142,7 @@ def test_copied_and_compiled_with_a_linear_layer():
     expected = model(photo())
     assert torch.equal(copy.deepcopy(model)(photo()), expected)
     compiled = torch.compile(model, backend="eager")
-    assert torch.equal(compiled(photo()), expected)
+    torch.testing.assert_close(compiled(photo()), expected)
     if not ONE_GRAPH:
         return
     fixed = apply_algm(LINEAR["cut by the trunk"]().eval(), clap_layer=1, gbm_layers=[3], merge_to=0.6)

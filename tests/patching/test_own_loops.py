@@ -21,24 +21,28 @@ LOOPS = st.tuples(
 )
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, restore=True):
+    """Assert equality to the last bit; to rounding if grids are restored, whose means the next block takes again."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+        if restore:
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        else:
+            assert torch.equal(one, other)
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
-@given(loop=LOOPS, batch=st.sampled_from(["image", "min"]), mode=st.sampled_from(MODES), alike=st.booleans())
-def test_any_loop_gets_what_full_grids_at_every_block_give(loop, batch, mode, alike):
+@given(LOOPS, st.sampled_from(["image", "min"]), st.sampled_from(MODES), st.booleans(), st.booleans())
+def test_any_loop_gets_what_full_grids_at_every_block_give(loop, batch, mode, alike, restore):
     images = photo(batch=4) if alike else unlike(photo())
-    model = apply_algm(build("ViT"), **SETTINGS, batch=batch)
+    model = apply_algm(build("ViT"), **SETTINGS, batch=batch, restore=restore)
     with mode():
         with at_every_block():
             expected = run_loop(model, images, *loop)
             layers = model.algm.tokens_per_layer
         found = run_loop(model, images, *loop)
     assert model.algm.tokens_per_layer == layers
-    assert_same(found, expected)
+    assert_same(found, expected, restore)
 
 
 @given(loop=LOOPS, mode=st.sampled_from(MODES))

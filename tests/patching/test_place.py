@@ -20,7 +20,9 @@ def test_after_the_mlp_the_blocks_output_merges():
     merged, token_map = gbm(merged, local, layer=1, tau=0.0)
     assert merged.shape[1] < local.sizes.shape[1] < 31
     assert torch.equal(model.algm.token_map.labels, token_map.labels)
-    assert torch.equal(found, token_map.unmerge(merged))
+    torch.testing.assert_close(found, x)  # what was lost is restored, and nothing ran on the merged tokens
+    with torch.no_grad(), model.algm.using(restore=False):
+        assert torch.equal(model.forward_features(image), token_map.unmerge(merged))
 
 
 def test_after_the_mlp_that_mlp_runs_on_all_tokens():

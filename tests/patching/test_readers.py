@@ -78,7 +78,7 @@ def test_blocks_run_by_a_loop_that_adds_prompts():
 @torch.no_grad()
 def test_the_handle_takes_and_unmerges_tokens_of_unlike_images():
     model, images = build("ViT"), unlike(photo())
-    patched(model, model.forward_features, images)
+    patched(model, model.forward_features, images, restore=False)
     features = model.forward_features(images)
     merged = model.algm.token_map.take(features)
     assert merged.shape == (4, model.algm.token_map.sizes.shape[1], 64)

@@ -45,13 +45,15 @@ def test_blocks_on_all_views_run_as_ever_and_others_merge_in_each(mixed, batch, 
 
 @torch.no_grad()
 @settings(deadline=None, max_examples=25)
-@given(st.integers(1, 3), st.integers(2, 3), st.integers(2, 5), st.integers(2, 5), few, st.booleans())
-def test_merged_tokens_attend_over_all_views_if_their_order_is_known(batch, views, height, width, inside, ordered):
+@given(st.integers(1, 3), st.integers(2, 3), st.integers(2, 5), st.integers(2, 5), few, st.booleans(), st.booleans())
+def test_merged_tokens_attend_over_all_views_if_their_order_is_known(
+    batch, views, height, width, inside, ordered, restore
+):
     torch.manual_seed(0)
     kind = Alternating if ordered else Interleaved
     model: Any = kind(inside, together=[1, 2, 4]).eval()
     images, whole = scene(batch, views, height, width), inside + height * width
-    apply_algm(model, clap_layer=1, gbm_layers=[4], tau=0.2, gbm_tau=0.5)
+    apply_algm(model, clap_layer=1, gbm_layers=[4], tau=0.2, gbm_tau=0.5, restore=restore)
     found = model(images)
     tokens, last_pass = model.algm.tokens_per_layer, model.algm.last_pass
     assert tokens[0] < whole
@@ -65,8 +67,9 @@ def test_merged_tokens_attend_over_all_views_if_their_order_is_known(batch, view
         sums = counts.unflatten(0, (batch, views)).sum(1)
         assert torch.equal((block.after.sizes > 0).sum(1), sums)
         assert torch.equal(block.after.sizes.sum(1), torch.full((batch,), float(views * whole)))
-    expected = reference(model, images, ordered)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    if not restore:
+        expected = reference(model, images, ordered)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert 0 < model.algm.gflops < model.algm.unpatched_gflops
 
 

@@ -46,12 +46,22 @@ def test_what_tune_found():
         "window": (2, 2),
         "proportional_attention": True,
         "unmerge_at": "before_head",
+        "restore": False,
+        "matching": "bipartite",
+        "size_aware": False,
         "reduce": "mean",
         "place": "before_mlp",
         "batch": "auto",
         "merge_to": None,
     }
     assert settings.replace(window=(3, 2)).record is None
+    assert settings.replace(restore=True).record is None
+
+
+@pytest.mark.parametrize("name", ["tuned", "counts", "calibrated"])
+def test_results_stay_what_they_were(name):
+    """What came after these files and is on by default is off."""
+    assert Settings.load(SAVED / f"{name}.json").restore is False
 
 
 def test_what_tune_found_before_it_saved_what_it_did_not_search(tmp_path):
@@ -66,7 +76,7 @@ def test_what_tune_found_before_it_saved_what_it_did_not_search(tmp_path):
 
 def test_fixed_counts():
     """It keeps the rules that there were then."""
-    expected = Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key", size_aware=False)
+    expected = Settings(gbm_layers=[3], merge_to=[0.7, 14], compare="key", size_aware=False, restore=False)
     assert Settings.load(SAVED / "counts.json") == expected
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algm_patch.functional import TokenMap
+from algm_patch.patching.block_pass import BlockPass
+from algm_patch.patching.forward_pass import ForwardPass
 
 
 class Synchronisations(TorchDispatchMode):
@@ -43,12 +44,18 @@ class Synchronisations(TorchDispatchMode):
 
 
 def record_unmerges(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Return a list to which every unmerge from now on adds the tokens that it is given."""
+    """Return a list to which every full grid that is given back from now on adds the tokens that it is made of."""
     found: list[Tensor] = []
 
-    def unmerge(token_map: TokenMap, x: Tensor, real: Any = TokenMap.unmerge) -> Tensor:
-        found.append(x)
-        return real(token_map, x)
+    def leave(block: BlockPass, x: Tensor, lost: Tensor | None, real: Any = BlockPass.leave) -> Tensor:
+        if block.gives_grid:
+            found.append(x)
+        return real(block, x, lost)
 
-    monkeypatch.setattr(TokenMap, "unmerge", unmerge)
+    def unmerge(forward_pass: ForwardPass, x: Tensor, *image: int, real: Any = ForwardPass.unmerge) -> Tensor:
+        found.append(x)
+        return real(forward_pass, x, *image)
+
+    monkeypatch.setattr(BlockPass, "leave", leave)
+    monkeypatch.setattr(ForwardPass, "unmerge", unmerge)
     return found

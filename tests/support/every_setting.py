@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "window": {"window": (3, 2)},
     "window beyond the grid": {"tau": "auto", "window": (9, 9)},
     "proportional_attention": {"proportional_attention": False},
+    "restore": {"restore": False},
     "compare": {"compare": "key"},
     "matching": {"matching": "mutual"},
     "matching by keys": {"matching": "mutual", "compare": "key", "gbm_layers": [1, 2, 3], "gbm_tau": 0.3},

@@ -29,7 +29,8 @@ def assert_merged_right(model, output):
 
 
 def forward(model, folder):
-    features = model.forward_features(IMAGES).detach()
+    with model.algm.using(restore=False):
+        features = model.forward_features(IMAGES).detach()
     assert features.shape == (2, PREFIX + PATCHES, 64)
     assert torch.equal(model.algm.unmerge(model.algm.token_map.take(features)), features)
     output = tokens(model)
