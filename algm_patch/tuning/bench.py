@@ -37,6 +37,11 @@ MERGE_NOTHING: dict[str, Any] = {
 }
 
 
+# How many proposals there are is not known before a look: one on so few images tells for the next. A look that saves
+# something else than was asked for, by more than this part of the GFLOPs, is taken again.
+CALIBRATING_IMAGES, SAVED_ERROR = 2, 0.015
+
+
 @dataclass
 class Bench:
     """Measure settings against the unpatched model. ``open_bench`` makes it.
@@ -107,7 +112,14 @@ class Bench:
     def look_at(self, family: Family, saved: float) -> Look | None:
         """Look at the candidate of a family that saves about this part of the GFLOPs; None if none does."""
         candidate = self.prediction.candidate(family, saved)
-        return None if candidate is None else self.look(candidate)
+        if candidate is not None and not self.prediction.knows(candidate):
+            self.look(candidate, CALIBRATING_IMAGES)
+            candidate = self.prediction.candidate(family, saved)
+        if candidate is None:
+            return None
+        look = self.look(candidate)
+        again = None if abs(look.saved - saved) <= SAVED_ERROR else self.prediction.candidate(family, saved)
+        return look if again is None else self.look(again)
 
     def look(self, candidate: Candidate, count: int | None = None) -> Look:
         """Run a candidate on the images that give thresholds, or on the first of them.
@@ -124,7 +136,7 @@ class Bench:
             gflops = [self.gflops_of(each) for each in passes]
         together = [past for each in passes for past in each]
         settings = with_thresholds(candidate, self.merge_nothing, similarities_in(together))
-        self.prediction.proposals.update(proposals_in(together, candidate.matching))
+        self.prediction.proposals.update(proposals_in(together, candidate))
         saved = 1 - sum(gflops) / sum(self.reference.gflops[:count])
         return Look(candidate, settings, torch.tensor(divergences, dtype=torch.float64), saved)
 

@@ -27,17 +27,22 @@ class Prediction:
 
     Attributes:
         passes: of the unpatched model on this image, each with what the ViT costs.
-        proposals: by matching and block counted from 1, as a part of the patches, as the last candidate had them.
+        proposals: as a part of the patches, as the last candidate had them, by matching, what is compared, and block
+            counted from 1.
     """
 
     passes: list[tuple[ForwardPass, VitCost]]
-    proposals: dict[tuple[str, int], float] = field(default_factory=dict)
+    proposals: dict[tuple[str, str, int], float] = field(default_factory=dict)
 
     def saved(self, candidate: Candidate) -> float:
         """Return the part of the unpatched GFLOPs that a candidate saves."""
         unpatched = sum(past.batch * vit.without_merging(past) for past, vit in self.passes)
         merging = sum(past.batch * self._operations(candidate, past, vit) for past, vit in self.passes)
         return 1 - merging / unpatched
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Return whether a candidate that matches alike has shown how many proposals there are, in these blocks."""
+        return all((candidate.matching, candidate.compare, layer) in self.proposals for layer in candidate.layers)
 
     def candidate(self, family: Family, saved: float) -> Candidate | None:
         """Return the candidate of a family that saves this part; None if none saves so much, or all save more."""
@@ -61,7 +66,8 @@ class Prediction:
                 patches -= reaching(candidate.clap, windows) * (prod(window) - 1)
             if layer in shares:
                 total += matching_cost(round(prefix + patches), prefix, past.width, rule)
-                proposals = self.proposals.get((candidate.matching, layer), PROPOSALS[candidate.matching])
+                place = (candidate.matching, candidate.compare, layer)
+                proposals = self.proposals.get(place, PROPOSALS[candidate.matching])
                 patches -= reaching(shares[layer], proposals * patches)
             in_mlp = patches if past.settings.place == "before_mlp" else before
             total += vit.blocks[layer - 1](round(prefix + before), round(prefix + in_mlp))
@@ -78,12 +84,13 @@ def predict_from(model: nn.Module, unpatched: Run, guess: bool) -> Prediction:
     return Prediction([(past, cost_of(model, past, guess)) for past in unpatched.passes])
 
 
-def proposals_in(passes: Iterable[ForwardPass], matching: str) -> Mapping[tuple[str, int], float]:
-    """Return by matching and block, counted from 1, the proposals of GBM as a part of the patches before them."""
-    found: dict[tuple[str, int], float] = {}
+def proposals_in(passes: Iterable[ForwardPass], candidate: Candidate) -> Mapping[tuple[str, str, int], float]:
+    """Return the proposals of GBM as a part of the patches before them, as `Prediction` holds them."""
+    found: dict[tuple[str, str, int], float] = {}
     for past in passes:
         for layer, block in past.blocks.items():
             if (plan := block.plans.get("GBM")) is not None:
                 patches = int((plan.sizes > 0).sum()) - block.num_prefix_tokens * len(plan.sizes)
-                found[matching, layer + 1] = int(plan.similarity.isfinite().sum()) / max(1, patches)
+                place = (candidate.matching, candidate.compare, layer + 1)
+                found[place] = int(plan.similarity.isfinite().sum()) / max(1, patches)
     return found

@@ -25,6 +25,8 @@ STEP, MOST_CLAP = 0.15, 0.65
 SLOPE = 10.0
 # The part of the budget after which nothing more is searched, and what was found is verified.
 SEARCH_PART = 0.55
+# Steps toward equal marginal costs that are tried: powers of their ratio.
+DAMPINGS = (0.5, 0.25)
 # The images on which the merges' sensitivity is measured.
 SENSITIVITY_IMAGES = 4
 
@@ -37,12 +39,14 @@ class Search:
         bench: measures.
         scale: what levels are multiplied with, so that they can be reached.
         families, looks: by level.
+        tried: levels with families, once is enough.
     """
 
     bench: Bench
     scale: float
     families: dict[float, Family] = field(default_factory=dict)
     looks: dict[float, Look] = field(default_factory=dict)
+    tried: set[tuple[float, Family]] = field(default_factory=set)
 
     def run(self) -> None:
         """Fill in the levels: a schedule at the anchors, other schedules there, weights of the layers, then the rest.
@@ -72,9 +76,10 @@ class Search:
 
     def try_family(self, level: float, family: Family) -> bool:
         """Look at a family at a level; return whether it is the best there so far."""
-        before = self.looks.get(level)
-        if before is not None and self.families[level] == family:
+        if (level, family) in self.tried:
             return False
+        self.tried.add((level, family))
+        before = self.looks.get(level)
         found = self.bench.look_at(family, level * self.scale)
         if found is None or (before is not None and not is_better(found, before, self.slope)):
             return False
@@ -85,7 +90,7 @@ class Search:
         """Change one thing of a level's family at a time for as long as it gets better in the same direction."""
         if level not in self.families:
             return
-        others = {"compare": self.bench.comparisons, "matching": ("bipartite",)} if level == MIDDLE else {}
+        others = {"compare": self.bench.comparisons, "matching": ("bipartite", "mutual")}
         for change in moves(others):
             while (family := change(self.families[level])) is not None and self.try_family(level, family):
                 pass
@@ -102,11 +107,12 @@ class Search:
             bench.sensitivity["CLAP 1"] = cost
         costs = marginal_costs(at, look, gflops)
         bench.sensitivity |= {f"GBM {named(group)}": cost for group, cost in costs.items()}
-        weighed = reweighted(family, costs)
-        if weighed != family and self.try_family(MIDDLE, weighed):
-            for level in ANCHORS:
-                if level in self.families:
-                    self.try_family(level, replace(self.families[level], weights=weighed.weights))
+        for damping in DAMPINGS:
+            if self.try_family(MIDDLE, reweighted(family, costs, damping)):
+                for level in ANCHORS:
+                    if level in self.families:
+                        self.try_family(level, replace(self.families[level], weights=self.families[MIDDLE].weights))
+                return
 
     @property
     def slope(self) -> float:

@@ -11,8 +11,8 @@ from .look import Look
 
 # Layers are changed in so many groups of neighbours at most, their shares multiplied by FACTOR, one group at a time.
 GROUPS, FACTOR = 12, 1.5
-# A step changes a weight by the root of the ratio of marginal costs, and at most by LARGEST or its inverse.
-DAMPING, LARGEST = 0.5, 1.5
+# A step changes a weight at most by this factor or its inverse.
+LARGEST = 1.5
 # A merge that seems to cost nothing, by the scatter of measurement, costs this part of the mean.
 LEAST = 0.1
 
@@ -45,16 +45,20 @@ def marginal_cost(at: Look, more: Look, gflops: float) -> float | None:
     return (more.divergence - at.divergence) / saved if saved > 0 else None
 
 
-def reweighted(family: Family, costs: Mapping[tuple[int, ...], float]) -> Family:
+def reweighted(family: Family, costs: Mapping[tuple[int, ...], float], damping: float) -> Family:
     """Return a family whose weights have made one damped step toward equal marginal costs.
 
     The cheaper a layer is, the more it merges. Layers whose cost is not known keep their weight.
+
+    Args:
+        costs: as `marginal_costs` returns them.
+        damping: the power of the ratio of costs by which weights change, below 1.
     """
     if not costs or (mean := sum(costs.values()) / len(costs)) <= 0:
         return family
     weights = dict.fromkeys(range(family.first, family.last + 1), 1.0) | dict(family.weights)
     for group, cost in costs.items():
-        step = (mean / max(cost, LEAST * mean)) ** DAMPING
+        step = (mean / max(cost, LEAST * mean)) ** damping
         for layer in group:
             weights[layer] *= min(max(step, 1 / LARGEST), LARGEST)
     return replace(family, weights=tuple(sorted(weights.items())))

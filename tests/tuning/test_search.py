@@ -77,9 +77,9 @@ def test_a_layer_that_hardly_matters_merges_more(cheap, cost):
     at = invented(costs, family.at(0.2))
     found = marginal_costs(at, lambda candidate: invented(costs, candidate), gflops=10.0)
     assert found[(cheap,)] < min(value for group, value in found.items() if group != (cheap,))
-    weights = dict(reweighted(family, found).weights)
+    weights = dict(reweighted(family, found, 0.5).weights)
     assert weights[cheap] > 1 > max(weight for layer, weight in weights.items() if layer != cheap)
-    twice = reweighted(reweighted(family, found), found)
+    twice = reweighted(reweighted(family, found, 0.5), found, 0.5)
     assert dict(twice.weights)[cheap] > weights[cheap]
     assert max(weights.values()) <= 1.5
     assert min(weights.values()) >= 1 / 1.5
@@ -89,7 +89,7 @@ def test_equal_marginal_costs_change_nothing():
     costs = dict.fromkeys(range(1, 7), 1.0)
     family = Family(0, 1, 6, "key")
     found = marginal_costs(invented(costs, family.at(0.2)), lambda each: invented(costs, each), gflops=10.0)
-    assert dict(reweighted(family, found).weights) == pytest.approx(dict.fromkeys(range(1, 7), 1.0))
+    assert dict(reweighted(family, found, 0.5).weights) == pytest.approx(dict.fromkeys(range(1, 7), 1.0))
 
 
 @given(st.integers(0, 60))
