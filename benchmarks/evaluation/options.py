@@ -124,6 +124,11 @@ def add_settings(group: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="merged tokens weigh in attention by their size",
     )
+    group.add_argument(
+        "--restore",
+        action=argparse.BooleanOptionalAction,
+        help="the full grid has what each token lost when it merged; no: for models trained with ALGM as published",
+    )
 
 
 def layer_or_none(text: str) -> int:
@@ -141,7 +146,7 @@ def algm_settings(options: argparse.Namespace) -> Settings | None:
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were given by an option of their own."""
-    names = ("gbm_layers", "tau", "gbm_tau", "unmerge_at", "proportional_attention")
+    names = ("gbm_layers", "tau", "gbm_tau", "unmerge_at", "proportional_attention", "restore")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.clap_layer is not None:
         given["clap_layer"] = options.clap_layer or None

@@ -69,7 +69,7 @@ def test_the_functions_and_the_patch_merge_alike():
             x, token_map = gbm(x, token_map, layer=3)
         bias = token_map.sizes.log()[:, None, None]
         x = x + block.mlp(block.norm2(x))
-    apply_algm(model, gbm_layers=[3], tau=0.5, restore=False)
+    apply_algm(model, gbm_layers=[3], tau=0.5, size_aware=False, restore=False)  # as published
     torch.testing.assert_close(model.forward_features(image), model.norm(token_map.unmerge(x)))
     assert torch.equal(model.algm.token_map.labels, token_map.labels)
 
