@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..apply import apply_algm
 from ..handle import Algm
 from ..patching.identity import identity
 from ..settings.record import RECORDS, Record
@@ -18,24 +17,12 @@ from ..settings.settings import Compare, Settings
 from ..settings.trial import SEARCHED, Rival, Trial
 from ..trunks import handle_of
 from .budget import Budget
-from .cost import Predict, Run, gflops_of, run
+from .cost import Run, gflops_of
 from .family import Candidate, Family
-from .keeping import Keep, kept_and_bound, wanted
+from .keeping import kept_and_bound
 from .look import Look, similarities_in, with_thresholds
-from .prediction import Prediction, predict_from, proposals_in
-from .reference import LEAST_IMAGES, Metric, Reference, score_of, split, take_reference
-
-# Changes of settings with which nothing merges.
-MERGE_NOTHING: dict[str, Any] = {
-    "clap_layer": None,
-    "tau": 1.0,
-    "gbm_layers": (),
-    "gbm_tau": "adaptive",
-    "compare": "token",
-    "matching": "bipartite",
-    "merge_to": None,
-}
-
+from .prediction import Prediction, proposals_in
+from .reference import LEAST_IMAGES, Reference, score_of
 
 # How many proposals there are is not known before a look: one on so few images tells for the next. A look that saves
 # something else than was asked for, by more than this part of the GFLOPs, is taken again.
@@ -207,52 +194,3 @@ class Bench:
         if best := self.best:
             kept = ", ".join(f"{name} {part:.4f}" for name, part in best.kept.items())
             self.budget.show(f"{best.cost:.4g} of {fmean(self.reference.costs):.4g} {self.unit}, keeps {kept}")
-
-
-def open_bench(
-    model: nn.Module,
-    images: list[Tensor],
-    keep: Keep,
-    predict: Predict,
-    metric: Metric | None,
-    unit: str,
-    budget: Budget,
-    before: Settings | None,
-) -> Bench:
-    """Patch a model so that it merges nothing, take its answers, and return what measures settings against them.
-
-    Args:
-        keep, predict, metric: as for ``algm_patch.tune``.
-        unit: of costs, "GFLOPs" or "seconds".
-        before: the settings of a model that was patched already. What is not searched stays, except for fixed counts
-            and a calibrated threshold: the thresholds that are searched replace them.
-
-    Raises:
-        OutOfTime: if the budget is spent.
-        ValueError, TypeError: if the model cannot be patched, or its answers cannot be compared.
-    """
-    base = replace(before or Settings(), merge_to=None, record=None, calibrated=None)
-    merge_nothing = replace(base, **MERGE_NOTHING)
-    apply_algm(model, settings=merge_nothing)
-
-    def within_budget(image: Tensor) -> Run:
-        budget.check()
-        return run(model, predict, image)
-
-    giving, telling = split(images)
-    first, reference = take_reference(model, giving, telling, within_budget, metric, unit)
-    parts, prediction = wanted(keep, reference.names), predict_from(model, first, guess=unit == "seconds")
-    return Bench(
-        model,
-        giving,
-        telling,
-        len(images),
-        parts,
-        unit,
-        within_budget,
-        budget,
-        base,
-        merge_nothing,
-        reference,
-        prediction,
-    )

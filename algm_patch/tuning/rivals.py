@@ -27,6 +27,7 @@ TOME: dict[str, Any] = {
     "compare": "key",
     "matching": "bipartite",
     "size_aware": False,
+    "restore": False,
 }
 
 

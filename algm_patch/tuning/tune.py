@@ -15,13 +15,14 @@ from ..patching.naming import class_name
 from ..settings.settings import Settings
 from ..settings.table import asked
 from ..trunks import handle_of
-from .bench import Bench, open_bench
+from .bench import Bench
 from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS
 from .front import verify_front
 from .images import shuffled, single_images
 from .judges import predict_dense
 from .keeping import check_keep
+from .opening import open_bench
 from .rivals import measure_rivals
 from .search import search
 

@@ -17,8 +17,8 @@ from ..handle import Algm
 from ..patching.forward_pass import ForwardPass
 from ..patching.naming import class_name
 from ..trunks import handle_of
-from ..tuning.bench import MERGE_NOTHING
 from ..tuning.judges import COSINE, judge_of, token_shapes
+from ..tuning.opening import MERGE_NOTHING
 from .paint import Array, Canvas, paint_groups
 from .preprocess import pixels_per_token, prepare
 

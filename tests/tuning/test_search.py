@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from algm_patch import Settings
 from algm_patch.settings.trial import Trial
-from algm_patch.tuning.bench import open_bench
 from algm_patch.tuning.budget import Budget
 from algm_patch.tuning.family import Candidate, Family
 from algm_patch.tuning.front import verify_front
 from algm_patch.tuning.judges import predict_dense
 from algm_patch.tuning.look import Look, is_better, threshold
+from algm_patch.tuning.opening import open_bench
 from algm_patch.tuning.sensitivity import GROUPS, groups_of, marginal_costs, reweighted
 from tests.support.models import build
 
