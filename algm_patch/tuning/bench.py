@@ -144,6 +144,10 @@ class Bench:
         self._show_best()
         return trial
 
+    def saved(self, trial: Trial) -> float:
+        """Return the part of the unpatched cost that a trial saves."""
+        return 1 - trial.cost / fmean(self.reference.costs)
+
     def judged(self, run: Callable[[Tensor], Run]) -> tuple[dict[str, float], dict[str, float], float]:
         """Return by name what is kept of the answers and its bound, and the mean cost, of the model as it is now.
 

@@ -59,20 +59,22 @@ def refine(bench: Bench, found: Sequence[tuple[Look, Family]], verified: Verifie
     """Measure settings between the last that keep enough and the first that do not."""
     if last + 1 == len(found):
         return
-    look, family = found[max(last, 0)]
-    low = (look.saved, loss(bench, verified[last])) if last >= 0 else (0.0, 0.0)
-    high = (found[last + 1][0].saved, loss(bench, verified[last + 1]))
+    (look, family), trial = found[max(last, 0)], verified[max(last, 0)]
+    low = (bench.saved(trial), loss(bench, trial)) if last >= 0 else (0.0, 0.0)
+    high = (bench.saved(verified[last + 1]), loss(bench, verified[last + 1]))
     for attempt in range(2 * REFINEMENTS):
         if attempt >= REFINEMENTS and low[0] > 0:
             return
-        between = bench.look_at(family, between_losses(low, high))
+        # By thresholds for all images, and on other ones, settings save more or less than by shares of each image.
+        shares_save = look.saved / bench.saved(trial) if bench.saved(trial) > 0 else 1.0
+        between = bench.look_at(family, between_losses(low, high) * shares_save)
         if between is None:
             return
-        trial = bench.verify(between.settings)
+        look, trial = between, bench.verify(between.settings)
         if trial.keeps(bench.keep):
-            low = (between.saved, loss(bench, trial))
+            low = (bench.saved(trial), loss(bench, trial))
         else:
-            high = (between.saved, loss(bench, trial))
+            high = (bench.saved(trial), loss(bench, trial))
 
 
 def loss(bench: Bench, trial: Trial) -> float:

@@ -123,6 +123,9 @@ class Made:
     def look_at(self, family: Any, saved: float) -> Look:
         return Look(Candidate(0, (), "token"), Settings(tau=saved), torch.zeros(1), saved)
 
+    def saved(self, trial: Trial) -> float:
+        return 1 - trial.cost
+
     def verify(self, settings: Settings) -> Trial:
         saved: Any = settings.tau
         trial = Trial(1, saved, (), "adaptive", "token", {"pixels": 1 - 0.001 * 400**saved}, 1 - saved)
