@@ -26,7 +26,7 @@ from .reference import LEAST_IMAGES, Reference, score_of
 
 # How many proposals there are is not known before a look: one on so few images tells for the next. A look that saves
 # something else than was asked for, by more than this part of the GFLOPs, is taken again.
-CALIBRATING_IMAGES, SAVED_ERROR = 2, 0.015
+CALIBRATING_IMAGES, SAVED_ERROR = 2, 0.02
 
 
 @dataclass

@@ -61,8 +61,8 @@ def with_thresholds(candidate: Candidate, base: Settings, found: dict[tuple[str,
 def threshold(similarities: Sequence[Tensor], thousandths: int) -> float:
     """Return the threshold that a share of all similarities reaches, in thousandths; 1 if there is none.
 
-    It is at most 1, where only equal tokens merge, and at least -1: tokens that hold many others can be less alike still,
-    and stay apart.
+    It is at most 1, where only equal tokens merge, and at least -1: tokens that hold many others can be less alike
+    still, and stay apart.
     """
     pooled = torch.cat([*similarities, torch.empty(0)])
     return reached_by(pooled[None], thousandths, THOUSAND).clamp(-1, 1).item() if len(pooled) else 1.0

@@ -48,9 +48,9 @@ def tune(
     Candidates merge in every block from the first, second, ... to the last but one, each by a share of its proposals,
     and some windows in block 1. One forward pass for each candidate and image tells thresholds, cost and divergence
     (how far the answer is from the unpatched one). For levels from 20 % to 65 % fewer GFLOPs the first block, CLAP's
-    share, what is compared, who proposes, and the shares of the layers (toward equal divergence for each GFLOP saved) are chosen by
-    divergence at equal cost. Then the levels are measured on the images held back, those around what ``keep`` asks for
-    first, and after them Token Merging's schedule and a lower resolution, for comparison.
+    share, what is compared, who proposes, and the shares of the layers (toward equal divergence for each GFLOP saved)
+    are chosen by divergence at equal cost. Then the levels are measured on the images held back, those around what
+    ``keep`` asks for first, and after them Token Merging's schedule and a lower resolution, for comparison.
 
     If the model is patched already, its other settings (window, proportional attention, ...) stay. ``merge_to`` and
     what ``calibrate`` set give way to the thresholds that are found. A compiled model is measured eagerly (time
