@@ -51,7 +51,7 @@ class Algm:
     window: tuple[int, int]
     proportional_attention: bool
     unmerge_at: str
-    restore: bool
+    restore: bool | None
     compare: str
     matching: str
     size_aware: bool | None

@@ -75,7 +75,7 @@ class ForwardPass:
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
         self.doubtful = self.waited = self.over = self.recomputed = False
-        self.restores = settings.restore and settings.unmerge_at == "before_head" and settings.reduce == "mean"
+        self.restores = settings.is_on("restore") and settings.unmerge_at == "before_head" and settings.reduce == "mean"
         self.key: object = None
         self._tokens = LayerTokens(None, None, num_prefix_tokens)
         self._generator: torch.Generator | None = None

@@ -61,7 +61,7 @@ class Settings:
         restore: what each original token loses at a merge, its difference from the merged token, is kept (without
             gradients) and added back wherever the full grid is given back. Nothing is restored with
             unmerge_at="after_head", whose results have another width, nor with reduce="pick", as a member is not the
-            mean of its group. Pass False for models trained with ALGM as published.
+            mean of its group. None: as ``proportional_attention``.
         reduce: how a group becomes one token (Tab. 4c). "mean": the size-weighted mean. "pick": one of its members at
             random, by torch's generator.
         place: the place in a block where tokens merge (Tab. 4b). "before_mlp" or "after_mlp".
@@ -87,7 +87,7 @@ class Settings:
     window: tuple[int, int] = (2, 2)
     proportional_attention: bool = True
     unmerge_at: UnmergeAt = "before_head"
-    restore: bool = True
+    restore: bool | None = None
     compare: Compare = "token"
     matching: Matching = "bipartite"
     size_aware: bool | None = None
@@ -107,7 +107,7 @@ class Settings:
             self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
         self._set("gbm_tau", check_gbm_tau(self.gbm_tau, layers))
         self._set("window", check_window(self.window))
-        for name in ("proportional_attention", "restore", *FOLLOWING):
+        for name in ("proportional_attention", *FOLLOWING):
             check_switch(name, self[name], name in FOLLOWING)
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), get_args(choices))
@@ -236,7 +236,7 @@ class Settings:
 
 
 # Switches that are as proportional_attention unless they are given.
-FOLLOWING = ("size_aware",)
+FOLLOWING = ("size_aware", "restore")
 CHOICES: dict[str, Any] = {
     "unmerge_at": UnmergeAt,
     "compare": Compare,

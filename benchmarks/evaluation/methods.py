@@ -114,7 +114,7 @@ def pooling_methods(layers: Iterable[int]) -> list[Method]:
 def published_methods(taus: Iterable[float] = PUBLISHED_TAUS) -> list[Method]:
     """Return ALGM as its authors run it: constant thresholds, layers 1 and 5, attention without sizes, and copies."""
     layers: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [5], "gbm_tau": "adaptive"}
-    fixed = {**layers, "proportional_attention": False, "restore": False}
+    fixed = {**layers, "proportional_attention": False}
     return [Method("ALGM as published", f"τ={tau}", partial(patched, tau=tau, **fixed)) for tau in taus]
 
 
