@@ -70,10 +70,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
     tuning.add_argument(
         "--keep",
         type=part,
-        nargs="+",
-        default=[0.98],
+        action="append",
         metavar="PART",
-        help="least part of the answer to keep (default: 0.98); or by name, as in pixels=0.97 classes=0.85",
+        help="least part of the answer to keep (default: 0.98); or by name, once for each: pixels=0.97",
     )
     tuning.add_argument("--budget", default="10min", help="time to spend: 90s, 10min, 1h, ... (default: 10min)")
     add_out(tuning)
@@ -133,11 +132,15 @@ def part(text: str) -> float | tuple[str, float]:
 def asked(parts: list[Any]) -> float | dict[str, float]:
     """Return what to keep: a number, or numbers by name."""
     named = [each for each in parts if isinstance(each, tuple)]
+    if len({name for name, _ in named}) < len(named):
+        raise CommandError("--keep names something twice")
     if len(parts) == 1 and not named:
         number: float = parts[0]
         return number
     if len(named) < len(parts):
-        raise CommandError("--keep takes one number, or names with numbers, as in pixels=0.97 classes=0.85")
+        raise CommandError(
+            "--keep takes one number, or names with numbers, as in --keep pixels=0.97 --keep classes=0.85"
+        )
     return dict(named)
 
 
@@ -169,7 +172,7 @@ def find(options: Any) -> int:
     model = load(options)
     images = [prepare(model, image)[0] for _, image in named_images(options.images)]
     path = new_file(options.out, "settings.json")  # an error about it comes before minutes are spent
-    settings = tune(model, images, asked(options.keep), budget=options.budget)
+    settings = tune(model, images, asked(options.keep or [0.98]), budget=options.budget)
     try:
         settings.save(path)
     finally:

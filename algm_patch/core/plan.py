@@ -42,8 +42,8 @@ class Plan:
         step: from the tokens of the sequence to those that are left.
         sizes: [B, L], before the merge; zero past an image's own tokens.
         tau: [B] or [], the threshold; if a number was asked for, [B], the least similarity that merged.
-        similarity: that was compared with it: [B, h, w] of the windows, or [B, a] of A's best matches, minus infinity
-            past an image's own.
+        similarity: that was compared with it: [B, h, w] of the windows, or [B, K] of proposals, minus infinity where
+            there is none (past an image's own tokens, or where two are not each other's nearest).
         before: how the images of the sequence are packed.
         picked: [B, M]; the position of the member that stands for each group. None: the members' mean does.
         rule: by which tokens were compared; None: only those of a window were (CLAP).

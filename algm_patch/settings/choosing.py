@@ -40,13 +40,13 @@ def at_cost(record: Any, part: float | None) -> Trial:
 
 
 def at_kept(record: Any, keep: float | Mapping[str, float]) -> Trial:
-    """Return the cheapest trial of which the bound is at least this."""
+    """Return the cheapest trial of which the bound is at least this, and which costs less than the unpatched model."""
     parts = dict(keep) if isinstance(keep, Mapping) else {record.first: keep}
     if unknown := [name for name in parts if name not in record.names]:
         raise ValueError(
             f"at(keep={keep!r}): this record knows {', '.join(map(repr, record.names))}, not {unknown[0]!r}"
         )
-    found = [trial for trial in record.trials if trial.keeps(parts)]
+    found = [trial for trial in record.trials if trial.keeps(parts) and trial.cost < record.unpatched_cost]
     if not found:
         bounds = {name: [trial.surely_kept[name] for trial in record.trials] for name in parts}
         spans = "; ".join(f"{name} {min(own):.4f} to {max(own):.4f}" for name, own in bounds.items())

@@ -54,8 +54,8 @@ class Settings:
             them: before any norm or rotary turn.
         matching: who proposes in gbm_layers. "bipartite": every other token, to those between them (paper §3.2).
             "mutual": every token is compared with all others, and two that are each other's nearest may merge. Vectors
-            wider than 64 are folded first, for the cost. Better where GBM runs in many layers; it takes thresholds, as
-            how many are a pair is not known beforehand.
+            wider than 64 are folded first, for the cost, so its thresholds are on a scale of their own. Better where
+            GBM runs in many layers; it takes thresholds, as how many are a pair is not known beforehand.
         size_aware: in gbm_layers, tokens that hold many others count as further from each other (Ward's criterion).
             None: as ``proportional_attention``, so that models trained with ALGM as published need only that one.
         restore: what each original token loses at a merge, its difference from the merged token, is kept (without

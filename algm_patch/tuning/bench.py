@@ -92,8 +92,9 @@ class Bench:
 
     @property
     def best(self) -> Trial | None:
-        """The cheapest trial that keeps enough; None if none does."""
-        enough = (trial for trial in self.trials if trial.keeps(self.keep))
+        """The cheapest trial that keeps enough and costs less than the unpatched model; None if none does."""
+        unpatched = fmean(self.reference.costs)
+        enough = (trial for trial in self.trials if trial.keeps(self.keep) and trial.cost < unpatched)
         return min(enough, key=lambda trial: trial.cost, default=None)
 
     def look_at(self, family: Family, saved: float) -> Look | None:

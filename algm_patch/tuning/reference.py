@@ -14,7 +14,7 @@ from .cost import Run, gflops_of
 from .judges import COSINE, Judge, judge_of, token_shapes
 
 Metric = Callable[[nn.Module], float]
-# From this many images on, some are held back; from these on, half of them; at most so many give thresholds.
+# From so many images on half are held back, and more of more than 16: at most so many give thresholds.
 LEAST_IMAGES, THRESHOLD_IMAGES = 4, 8
 
 

@@ -25,6 +25,9 @@ TOME: dict[str, Any] = {
     "tau": "auto",
     "gbm_tau": "adaptive",
     "compare": "key",
+    "proportional_attention": True,
+    "reduce": "mean",
+    "place": "before_mlp",
     "matching": "bipartite",
     "size_aware": False,
     "restore": False,
@@ -41,6 +44,11 @@ def measure_rivals(bench: Bench) -> None:
     patches = past.grid[0] * past.grid[1]
     for part in MERGED:
         each = max(1, round(part * patches / past.depth))
+        if len({tuple(image.shape) for image in (*bench.giving, *bench.telling)}) > 1:
+            bench.notes.append(
+                f"ToMe, r = {each} was not measured: its counts are of one image size, and there are more"
+            )
+            continue
         settings = tome(bench.merge_nothing, patches, each, past.depth)
         add(bench, f"ToMe, r = {each}", partial(with_settings, bench, settings))
     if bench.reference.metric is not None:

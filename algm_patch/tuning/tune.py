@@ -147,11 +147,13 @@ def measure_all(bench: Bench, budget: str | float) -> None:
 
 def nothing_found(bench: Bench, budget: str | float, name: str) -> str:
     """Return the error for a search without result: what came nearest."""
-    nearest = max(bench.trials, key=lambda trial: trial.surely_kept[next(iter(bench.keep))], default=None)
-    most = f"; at most {asked(nearest.surely_kept)} was" if nearest else ""
+    if not bench.trials:
+        return f"tune: no settings of {name} were measured in {budget}. The model is as it was. Give it more time"
+    most = max(bench.trials, key=lambda trial: trial.surely_kept[next(iter(bench.keep))]).surely_kept
     return (
-        f"tune: nothing that was tried in {budget} surely keeps {asked(bench.keep)} of what {name} answers{most}. The "
-        "model is as it was. Ask for less, or give it more time or more images"
+        f"tune: nothing that was tried in {budget} costs less than the unpatched model and surely keeps "
+        f"{asked(bench.keep)} of what {name} answers; at most {asked(most)} was. The model is as it was. Ask for less, or give it more time "
+        "or more images"
     )
 
 

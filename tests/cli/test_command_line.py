@@ -67,6 +67,11 @@ def test_tune_then_bench_with_what_was_found(place, model, capsys):
     assert files(place) == before
 
 
+def test_tune_takes_what_to_keep_before_the_folder(place, model):
+    assert main(["tune", "--keep", "cosine=0.5", "images", *model, "--budget", "60s"]) == 0
+    assert main(["tune", "--keep", "cosine=0.5", "--keep", "cosine=0.6", "images", *model]) == 1
+
+
 def test_bench_merges_as_it_is_told(place, model, capsys):
     assert main(["bench", "images/0.png", *model, "--merge-to", "0.5", "--batch", "2", "--rounds", "1"]) == 0
     assert "merge_to 0.5" in capsys.readouterr().out

@@ -93,5 +93,5 @@ def test_it_is_printed_where_it_is_off():
     assert "restore" not in str(model.algm)
     model.algm.restore = False
     assert ", restore False" in str(model.algm)
-    with pytest.raises(TypeError, match="restore is True, False, or None .*; got 1"):
+    with pytest.raises(TypeError, match=r"restore is True, False, or None .*; got 1"):
         model.algm.restore = 1

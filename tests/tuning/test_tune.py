@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from algm_patch import apply_algm, calibrate, remove_algm, tune
+from algm_patch.tuning.bench import Bench
 from tests.support.classes import Classes
 from tests.support.models import build, photo
 
@@ -68,7 +69,7 @@ def test_nothing_keeps_enough(model, patched):
         apply_algm(model, gbm_layers=[2])
     settings = patched and model.algm.settings
     before = traces(model)
-    message = r"nothing that was tried in 60s surely keeps metric 1 of what Classes answers; at most metric 0\.5 was"
+    message = r"nothing that was tried in 60s costs less than .* and surely keeps metric 1 of what Classes answers; at most metric 0\.5 was"
     with pytest.raises(RuntimeError, match=message):
         tune(model, IMAGES, keep=1, metric=lambda model: 1 - merged(model) / 2, **QUICK)
     assert traces(model) == before
@@ -158,11 +159,19 @@ def test_the_cost_is_that_of_the_handle(model):
     assert settings.record.cost == pytest.approx(sum(costs) / len(costs))
 
 
-def test_time(model):
+def test_time(model, monkeypatch):
+    """A pass takes half the unpatched model's time, whatever the machine does."""
+    monkeypatch.setattr(Bench, "_cost", lambda bench, index, found: bench.reference.costs[index] / 2)
     settings = tune(model, IMAGES, keep=0.5, cost="time", **QUICK)
     assert settings.record.unit == "seconds"
-    assert 0 < settings.record.cost < 10
+    assert settings.record.cost == pytest.approx(settings.record.unpatched_cost / 2, rel=0.5)
     assert "lower resolution was not measured" not in str(settings.record)
+
+
+def test_settings_that_take_more_time_than_the_unpatched_model_are_no_gain(model, monkeypatch):
+    monkeypatch.setattr(Bench, "_cost", lambda bench, index, found: 2 * max(bench.reference.costs))
+    with pytest.raises(RuntimeError, match="costs less than the unpatched model and surely keeps"):
+        tune(model, IMAGES, keep=0.5, cost="time", **QUICK)
 
 
 def test_tokens_are_compared_where_there_is_no_head():
