@@ -152,8 +152,8 @@ def nothing_found(bench: Bench, budget: str | float, name: str) -> str:
     most = max(bench.trials, key=lambda trial: trial.surely_kept[next(iter(bench.keep))]).surely_kept
     return (
         f"tune: nothing that was tried in {budget} costs less than the unpatched model and surely keeps "
-        f"{asked(bench.keep)} of what {name} answers; at most {asked(most)} was. The model is as it was. Ask for less, or give it more time "
-        "or more images"
+        f"{asked(bench.keep)} of what {name} answers; at most {asked(most)} was. The model is as it was. "
+        "Ask for less, or give it more time or more images"
     )
 
 

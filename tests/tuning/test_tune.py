@@ -69,7 +69,9 @@ def test_nothing_keeps_enough(model, patched):
         apply_algm(model, gbm_layers=[2])
     settings = patched and model.algm.settings
     before = traces(model)
-    message = r"nothing that was tried in 60s costs less than .* and surely keeps metric 1 of what Classes answers; at most metric 0\.5 was"
+    message = (
+        r"nothing .* in 60s costs less .* and surely keeps metric 1 of what Classes answers; at most metric 0\.5 was"
+    )
     with pytest.raises(RuntimeError, match=message):
         tune(model, IMAGES, keep=1, metric=lambda model: 1 - merged(model) / 2, **QUICK)
     assert traces(model) == before
