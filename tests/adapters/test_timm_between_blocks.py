@@ -38,7 +38,7 @@ def test_a_subclass_that_reads_between_the_blocks_sees_full_grids():
 @torch.no_grad()
 def test_what_was_written_between_the_blocks_is_averaged_over_each_group():
     model, image = build("ViT"), photo()
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, proportional_attention=False)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=0.5, proportional_attention=False, restore=True)
     x = model.blocks[0](model._pos_embed(model.patch_embed(image)))
     prompt = torch.randn_like(x)
     found = model.blocks[1](x + prompt)

@@ -23,6 +23,6 @@ def test_both_loops_return_the_same_and_go_different_ways():
     layers = model.algm.tokens_per_layer
     expected = loops.at_every_block(model, photo())
     assert "every block gave back the full grid" in str(model.algm)
-    assert all(map(torch.equal, found, expected))
+    torch.testing.assert_close(found, expected)  # means of what was restored, to rounding
     model.forward_intermediates(photo(), indices=[3], norm=True)
     assert model.algm.tokens_per_layer == layers

@@ -7,7 +7,7 @@ import torch
 
 from tests.support.cases import CASES
 
-SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [2, 4], "tau": 0.3, "gbm_tau": 0.0}
+SETTINGS: dict[str, Any] = {"clap_layer": 2, "gbm_layers": [2, 4], "tau": 0.3, "gbm_tau": 0.0, "size_aware": False}
 COMBINATIONS = [
     {"compare": "key"},
     {"compare": "value", "proportional_attention": False},
