@@ -129,9 +129,9 @@ def test_several_in_one_graph(build_model, trunks, settings):
     counts = {path: handle.tokens_per_layer for path, handle in model.algm.items()}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for _ in range(2):
-        assert torch.equal(compiled(image), expected)
+        torch.testing.assert_close(compiled(image), expected)  # what was restored, to rounding
         assert {path: handle.tokens_per_layer for path, handle in model.algm.items()} == counts
-    assert torch.equal(torch.export.export(model, (image,)).module()(image), expected)
+    torch.testing.assert_close(torch.export.export(model, (image,)).module()(image), expected)
 
 
 @torch.no_grad()
