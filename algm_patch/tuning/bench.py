@@ -158,7 +158,7 @@ class Bench:
         costs, compared, judge, metric = [], [], self.reference.judge, self.reference.metric
         for index, image in enumerate(self.telling):
             found = run(image)
-            costs.append(self._cost(index, found))
+            costs.append(self.cost_of(index, found))
             if metric is None:
                 compared.append(judge.compare(self.reference.answers[index], judge.read(found.answer)))
         if metric is None:
@@ -184,7 +184,7 @@ class Bench:
             notes=tuple(self.notes),
         )
 
-    def _cost(self, index: int, found: Run) -> float:
+    def cost_of(self, index: int, found: Run) -> float:
         """Return the cost of an answer to an image that tells what is kept.
 
         Seconds are those that it would take if the unpatched model, which runs right after it, took as long as it did

@@ -163,7 +163,7 @@ def test_the_cost_is_that_of_the_handle(model):
 
 def test_time(model, monkeypatch):
     """A pass takes half the unpatched model's time, whatever the machine does."""
-    monkeypatch.setattr(Bench, "_cost", lambda bench, index, found: bench.reference.costs[index] / 2)
+    monkeypatch.setattr(Bench, "cost_of", lambda bench, index, found: bench.reference.costs[index] / 2)
     settings = tune(model, IMAGES, keep=0.5, cost="time", **QUICK)
     assert settings.record.unit == "seconds"
     assert settings.record.cost == pytest.approx(settings.record.unpatched_cost / 2, rel=0.5)
@@ -171,7 +171,7 @@ def test_time(model, monkeypatch):
 
 
 def test_settings_that_take_more_time_than_the_unpatched_model_are_no_gain(model, monkeypatch):
-    monkeypatch.setattr(Bench, "_cost", lambda bench, index, found: 2 * max(bench.reference.costs))
+    monkeypatch.setattr(Bench, "cost_of", lambda bench, index, found: 2 * max(bench.reference.costs))
     with pytest.raises(RuntimeError, match="costs less than the unpatched model and surely keeps"):
         tune(model, IMAGES, keep=0.5, cost="time", **QUICK)
 
