@@ -30,11 +30,16 @@ def pooled(images: Sequence[Areas]) -> Tensor:
 
 def equal_share(areas: Tensor) -> Tensor:
     """Return the share [...] of the pixels that have the same class in both maps, of areas [..., 3, C]."""
-    shared, one, _ = areas.sum(-1).unbind(-1)
+    shared, one, _ = areas.double().sum(-1).unbind(-1)
     return shared / one
+
+
+def intersection_over_union(areas: Tensor) -> Tensor:
+    """Return the IoU [..., C] float64 of areas [..., 3, C]; NaN where a class is in neither map."""
+    shared, one, other = areas.double().unbind(-2)
+    return shared / (one + other - shared)
 
 
 def mean_iou(areas: Tensor) -> Tensor:
     """Return the mean IoU [...] of areas [..., 3, C] over the classes that occur in either map."""
-    shared, one, other = areas.unbind(-2)
-    return (shared / (one + other - shared)).nanmean(-1)
+    return intersection_over_union(areas).nanmean(-1)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .areas import equal_share, mean_iou
+from algm_patch.tuning.areas import equal_share, mean_iou
+from algm_patch.tuning.bootstrap import resampled
+
 from .score import Result
 
-RESAMPLES, SEED = 1000, 0
 ENDS = (0.025, 0.975)  # of an interval of 95 %
 
 
@@ -37,16 +38,6 @@ class Estimate:
         return "no interval" if self.low != self.low else f"{self.low:+.1f} to {self.high:+.1f}"
 
 
-def draws(count: int) -> Tensor:
-    """Return how often each of ``count`` images is in each sample [RESAMPLES, count] float64, drawn with replacement.
-
-    The same for the same count, so figures of two models on the same images are of the same samples.
-    """
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    return torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
-
-
 def estimate(measure: Callable[..., Tensor], *images: Tensor) -> Estimate:
     """Return a measure of all images, in percent, and its interval.
 
@@ -55,11 +46,9 @@ def estimate(measure: Callable[..., Tensor], *images: Tensor) -> Estimate:
         images: areas [N, 3, C] of each image, for each of the arguments of ``measure``.
     """
     value = 100 * measure(*(areas.sum(0) for areas in images)).item()
-    count = len(images[0])
-    if count == 1:
+    if len(images[0]) == 1:
         return Estimate(value)
-    weights = draws(count)
-    samples = 100 * measure(*((weights @ areas.double().flatten(1)).unflatten(1, areas.shape[1:]) for areas in images))
+    samples = 100 * measure(*(resampled(areas.double()) for areas in images))  # of two models, of the same images
     low, high = samples.nanquantile(torch.tensor(ENDS, dtype=torch.float64)).tolist()
     return Estimate(value, low, high)
 

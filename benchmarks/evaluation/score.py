@@ -12,8 +12,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
+from algm_patch.tuning.areas import equal_share, intersection_over_union, mean_iou
+
 from ..common.gflops import counting
-from .areas import areas_of, equal_share, intersection_over_union, mean_iou
 from .dataset import Dataset
 from .models import SegmentationModel
 from .processes import own_rows, own_share, rank, summed
@@ -111,6 +112,11 @@ def evaluate(
 def confusion_of(predicted: Tensor, target: Tensor, classes: int, ignore_index: int | None = None) -> Tensor:
     """Return the pixels [C, C] of each class of the target (rows) and of the prediction (columns)."""
     return multiclass_confusion_matrix(predicted, target, classes, ignore_index=ignore_index, validate_args=False)
+
+
+def areas_of(confusion: Tensor) -> Tensor:
+    """Return the areas [3, C] that a confusion matrix [C, C] tells: shared, of the rows' map, of the columns' map."""
+    return torch.stack([confusion.diag(), confusion.sum(1), confusion.sum(0)])
 
 
 def predictions(

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algm_patch import apply_algm
+from algm_patch.tuning.areas import equal_share, mean_iou
 from benchmarks.evaluation import bootstrap, score
-from benchmarks.evaluation.areas import areas_of, equal_share, mean_iou
 from benchmarks.evaluation.bootstrap import Estimate, estimate, miou_difference
+from benchmarks.evaluation.score import areas_of
 from tests.support.tiny_segmentation import CLASSES, linear, opened
 
 
@@ -32,7 +33,7 @@ maps = st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=3,
 
 @given(maps, maps)
 def test_classes_and_pixels_are_those_that_a_loop_counts(ones, others):
-    """Of all images together, not the mean of the images' own; a class in neither map does not count."""
+    """Take all images together, not the mean of the images' own; a class in neither map does not count."""
     areas = []
     for one, other in zip(ones, others, strict=True):
         confusion = torch.zeros(5, 5, dtype=torch.int64)
