@@ -118,6 +118,13 @@ def check_attention(trunk: nn.Module, vit: Vit, method: str) -> None:
         raise ValueError(f"{type(trunk).__name__} is patched with ALGM. Call remove_algm first")
 
 
+def check_layer(what: str, layer: int, depth: int) -> int:
+    """Return a layer counted from 1, or raise ValueError if no layer stands behind it; ``what`` begins the error."""
+    if not 1 <= layer < depth:
+        raise ValueError(f"{what} behind one of the layers 1 to {depth - 1}; got layer {layer}")
+    return layer
+
+
 def check_share(name: str, share: float, most: float = 1.0) -> float:
     """Return a share of the tokens, or raise ValueError if it is not from 0 to ``most``."""
     if not 0 <= share <= most:

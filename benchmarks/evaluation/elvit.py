@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from algm_patch.adapters import LayerTokens
 
-from .block_runner import BlockRunner, check_share, running
+from .block_runner import BlockRunner, check_layer, check_share, running
 from .local_clusters import Clusters, cluster, reconstruct
 
 ROUNDS, NEAREST = 5, 20  # kappa and k of the paper
@@ -48,9 +48,7 @@ class ELViT(BlockRunner):
 
     def __init__(self, model: nn.Module, layer: int, share: float) -> None:
         super().__init__(model)
-        self.layer, self.share = layer, share
-        if not 1 <= layer < self.depth:
-            raise ValueError(f"ELViT clusters behind one of the layers 1 to {self.depth - 1}; got layer {layer}")
+        self.layer, self.share = check_layer("ELViT clusters", layer, self.depth), share
         self.clusters: Clusters | None = None
         self.before_clustering = torch.empty(0)
 
