@@ -1,4 +1,4 @@
-"""What a user asks to keep, and what a judge finds kept."""
+"""Check what a user asks to keep, and tell what a judge finds kept."""
 
 from __future__ import annotations
 

@@ -42,9 +42,10 @@ def measure_rivals(bench: Bench) -> None:
     """
     past, _ = bench.prediction.passes[0]
     patches = past.grid[0] * past.grid[1]
+    several_sizes = len({image.shape for image in (*bench.giving, *bench.telling)}) > 1
     for part in MERGED:
         each = max(1, round(part * patches / past.depth))
-        if len({tuple(image.shape) for image in (*bench.giving, *bench.telling)}) > 1:
+        if several_sizes:
             bench.notes.append(
                 f"ToMe, r = {each} was not measured: its counts are of one image size, and there are more"
             )

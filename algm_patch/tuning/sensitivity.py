@@ -1,4 +1,4 @@
-"""What each merge costs in divergence for what it saves, and the shares by which all cost the same."""
+"""Measure what each merge costs in divergence for what it saves, and move shares toward equal costs."""
 
 from __future__ import annotations
 

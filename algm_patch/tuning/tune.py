@@ -114,13 +114,13 @@ def tune(
         apply_algm(model, settings=settings)
         return settings
     except OutOfTime:
-        restore(model, before)
+        bring_back(model, before)
         raise RuntimeError(
             f"tune: {budget} was over before the unpatched model had answered {len(shuffled_images)} images. "
             "Give it more time"
         ) from None
     except BaseException:
-        restore(model, before)
+        bring_back(model, before)
         raise
     finally:
         countdown.close()
@@ -163,7 +163,7 @@ def settings_before(model: nn.Module) -> Settings | None:
     return handle_of(model).settings if is_patched else None
 
 
-def restore(model: nn.Module, before: Settings | None) -> None:
+def bring_back(model: nn.Module, before: Settings | None) -> None:
     """Bring a model back to the settings that it had; ``before`` is None if it was not patched.
 
     The search may have failed before it patched the model.

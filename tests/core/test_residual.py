@@ -1,4 +1,4 @@
-"""What original tokens lose at merges, and its way back."""
+"""Keep what original tokens lose at merges, and bring it back."""
 
 import pytest
 import torch

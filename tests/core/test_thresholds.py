@@ -12,7 +12,7 @@ SIMILARITIES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=300)
 
 @given(SIMILARITIES)
 def test_auto_stays_inside_and_always_merges_something(values):
-    """Of windows that are alike a tenth, of others the best."""
+    """Merge a tenth of the windows that are alike; of others the best one."""
     similarity = torch.tensor([values])
     tau = auto_tau(similarity)
     assert -1 < tau.item() < 1
