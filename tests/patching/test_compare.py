@@ -98,7 +98,7 @@ def test_keys_merge_other_tokens_than_the_tokens_themselves():
     model, image = build("ViT"), photo()
     labels = []
     for metric in ("token", *METRICS):
-        apply_algm(model, **SETTINGS, compare=metric, size_aware=False)
+        apply_algm(model, **SETTINGS, compare=metric)
         model.forward_features(image)
         labels.append(model.algm.token_map.labels)
     assert not any(a.equal(b) for i, a in enumerate(labels) for b in labels[:i])
