@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from einops import repeat
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -35,9 +34,10 @@ def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int])
     rows, columns = grid[0] // high, grid[1] // wide
     unit = normalize(full_precision(x), dim=-1).unflatten(1, grid)[:, : rows * high, : columns * wide]
     # Strided slices: summing over two inner axes at once is 30 times slower on CPU.
-    total = unit[:, ::high, ::wide].clone()
-    for place in range(1, high * wide):
-        total += unit[:, place // wide :: high, place % wide :: wide]
+    first, second, *others = (unit[:, row::high, column::wide] for row in range(high) for column in range(wide))
+    total = first + second
+    for other in others:
+        total += other
     size = high * wide
     return (total.square().sum(-1) - size) / (size * (size - 1))
 
@@ -56,15 +56,13 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
     """
     batch, rows, columns = merges.shape
     high, wide = window
-    # True for every token of a window that merges; the leftover rows and columns stay False.
-    merging = merges.new_zeros(batch, *grid)
-    merging[:, : rows * high, : columns * wide] = repeat(merges, "b h w -> b (h i) (w j)", i=high, j=wide)
-    row, column = torch.arange(grid[0], device=merges.device), torch.arange(grid[1], device=merges.device)
-    own = row[:, None] * grid[1] + column
-    corner = (row - row % high)[:, None] * grid[1] + (column - column % wide)
-    leaders = torch.where(merging, corner, own).flatten(1) + num_prefix_tokens
-    prefix = torch.arange(num_prefix_tokens, device=leaders.device).expand(batch, -1)
-    return torch.cat([prefix, leaders], 1)
+    position = torch.arange(num_prefix_tokens + grid[0] * grid[1], device=merges.device).expand(batch, -1)
+    own = position[:, num_prefix_tokens:].unflatten(1, grid)
+    height, width = rows * high, columns * wide  # without the rows and columns left over
+    windows = own[:, :height, :width].unflatten(1, (rows, high)).unflatten(3, (columns, wide))
+    led = torch.where(merges[:, :, None, :, None], windows[:, :, :1, :, :1], windows).flatten(3).flatten(1, 2)
+    leaders = torch.cat([torch.cat([led, own[:, :height, width:]], 2), own[:, height:]], 1)
+    return torch.cat([position[:, :num_prefix_tokens], leaders.flatten(1)], 1)
 
 
 def best_matches(
@@ -135,10 +133,10 @@ def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_
         best: from a slice of the rows to two results [B, rows].
         bytes_each: that it holds for a row.
     """
-    if torch.compiler.is_compiling():
-        return best(slice(None))
     rows = max(1, CHUNK_BYTES // max(1, bytes_each))
-    slices = map(slice, range(0, max(count, 1), rows), range(rows, max(count, 1) + rows, rows))
+    if torch.compiler.is_compiling() or count <= rows:
+        return best(slice(None))
+    slices = map(slice, range(0, count, rows), range(rows, count + rows, rows))
     similarity, index = zip(*map(best, slices), strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
 
@@ -170,7 +168,7 @@ def first_members(groups: Tensor, count: int) -> Tensor:
     # In float32, exact below 2^24 tokens: Apple GPUs scatter no minimum of int64, and of int32 only since macOS 15.
     position = torch.arange(length, device=groups.device, dtype=torch.float32).expand(batch, length)
     start = position.new_full((batch, count), length - 1)
-    return start.scatter_reduce(1, groups, position, "amin").long()
+    return start.scatter_reduce_(1, groups, position, "amin").long()
 
 
 def reaching(similarity: Tensor, tau: Tensor, same_number: bool) -> Tensor:
@@ -182,7 +180,7 @@ def reaching(similarity: Tensor, tau: Tensor, same_number: bool) -> Tensor:
         same_number: take the same number in every image (supplement §2 "Adaptive token merging"): the smallest count
             over the batch, and in each image its own most similar ones.
     """
-    passes = (similarity >= tau.reshape(-1, 1)) & (similarity != -torch.inf)
+    passes = similarity >= tau.reshape(-1, 1).clamp(min=torch.finfo(tau.dtype).min)
     if not same_number or passes.shape[0] <= 1:
         return passes
     order = similarity.masked_fill(~passes, -torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -95,11 +95,12 @@ def adaptive_tau(similarity: Tensor, layer: int) -> Tensor:
     Returns:
         [B].
     """
-    there = similarity != -torch.inf
-    count = there.sum(1)
-    mean = torch.where(there, similarity, 0).sum(1) / count
-    squares = torch.where(there, similarity - mean[:, None], 0).square().sum(1)
-    return torch.where(count < 2, torch.inf, mean + (squares / (count - 1)).sqrt() / layer)
+    none = similarity == -torch.inf
+    count = similarity.shape[1] - none.sum(1)
+    # Numbers are filled in, not chosen by torch.where, which makes a tensor of each: one more launch on a GPU.
+    mean = similarity.masked_fill(none, 0).sum(1) / count
+    squares = (similarity - mean[:, None]).masked_fill_(none, 0).square_().sum(1)
+    return (mean + (squares / (count - 1)).sqrt() / layer).masked_fill_(count < 2, torch.inf)
 
 
 def clap_tau(similarity: Tensor, tau: float | str | Share) -> Tensor:

@@ -67,27 +67,29 @@ class TokenMap:
 
         Args:
             leaders: [B, L]; the position of the first token of each token's group.
-            sizes: [B, L]; how many original tokens each token of the sequence holds already; zero: it is none.
+            sizes: [B, L]; how many original tokens each token of the sequence holds already; zero, where packed: none,
+                it is padding.
             count: of groups, the same in every row. None: it is read from the device, the only host synchronisation
                 of a merge.
             least: a count that no row is below, for compilers, which do not know the count.
             packed: the rows have different numbers of groups.
         """
         batch, length = leaders.shape
-        leads = (leaders == torch.arange(length, device=leaders.device)) & (sizes > 0)
-        labels = (leads.cumsum(1) - 1).gather(1, leaders)
+        leads = leaders == torch.arange(length, device=leaders.device)
+        groups = (leads & (sizes > 0) if packed else leads).cumsum(1)  # so far
+        labels = (groups - 1).gather(1, leaders)
+        counts = groups[:, -1] if length else groups.sum(1)
         packing = None
         if packed:
-            counts = leads.sum(1)
             packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
             count, packing = packing.longest, None if packing.even else packing
         elif count is None:
-            (count,) = leads[:1].sum(1).tolist() or [length]  # an empty batch merges nothing
+            (count,) = counts[:1].tolist() or [length]  # an empty batch merges nothing
         if torch.compiler.is_compiling():
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
             torch._check(count <= length)
-        return cls(labels, sizes.new_zeros(batch, count).scatter_add(1, labels, sizes), packing)
+        return cls(labels, sizes.new_zeros(batch, count).scatter_add_(1, labels, sizes), packing)
 
     def then(self, step: TokenMap) -> TokenMap:
         """Return this map followed by a merge of its merged tokens: from original tokens to those that it leaves."""
@@ -182,8 +184,7 @@ class TokenMap:
             x = x.expand(batch, *x.shape[1:])
         if x.shape[:2] != self.labels.shape:
             raise self._wrong_tokens(x, self.labels, "take")
-        offset = torch.arange(batch, device=x.device)[:, None] * length
-        flat = x.flatten(0, 1).index_select(0, (self.first + offset).flatten())
+        flat = x.flatten(0, 1).index_select(0, offset_by_image(self.first, length).flatten())
         return flat.view(*self.sizes.shape, *x.shape[2:])
 
     def pair(self, x: Tensor) -> Tensor:
@@ -227,11 +228,18 @@ class TokenMap:
 
     @cached
     def _flat_labels(self) -> Tensor:
-        batch, count = self.sizes.shape
-        offset = torch.arange(batch, device=self.labels.device)[:, None] * count
-        return (self.labels + offset).flatten()
+        return offset_by_image(self.labels, self.sizes.shape[1]).flatten()
 
     def _wrong_tokens(self, x: Tensor, tokens: Tensor, verb: str) -> ValueError:
         """Return the error of tokens that are not those of this map."""
         expected = ", ".join(map(str, tokens.shape))
         return ValueError(f"TokenMap.{verb} expects [{expected}, ...], got {list(x.shape)}")
+
+
+def offset_by_image(positions: Tensor, length: int) -> Tensor:
+    """Return positions [B, ...] in images of this length as positions in all images, one after the other."""
+    batch = positions.shape[0]
+    if batch == 1:
+        return positions
+    offset = torch.arange(batch, device=positions.device) * length
+    return positions + offset.view(-1, *[1] * (positions.dim() - 1))
