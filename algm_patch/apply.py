@@ -15,7 +15,7 @@ from .patching.class_swap import check_takes_subclass, feed, swap, unswap, watch
 from .patching.find_vit import Vit, find_decoders, find_vits
 from .patching.fit import check_fit
 from .patching.identity import warn_of_other_model
-from .patching.naming import class_name
+from .patching.naming import check_model, class_name
 from .patching.parts import BlockPart, Part, TrunkPart, part_of, patched_modules, runtimes_in, runtimes_of
 from .patching.runtime import Runtime
 from .patching.trunk_names import modules_around
@@ -201,7 +201,9 @@ def remove_algm(model: Model) -> Model:
 
     Raises:
         ValueError: if the model is not patched, or was changed since in a way that must be undone first.
+        TypeError: if ``model`` is no module.
     """
+    check_model(model)
     runtimes = runtimes_of(model)
     if not runtimes:
         raise ValueError(f"remove_algm: {class_name(model)} is not patched")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .handle import NAMES, Algm
-from .patching.naming import class_name
+from .patching.naming import check_model, class_name
 from .patching.parts import patched_trunks
 from .patching.runtime import Runtime
 from .report import html, text
@@ -132,7 +132,9 @@ def handle_of(model: nn.Module) -> Algm:
 
     Raises:
         ValueError: if there is none, or more than one.
+        TypeError: if ``model`` is no module.
     """
+    check_model(model)
     handles = handles_in([model])
     if not handles:
         raise ValueError(f"{class_name(model)} is not patched. Call apply_algm on it first")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 
-# The modules between a user's line and a warning of ours: this package, and Python's context managers.
-OURS = (__package__, "contextlib")
+# The modules between a user's line and a warning of ours: this package, Python's context managers and dataclasses.
+OURS = (__package__, "contextlib", "dataclasses")
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+from algm_patch.images import reading
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SIDE, PATCH = 518, 14  # of an image and of a patch, in pixels
@@ -25,9 +27,9 @@ def open_image(path: Path | None) -> Image.Image:
 
         return Image.fromarray(astronaut())
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        return reading.open_image(path)
     except OSError as error:
-        raise SystemExit(f"{path} cannot be read as an image: {error}") from error
+        raise SystemExit(f"error: {error}") from error
 
 
 def to_input(picture: Image.Image) -> Tensor:

@@ -88,7 +88,7 @@ def test_the_adapter_of_the_text_works(case):
     inputs = case.position_inputs(31)
     expected = case.tokens(model, image, **inputs)
     assert expected.shape == (2, 31, 64)
-    apply_algm(model, clap_layer=1, gbm_layers=[], tau=2.0)
+    apply_algm(model, clap_layer=1, gbm_layers=[], tau=1.05)
     assert torch.equal(case.tokens(model, image, **inputs), expected)
     model.algm.update(gbm_layers=[3], tau=0.5)
     merged = case.tokens(model, image, **inputs)

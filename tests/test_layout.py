@@ -24,6 +24,7 @@ report
 handle
 trunks
 apply
+images
 tuning
 viz
 cli

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -42,13 +41,3 @@ def patched(options: Any, model: nn.Module | None = None) -> Any:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     settings = Settings.load(options.settings) if options.settings else None
     return apply_algm(load(options) if model is None else model, settings=settings, **given)
-
-
-def open_image(path: Path) -> Any:
-    """Return an image, upright."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except UnidentifiedImageError:
-        raise CommandError(f"{path} is not an image") from None

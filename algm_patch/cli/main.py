@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..images.named import named_images
+from ..images.prepare import prepare
+from ..images.reading import open_image
 from ..tuning.tune import tune
 from ..viz import pareto, visualize
-from ..viz.images import named_images
-from ..viz.preprocess import prepare
 from .census import PATCHED, timm_models, transformers_models
-from .inputs import CommandError, load, open_image, patched
+from .inputs import CommandError, load, patched
 from .timing import seconds_in_turns
 
 

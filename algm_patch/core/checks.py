@@ -34,7 +34,7 @@ def check_tau(name: str, tau: Any, rules: tuple[str, ...]) -> Any:
     elif float(tau) >= -1:  # False for NaN
         return float(tau)
     raise ValueError(
-        f"{name} is a cosine in [-1, 1], or above 1 to merge nothing{',' * bool(rules)}{one_of(rules)}; got {tau!r}"
+        f"{name} is a cosine in [-1, 1], or above 1, which none reaches{',' * bool(rules)}{one_of(rules)}; got {tau!r}"
     )
 
 

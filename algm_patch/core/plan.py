@@ -116,7 +116,7 @@ def warn_of_nothing(plan: Plan) -> None:
     """Warn if the threshold as published is one that merges nothing (a plan of CLAP)."""
     if not plan.merges and plan.similarity.numel():
         warnings.warn(
-            f"tau='paper' merges nothing here: mean + standard deviation is {plan.tau.max():.4f}, "
+            f"tau='paper' merges no windows here: mean + standard deviation is {plan.tau.max():.4f}, "
             f"the most similar window {plan.similarity.max():.4f}. Use tau='auto' or a number",
             stacklevel=2,
         )

@@ -24,7 +24,7 @@ from ..adapters.registry import (
 )
 from ..adapters.unpatched import unpatched
 from .find_projection import Place, places_of, takes_patches
-from .naming import as_code, class_name, names
+from .naming import as_code, check_model, class_name, names
 from .trunk_names import as_paths, choose, how_to_choose, is_alone, names_of, what_there_is
 from .why_none import SEQUENCES, why_none, why_none_of, why_unknown
 
@@ -81,8 +81,7 @@ def find_vits(model: nn.Module, trunks: str | Iterable[str] | None = None) -> di
         ValueError: if there is no ViT, more than one and none named, or one that cannot be patched; naming what was
             found.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"apply_algm expects a torch.nn.Module, got {model!r:.80}")
+    check_model(model)
     trunks = trunks if trunks is None or isinstance(trunks, str) else as_paths(trunks)
     places, others = places_in(model, trunks)
     owners = {path: place.owner for path, place in places.items()}

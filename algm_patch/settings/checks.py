@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 from ..core.checks import check_layer, check_tau
 from ..core.thresholds import Share
+from ..warning import warn_user
+
+# A threshold above 1 merges nothing; one above this, short of infinity, was hardly meant.
+LARGEST = 1.05
 
 
 def no_such(name: str, names: Iterable[str]) -> str:
@@ -27,17 +32,37 @@ def check_layers(layers: Any) -> tuple[int, ...]:
     return numbers
 
 
+def check_clap_tau(tau: Any) -> Any:
+    return tau if isinstance(tau, Share) else check_number("tau", tau, ("auto", "paper"), "clap_layer=None")
+
+
 def check_gbm_tau(tau: Any, layers: tuple[int, ...]) -> Any:
     if isinstance(tau, Share):
         return tau
+    off = "gbm_layers=[]"
     if not isinstance(tau, (list, tuple)):
-        return check_tau("gbm_tau", tau, ("adaptive", "tau"))
+        return check_number("gbm_tau", tau, ("adaptive", "tau"), off)
     if len(tau) != len(layers) or list(layers) != sorted(layers):
         raise ValueError(
             f"gbm_tau={list(tau)} for gbm_layers={list(layers)}: give one threshold for each layer, the layers in "
             "rising order; or one threshold for all"
         )
-    return tuple(one if isinstance(one, Share) else check_tau("gbm_tau", one, ()) for one in tau)
+    return tuple(one if isinstance(one, Share) else check_number("gbm_tau", one, (), off) for one in tau)
+
+
+def check_number(name: str, tau: Any, rules: tuple[str, ...], off: str) -> Any:
+    """Return a threshold or the name of a rule; warn of one so far above 1 that it is a slip, such as a percentage.
+
+    Args:
+        off: what to write to merge nothing on purpose.
+    """
+    tau = check_tau(name, tau, rules)
+    if isinstance(tau, float) and LARGEST < tau < math.inf:
+        warn_user(
+            f"{name}={tau:g} merges nothing there, as a cosine is at most 1. A percentage is written as a part, 0.9 "
+            f"and not 90; to merge nothing there, write {off}"
+        )
+    return tau
 
 
 def check_merge_to(merge_to: Any, merges: list[tuple[str, float]]) -> float | tuple[float | int, ...]:

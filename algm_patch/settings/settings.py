@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..core.checks import check_choice, check_layer, check_tau, check_window
+from ..core.checks import check_choice, check_layer, check_window
 from ..core.thresholds import Share
 from ..files import written_whole
-from .checks import check_gbm_tau, check_layers, check_merge_to, check_names, check_record, check_switch
+from .checks import check_clap_tau, check_gbm_tau, check_layers, check_merge_to, check_names, check_record, check_switch
 from .choosing import chosen
 from .loading import KEY, values_in
 from .record import Calibrated, Record
@@ -37,9 +37,10 @@ class Settings:
     Args:
         clap_layer: the block, counted from 1, in which windows of similar tokens merge (paper §3.2). None: none.
         gbm_layers: blocks in which tokens merge over the whole image (supplement, Tab. 1). []: none.
-        tau: windows at least this similar (mean cosine) merge; above 1 none does. "auto": from the image's own
-            similarities, inside (-1, 1), until `algm_patch.calibrate` has set a data set's value. "paper": mean +
-            standard deviation as published (§3.3); it can exceed 1, and warns when it merges nothing.
+        tau: windows at least this similar (mean cosine) merge; above 1 no windows do, and gbm_layers go on. "auto":
+            from the image's own similarities, inside (-1, 1), until `algm_patch.calibrate` has set a data set's value.
+            "paper": mean + standard deviation as published (§3.3); it can exceed 1, and warns when it merges no
+            windows.
         gbm_tau: threshold of gbm_layers. "adaptive": the authors' rule, for each image; at least 0.75 if tau="auto".
             "tau": that of CLAP, as the paper writes. Or a number, or one for each layer.
         window: (height, width) in tokens.
@@ -103,8 +104,7 @@ class Settings:
             self._set("clap_layer", check_layer("clap_layer", self.clap_layer))
         layers = check_layers(self.gbm_layers)
         self._set("gbm_layers", tuple(sorted(layers)))
-        if not isinstance(self.tau, Share):
-            self._set("tau", check_tau("tau", self.tau, ("auto", "paper")))
+        self._set("tau", check_clap_tau(self.tau))
         self._set("gbm_tau", check_gbm_tau(self.gbm_tau, layers))
         self._set("window", check_window(self.window))
         for name in ("proportional_attention", *FOLLOWING):

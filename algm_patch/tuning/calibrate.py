@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.thresholds import clap_tau
 from ..settings.record import Calibrated
 from ..trunks import handle_of
-from .images import image_batches
+from .images import Images, image_batches
 from .probe import similarities
 
 
-def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
+def calibrate(model: nn.Module, images: Images) -> float:
     """Set the threshold from the windows of a whole data set instead of each image's own.
 
     Applies the rule that ``model.algm.tau`` names ("auto" if it is a number) to all windows of all images together.
@@ -28,17 +26,21 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
 
     Args:
         model: patched, with a CLAP layer and with thresholds (``merge_to`` is None).
-        images: as the model takes them, on any device and in any floating point dtype: a tensor [B, 3, H, W] or
-            [3, H, W], or an iterable of these, such as a list of images of any sizes or a DataLoader. If an item is a
-            tuple, list or dict (images with labels), its first tensor is used.
+        images: a folder, or an iterable of paths, PIL images or uint8 arrays [H, W, 3], all as for
+            ``algm_patch.viz.contact_sheet``: they are resized to the model's input and normalised as its library says.
+            Files of the folder that cannot be read are left out, with a warning. Or as the model takes them, on any
+            device and in any floating point dtype: a tensor [B, 3, H, W] or [3, H, W], or an iterable of these, such as
+            a list of images of any sizes or a DataLoader. If an item is a tuple, list or dict (images with labels), its
+            first tensor is used.
 
     Returns:
         The threshold.
 
     Raises:
-        ValueError: if the model is not patched, CLAP is off, ``merge_to`` is set, no image has a window, or the
-            threshold is not finite.
-        TypeError: if an item holds no tensor.
+        ValueError: if the model is not patched, CLAP is off, ``merge_to`` is set, there are no images, none has a
+            window, or the threshold is not finite.
+        TypeError: if an item holds no image, or ``model`` is none.
+        OSError: if a folder or file is not there, or cannot be read as an image.
     """
     handle = handle_of(model)
     layer = handle.clap_layer
@@ -54,6 +56,8 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Any]) -> float:
         found = [
             similarities(model, "CLAP", [layer], partial(model, batch))[0] for batch in image_batches(model, images)
         ]
+    if not found:
+        raise ValueError("calibrate got no images. Give a folder with images in it, or images")
     if not sum(map(len, found)):
         raise ValueError(
             f"calibrate: no {handle.window} window in {len(found)} batches of images. Give images that are larger"

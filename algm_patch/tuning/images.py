@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..images.named import named_images
+from ..images.prepare import prepare
+from ..patching.find_vit import find_vits
 
-def image_batches(model: nn.Module, images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+# A folder, or what yields images one by one or in batches.
+Images = str | PathLike[str] | Tensor | Iterable[Any]
+
+
+def image_batches(model: nn.Module, images: Images) -> Iterator[Tensor]:
     """Yield batches [B, 3, H, W] on the model's device and in its dtype; skip empty batches.
 
     Args:
         images: as for ``algm_patch.calibrate``.
 
     Raises:
-        TypeError: if an item holds no tensor.
+        TypeError: if an item holds no image.
+        ValueError, OSError: as `named_images`.
     """
-    for item in [images] if isinstance(images, Tensor) else images:
-        batch = first_tensor(item)
+    trunk = next(iter(find_vits(model).values()))[0]
+    for _, item in named_images([images] if isinstance(images, (Tensor, Mapping)) else images):
+        is_picture = hasattr(item, "convert") or isinstance(item, np.ndarray)
+        batch = prepare(model, item, trunk)[0] if is_picture else first_tensor(item)
         if batch.shape[0] == 0:
             continue
         parameter = next(model.parameters(), batch)
@@ -39,16 +51,16 @@ def first_tensor(item: Any) -> Tensor:
         if isinstance(part, Tensor):
             return part
     raise TypeError(
-        "an item of images holds no tensor: algm_patch expects image tensors, alone or first in a tuple, list or "
-        f"dict; got {type(item)}"
+        "an item of images is no image: algm_patch expects paths, PIL images, uint8 arrays [H, W, 3], and tensors, "
+        f"alone or first in a tuple, list or dict; got {type(item)}"
     )
 
 
-def single_images(model: nn.Module, images: Tensor | Iterable[Any]) -> list[Tensor]:
+def single_images(model: nn.Module, images: Images) -> list[Tensor]:
     """Return the images [1, 3, H, W] one by one, on the model's device and in its dtype.
 
     Raises:
-        TypeError: if an item holds no tensor.
+        TypeError, ValueError, OSError: as `image_batches`.
     """
     return [image for batch in image_batches(model, images) for image in batch.split(1)]
 

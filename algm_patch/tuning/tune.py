@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from .bench import Bench
 from .budget import Budget, OutOfTime, seconds_of
 from .cost import UNITS
 from .front import verify_front
-from .images import shuffled, single_images
+from .images import Images, shuffled, single_images
 from .judges import predict_dense
 from .keeping import check_keep
 from .opening import open_bench
@@ -29,7 +28,7 @@ from .search import search
 
 def tune(
     model: nn.Module,
-    images: Tensor | Iterable[Any],
+    images: Images,
     keep: float | Mapping[str, float] = 0.98,
     *,
     predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
@@ -58,8 +57,8 @@ def tune(
 
     Args:
         model: with one ViT, patched or not.
-        images: 8 to 64 images without labels, like those that the model will see, as for ``calibrate``. Each is
-            run by itself.
+        images: 8 to 64 images without labels, like those that the model will see, as for ``calibrate``: a folder,
+            paths, PIL images, tensors. Each is run by itself.
         keep: the least part of the unpatched model's answer to keep; 1 is all of it. A number is meant for the first of
             what is judged. A dict names several, as in ``{"pixels": 0.97, "classes": 0.85}``.
         predict: from the model and images [1, 3, H, W] to class logits [1, classes, h, w] (kept: "pixels", the share
@@ -83,7 +82,9 @@ def tune(
     Raises:
         RuntimeError: if nothing keeps enough, or the budget is too small to run the unpatched model. After this and any
             other error the model is as it was, with the settings that it had.
-        ValueError, TypeError: if an argument is out of its range, or the model's output is not dense.
+        ValueError, TypeError: if an argument is out of its range, the model cannot be patched, or its output is not
+            dense.
+        OSError: if a folder or file is not there, or cannot be read as an image.
 
     Examples:
         >>> import timm, torch
@@ -98,7 +99,7 @@ def tune(
     seconds = seconds_of(budget)
     shuffled_images = shuffled(single_images(model, images), seed)
     if not shuffled_images:
-        raise ValueError("tune got no images. Give 8 to 64, like those that the model will see")
+        raise ValueError("tune got no images. Give 8 to 64, or their folder, like those that the model will see")
     before = settings_before(model)
     countdown = Budget(seconds)
     try:

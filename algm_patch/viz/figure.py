@@ -11,8 +11,8 @@ from torch import nn
 
 from ..deprecated import model_first
 from ..handle import Algm
+from ..images.named import named_images
 from ..trunks import handle_of
-from .images import named_images
 from .paint import NO_CLASS, Array, distinct_colours
 from .panels import panels
 from .view import Predict, look

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..deprecated import model_first
 from ..files import written_whole
-from .images import named_images
+from ..images.named import named_images
 from .view import look
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ..core.eval_mode import eval_mode
 from ..core.token_map import TokenMap
 from ..handle import Algm
+from ..images.prepare import pixels_per_token, prepare
 from ..patching.forward_pass import ForwardPass
 from ..patching.naming import class_name
 from ..trunks import handle_of
 from ..tuning.judges import COSINE, judge_of, token_shapes
 from ..tuning.opening import MERGE_NOTHING
 from .paint import Array, Canvas, paint_groups
-from .preprocess import pixels_per_token, prepare
 
 Predict = Callable[[nn.Module, Tensor], Tensor]
 

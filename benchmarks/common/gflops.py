@@ -67,7 +67,7 @@ def metered(model: nn.Module) -> Iterator[Meter]:
     elif any(isinstance(part.get("algm"), Algm) for part in parts):
         yield handle_of(model)
     else:  # not every attention takes a mask, which proportional attention needs
-        with patched(model, tau=2.0, gbm_layers=[], proportional_attention=False) as handle:
+        with patched(model, tau=1.05, gbm_layers=[], proportional_attention=False) as handle:
             yield handle
 
 

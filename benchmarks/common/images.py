@@ -10,7 +10,9 @@ from skimage import data
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from algm_patch.viz.preprocess import normalization
+from algm_patch.images.named import image_files
+from algm_patch.images.normalization import normalization
+from algm_patch.images.reading import open_image
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -23,20 +25,19 @@ PHOTOGRAPHS = (
     "camera",
 )
 TEXTURES = ("brick", "grass", "gravel")  # all over, so that no token is like its neighbours
-SUFFIXES = (".png", ".jpg")
 
 
 def photograph(name: str) -> Image.Image:
-    """Return one of the photographs of scikit-image."""
-    return Image.fromarray(getattr(data, name)())
+    """Return one of the photographs of scikit-image in RGB."""
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
 def eight_pictures(folder: Path | None = None) -> list[Image.Image]:
     """Return eight evenly spaced images of a folder; without a folder, eight photographs."""
     if folder is None:
         return [photograph(name) for name in PHOTOGRAPHS]
-    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    return [Image.open(paths[i * len(paths) // 8]) for i in range(8)]
+    paths = image_files(folder)
+    return [open_image(paths[i * len(paths) // 8]) for i in range(8)]
 
 
 def pictures(folder: Path | None = None) -> dict[str, Image.Image]:
@@ -47,10 +48,7 @@ def pictures(folder: Path | None = None) -> dict[str, Image.Image]:
     """
     if folder is None:
         return {name: photograph(name) for name in (*PHOTOGRAPHS, *TEXTURES)}
-    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{folder} holds no images: expected files that end in {' or '.join(SUFFIXES)}")
-    return {path.stem: Image.open(path) for path in paths}
+    return {path.stem: open_image(path) for path in image_files(folder)}
 
 
 def channel_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -72,7 +70,7 @@ def model_input(picture: Image.Image, model: nn.Module, size: int | tuple[int, i
         size: (height, width) in pixels, or the side of a square.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    pixels = pil_to_tensor(ImageOps.fit(picture.convert("RGB"), (width, height)))[None] / 255
+    pixels = pil_to_tensor(ImageOps.fit(picture, (width, height)))[None] / 255
     parameter = next(model.parameters())
     return normalize(pixels, *channel_statistics(model)).to(parameter.device, parameter.dtype)
 

@@ -109,7 +109,7 @@ def measure(name: str, model: nn.Module, image: Tensor, rounds: int) -> None:
         similarities = handle.window_similarity.flatten()
 
     def merging_nothing() -> float:
-        with patched(model, tau=2.0, gbm_layers=[]):
+        with patched(model, tau=1.05, gbm_layers=[]):
             return seconds(model, image)
 
     def removed() -> float:

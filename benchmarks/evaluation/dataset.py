@@ -11,9 +11,11 @@ from typing import overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from algm_patch.images.reading import upright_rgb
 
 from .labels import Table, all_valid
 
@@ -91,7 +93,7 @@ class Dataset:
 
     def image(self, pair: Pair) -> Tensor:
         """Return the image [3, H, W] uint8."""
-        return pil_to_tensor(read_image(pair.image).convert("RGB"))
+        return pil_to_tensor(read_image(pair.image))
 
     def label(self, pair: Pair) -> Tensor:
         """Return the label [H, W] int64.
@@ -106,10 +108,8 @@ class Dataset:
 
 
 def read_image(file: Path | io.BytesIO) -> Image.Image:
-    """Decode an image to its end, turned as its EXIF orientation says."""
-    picture = Image.open(file)
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
+    """Return an image of any size in RGB, turned as its EXIF orientation says."""
+    return upright_rgb(Image.open(file))
 
 
 def read_label(path: Path) -> NDArray[np.integer]:

@@ -11,7 +11,7 @@ from tests.support.cases import CASES
 from tests.support.contract import PRECISIONS, SETTINGS, UNMERGED, permute_in_place_of_clap, tokens_of, trace
 from tests.support.models import blocks_of
 
-NOTHING: dict[str, Any] = {"tau": 2.0, "gbm_layers": []}
+NOTHING: dict[str, Any] = {"tau": 1.05, "gbm_layers": []}
 
 
 @pytest.fixture(params=CASES)

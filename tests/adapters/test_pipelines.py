@@ -89,7 +89,7 @@ def test_a_pipeline_merges_and_answers_as_ever(task, where):
     assert model.algm.tokens_per_layer[-2] < model.algm.last_pass.grid[0] * model.algm.last_pass.grid[1]
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-    model.algm.update(tau=2.0, gbm_layers=[])
+    model.algm.update(tau=1.05, gbm_layers=[])
     unmerged = answers()
     remove_algm(model)
     for one, other in zip(unmerged, answers(), strict=True):

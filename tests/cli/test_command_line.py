@@ -75,7 +75,7 @@ def test_tune_takes_what_to_keep_before_the_folder(place, model):
 def test_bench_merges_as_it_is_told(place, model, capsys):
     assert main(["bench", "images/0.png", *model, "--merge-to", "0.5", "--batch", "2", "--rounds", "1"]) == 0
     assert "merge_to 0.5" in capsys.readouterr().out
-    assert main(["bench", "images/0.png", *model, "--tau", "2", "--gbm-layers", "--rounds", "1"]) == 0
+    assert main(["bench", "images/0.png", *model, "--tau", "1.05", "--gbm-layers", "--rounds", "1"]) == 0
     assert "1.00 x fewer" in capsys.readouterr().out
     assert files(place) == set()
 
@@ -129,7 +129,7 @@ def test_models(capsys):
         (["show", "images/0.png", "--model", NAME, "--weights", "text.png"], "text.png has no weights for vit_tiny"),
         (["show", "images/0.png", "--model", NAME, "--settings", "cut.safetensors"], "cut.safetensors is damaged"),
         (["tune", "images/0.png", "--model", NAME], "images/0.png is not a folder"),
-        (["tune", "empty", "--model", NAME], "tune got no images"),
+        (["tune", "empty", "--model", NAME], "empty holds no images"),
         (["models", "vit_huge"], "has no model vit_huge"),
     ],
 )

@@ -183,7 +183,7 @@ def test_matching_is_in_float32_under_autocast_and_in_half_precision():
 def test_the_published_rule_says_when_it_merges_nothing():
     x = torch.ones(1, 64, 4)
     x[:, :2] = -1  # almost all windows alike: mean + std is above them all
-    with pytest.warns(UserWarning, match="tau='paper' merges nothing here: mean \\+ standard deviation is 1\\.2"):
+    with pytest.warns(UserWarning, match="tau='paper' merges no windows here: mean \\+ standard deviation is 1\\.2"):
         assert clap(x, (8, 8), "paper", num_prefix_tokens=0)[0].shape[1] == 64
     with warnings.catch_warnings():
         warnings.simplefilter("error")

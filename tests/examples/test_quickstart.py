@@ -77,7 +77,7 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
         assert np.nanstd(panel) > 0
 
 
-@pytest.mark.parametrize("size", [(640, 333), (3, 900), (1, 1)])
+@pytest.mark.parametrize("size", [(640, 333), (32, 900)])
 def test_the_main_job_on_any_picture_and_tau(tmp_path, size, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "SIDE", 252)
     Image.fromarray((np.random.default_rng(0).random((*size, 3)) * 255).astype(np.uint8)).save(tmp_path / "x.png")
@@ -88,7 +88,7 @@ def test_the_main_job_on_any_picture_and_tau(tmp_path, size, capsys, monkeypatch
 
 def test_a_file_that_is_no_picture(tmp_path):
     (tmp_path / "x.png").write_text("not a picture")
-    with pytest.raises(SystemExit, match=r"x\.png cannot be read as an image"):
+    with pytest.raises(SystemExit, match=r"error: .*x\.png is not an image that can be read"):
         quickstart.main([str(tmp_path / "x.png")])
 
 

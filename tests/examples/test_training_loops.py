@@ -115,7 +115,7 @@ def merging(model: nn.Module) -> None:
 
 
 def merging_nothing(model: nn.Module) -> None:
-    apply_algm(model, gbm_layers=[], tau=2.0)
+    apply_algm(model, gbm_layers=[], tau=1.05)
 
 
 def unpatched(model: nn.Module) -> None:

@@ -95,9 +95,9 @@ def test_where_a_decoder_is_known_it_is_refused_too():
 @torch.no_grad()
 def test_using_holds_within(model):
     before, whole = model.algm.settings, model(photo())
-    with model.algm.using(tau=2.0, gbm_layers=[]) as given:
+    with model.algm.using(tau=1.05, gbm_layers=[]) as given:
         assert given is None
-        assert model.algm.settings == before.replace(tau=2.0, gbm_layers=[])
+        assert model.algm.settings == before.replace(tau=1.05, gbm_layers=[])
         model(photo())
         assert model.algm.tokens_per_layer == [31] * 5
     assert model.algm.settings is before

@@ -141,8 +141,8 @@ QUIET = {
     ),
     "nothing is similar enough": lambda model: (setattr(model.algm, "tau", 1.0), model(photo())),
     "merging is off": lambda model: (
-        setattr(model.algm, "tau", 2.0),
-        setattr(model.algm, "gbm_tau", 2.0),
+        setattr(model.algm, "tau", 1.05),
+        setattr(model.algm, "gbm_tau", 1.05),
         model(photo()),
     ),
     "no layer merges": lambda model: (

@@ -4,10 +4,12 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import timm
+import torch
 from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
 
-from algm_patch import apply_algm
+from algm_patch import apply_algm, calibrate, remove_algm, tune, visualize
+from algm_patch.viz import contact_sheet
 from tests.support import models
 
 
@@ -130,9 +132,15 @@ def test_refused_by_name_and_left_as_it_was(what):
     assert [(type(module), list(module.__dict__)) for module in model.modules()] == before
 
 
-def test_what_is_no_module():
-    with pytest.raises(TypeError, match=r"expects a torch.nn.Module, got 'vit_tiny"):
-        apply_algm("vit_tiny_patch16_224")  # type: ignore[type-var]
+@pytest.mark.parametrize(
+    "call", [apply_algm, remove_algm, tune, calibrate, visualize, contact_sheet], ids=lambda call: call.__name__
+)
+@pytest.mark.parametrize("given_", ["vit_tiny_patch16_224", [], torch.rand(3, 32, 32)], ids=["name", "list", "image"])
+def test_what_is_no_model_is_told_apart_from_one(call, given_):
+    """A name, or arguments in the wrong order where no older version took them so."""
+    others = () if call in (apply_algm, remove_algm) else (torch.rand(1, 3, 32, 32),)
+    with pytest.raises(TypeError, match=r"the model comes first: a torch\.nn\.Module, .*; got "):
+        call(given_, *others)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_threads_do_not_meet(shared):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("settings", [{"tau": "auto"}, {"tau": 0.5, "gbm_tau": "tau"}, {"tau": 2.0}, {"batch": "min"}])
+@pytest.mark.parametrize("settings", [{"tau": "auto"}, {"tau": 0.5, "gbm_tau": "tau"}, {"tau": 1.05}, {"batch": "min"}])
 def test_one_synchronisation_a_merge(batch, settings):
     model = build("ViT")
     with torch.no_grad(), Synchronisations() as plain:

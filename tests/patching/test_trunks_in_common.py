@@ -24,7 +24,7 @@ def test_one_trunk_used_twice_is_one_vit():
     model: Any = Siamese()
     image = photo()
     expected = model(image)
-    assert apply_algm(model, tau=2.0, gbm_layers=[]).algm is model.encoder.algm
+    assert apply_algm(model, tau=1.05, gbm_layers=[]).algm is model.encoder.algm
     assert torch.equal(model(image), expected)
     apply_algm(model, trunks="same", **SETTINGS)
     with model.algm.runtime.collecting() as passes:
@@ -46,7 +46,7 @@ def test_of_sequences_behind_one_patch_embedding_one_is_named(build_model, block
         with pytest.raises(ValueError, match=r"holds 2 ViTs: .*|have one patch embedding"):
             apply_algm(model, trunks=trunks)
     assert trace(model) == before
-    apply_algm(model, trunks=blocks, tau=2.0, gbm_layers=[])
+    apply_algm(model, trunks=blocks, tau=1.05, gbm_layers=[])
     assert torch.equal(model(image), expected)
     apply_algm(model, **SETTINGS)
     assert not torch.equal(model(image), expected)
@@ -97,7 +97,7 @@ def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
         merged = model(image)
     assert all(each.tokens_per_layer[1] < 30 for each in model.algm.values())
     twin = copy.deepcopy(model)
-    model.algm.update(tau=2.0, gbm_layers=[])
+    model.algm.update(tau=1.05, gbm_layers=[])
     assert torch.equal(model(image), expected)
     assert torch.equal(twin(image), merged)
     remove_algm(model.patch_embed)

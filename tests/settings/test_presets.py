@@ -15,7 +15,7 @@ def model():
 
 
 def test_one_threshold_for_each_layer(model):
-    apply_algm(model, clap_layer=None, gbm_layers=[2, 4], gbm_tau=[0.2, 2])
+    apply_algm(model, clap_layer=None, gbm_layers=[2, 4], gbm_tau=[0.2, 1.05])
     with torch.no_grad():
         model(photo())
     counts = model.algm.tokens_per_layer
@@ -42,6 +42,6 @@ def test_what_is_wrong_with_thresholds_for_each_layer():
     for layers, taus in [((3, 5), [0.9]), ((5, 3), [0.9, 0.8])]:
         with pytest.raises(ValueError, match="give one threshold for each layer"):
             Settings(gbm_layers=layers, gbm_tau=taus)
-    with pytest.raises(ValueError, match="or above 1 to merge nothing; got 'adaptive'"):
+    with pytest.raises(ValueError, match="or above 1, which none reaches; got 'adaptive'"):
         Settings(gbm_layers=[3], gbm_tau=["adaptive"])  # type: ignore[list-item]
     json.loads(Settings(gbm_layers=[3], gbm_tau=[0.5]).metadata()["algm_patch"])

@@ -1,5 +1,7 @@
 """Settings: what is accepted, what is refused, and how the errors say it."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,22 @@ def test_unknown_settings_leave_the_model_as_it_was():
     apply_algm(model)
     with pytest.raises(AttributeError, match=r"no setting 'gbm_layer'\. Did you mean 'gbm_layers'"):
         model.algm.gbm_layer = [3]
+
+
+@pytest.mark.parametrize(
+    ("given_", "off"),
+    [({"tau": 90}, "clap_layer=None"), ({"gbm_tau": 90}, "gbm_layers=[]"), ({"gbm_tau": [1.06]}, "gbm_layers=[]")],
+)
+def test_a_threshold_that_is_a_percentage_warns_at_the_users_line(given_, off):
+    (name,) = given_
+    for call in (Settings, lambda **given_: apply_algm(build("ViT", depth=5), **given_)):
+        told = rf"^{name}=.* merges nothing there.*0\.9 and not 90; .*{re.escape(off)}"
+        with pytest.warns(UserWarning, match=told) as seen:
+            call(**given_)
+        assert [warning.filename for warning in seen] == [__file__]
+
+
+@pytest.mark.parametrize("given_", [{"tau": 1.05}, {"gbm_tau": 1.05}, {"tau": "paper", "gbm_tau": [0.9]}])
+def test_a_threshold_just_above_1_says_that_nothing_is_to_merge(given_, recwarn):
+    Settings(**given_)
+    assert not recwarn.list

@@ -68,7 +68,7 @@ def facts(built: Built, settings: dict[str, Any]) -> dict[str, str]:
     handles = handles_of(model)
     tokens = {name: handle.tokens_per_layer for name, handle in handles.items()}
     between = "; ".join(between_blocks(handle.last_pass) for handle in handles.values())
-    apply_algm(model, **{**SETTINGS, **settings, "tau": 2, "gbm_layers": []})
+    apply_algm(model, **{**SETTINGS, **settings, "tau": 1.05, "gbm_layers": []})
     nothing_merged = equal(forward, expected)
     with pytest.MonkeyPatch.context() as patch:
         permute_in_place_of_clap(patch)

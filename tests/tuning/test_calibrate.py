@@ -25,7 +25,7 @@ def windows(model, layer):
 
 
 @pytest.mark.parametrize("layer", [1, 3])
-@pytest.mark.parametrize(("tau", "rule"), [("auto", auto_tau), (0.4, auto_tau), (2.0, auto_tau), ("paper", paper_tau)])
+@pytest.mark.parametrize(("tau", "rule"), [("auto", auto_tau), (0.4, auto_tau), (1.05, auto_tau), ("paper", paper_tau)])
 def test_the_rule_over_all_windows_of_all_images(layer, tau, rule):
     model = build("ViT")
     expected = rule(windows(model, layer)).item()
@@ -126,10 +126,11 @@ def test_applying_anew_forgets():
     [
         (lambda: build("ViT"), IMAGES, ValueError, "VisionTransformer is not patched. Call apply_algm"),
         (lambda: apply_algm(build("ViT"), clap_layer=None), IMAGES, ValueError, "clap_layer is None"),
-        (lambda: apply_algm(build("ViT")), [], ValueError, r"no \(2, 2\) window in 0 batches"),
+        (lambda: apply_algm(build("ViT")), [], ValueError, "calibrate got no images"),
+        (lambda: torch.rand(3), build("ViT"), TypeError, r"the model comes first: .*got tensor\("),
         (lambda: apply_algm(build("DINOv2")), torch.randn(3, 14, 70), ValueError, r"no \(2, 2\) window in 1 batches"),
         (lambda: apply_algm(build("ViT")), torch.full((2, 3, 96, 80), torch.nan), ValueError, "give tau nan"),
-        (lambda: apply_algm(build("ViT")), ["a.png"], TypeError, "expects image tensors.*got <class 'str'>"),
+        (lambda: apply_algm(build("ViT")), ["a.png"], FileNotFoundError, "a.png"),
         (lambda: apply_algm(build("ViT")), [("a", 1)], TypeError, "got <class 'tuple'>"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,7 +205,9 @@ def test_a_block_without_keys_to_compare():
         ({"cost": ["time"]}, ValueError, "cost is one of"),
         ({"budget": 1e-6}, RuntimeError, "1e-06 was over before the unpatched model had answered 3 images"),
         ({"images": []}, ValueError, "tune got no images"),
-        ({"images": ["a.png"]}, TypeError, "image tensors"),
+        ({"images": ["a.png"]}, FileNotFoundError, "a.png"),
+        ({"images": [1]}, TypeError, "expects paths, PIL images, .*got <class 'int'>"),
+        ({"images": [np.zeros((64, 64, 3))]}, TypeError, r"uint8 \[H, W, 3\]; got float64 \[64, 64, 3\]"),
         (
             {"predict": lambda model, images: [model(images)]},
             TypeError,

@@ -14,8 +14,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from algm_patch import apply_algm
+from algm_patch.images.normalization import by_processor, normalization
+from algm_patch.images.prepare import prepare
 from algm_patch.viz import panels
-from algm_patch.viz.preprocess import by_processor, normalization, prepare
 from tests.support import models
 
 transformers = pytest.importorskip("transformers")

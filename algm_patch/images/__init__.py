@@ -1,0 +1,1 @@
+"""Images: read from files, found in folders, made a model's input."""
