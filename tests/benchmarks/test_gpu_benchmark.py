@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import signal
 import time
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks.common.arguments import DTYPES
 from benchmarks.common.stopwatch import PARTS
-from benchmarks.gpu import attention, bars, lines, suite, tables
+from benchmarks.gpu import attention, bars, lines, show, suite, tables
 from benchmarks.gpu.agenda import agenda
 from benchmarks.gpu.methods import FIXED, METHODS, PLAIN, THRESHOLDS, TOME, UNPATCHED, equal_method
 from benchmarks.gpu.networks import NETWORKS
@@ -86,6 +87,30 @@ def test_attention_with_bias_is_exact_or_the_reason_is_told(trial):
     refused = [row for row in rows.values() if "error" in row]
     assert refused
     assert all("Error" in row["error"] and "ratio" not in row and len(row["error"]) <= 160 for row in refused)
+
+
+def test_an_earlier_run_is_shown_as_it_was_printed(trial, capsys):
+    _, printed, file = trial
+    show.main([str(file)])
+    shown = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert len(rows) > len(METHODS)
+    assert set(rows) <= set(shown)
+
+
+def test_the_figures_of_the_page_about_gpus_are_those_of_the_committed_runs(capsys):
+    show.main([])
+    shown = capsys.readouterr().out
+    page = (suite.RESULTS.parents[1] / "docs" / "gpu.md").read_text()
+    claimed = page.split("## Beside what others have published")[1]
+    pairs = re.findall(r"(\d{4}) against (\d{4}), (\d\.\d\d ×)", claimed)
+    assert len(pairs) == 2
+    assert all(f"{after} images a second against {before}, {gain}" in shown for after, before, gain in pairs)
+    found = [set(re.findall(r"kept (\d\.\d\d)", run.split("Bars")[0])) for run in shown.split("card ")[1:]]
+    kept = re.findall(r"ViT-\w+ ≥ 0\.\d+ \| (\d\.\d\d): no \| (\d\.\d\d): no", page)
+    assert len(kept) == 4
+    h100, h200 = found
+    assert all(new in h200 and old in h100 for new, old in kept)
 
 
 def test_what_does_not_fit_the_time_is_named(tmp_path, capsys):
