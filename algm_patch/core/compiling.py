@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 # Whether torch.compile can have a patched forward pass in one graph: it ran in 2.9, and 2.5 knows no context managers.
@@ -20,13 +22,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def in_one_graph(fixed_counts: bool) -> bool:
-    """Return whether a compiler traces now that can have merges in its graph.
-
-    With fixed counts any can; else one that may read numbers from tensors: ``fullgraph=True`` or an export.
-    """
-    able = ONE_GRAPH or traces_python()
-    return torch.compiler.is_compiling() and able and (fixed_counts or reads_numbers())
+def in_one_graph() -> bool:
+    """Return whether a compiler traces now that can have merges in its graph."""
+    return torch.compiler.is_compiling() and (ONE_GRAPH or traces_python())
 
 
 def traces_python() -> bool:
@@ -65,14 +63,35 @@ def refuse_jit_script(module: object) -> None:
     )
 
 
-def _reads_numbers() -> bool:
-    context = torch._guards.TracingContext.try_get()
-    shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
-    return shapes is not None and shapes.allow_scalar_outputs
+def read_numbers(x: Tensor) -> list[int]:
+    """Return the numbers of an integer tensor [n], which is the only host synchronisation of a merge.
+
+    A compiler leaves its graph for them unless it has ``fullgraph=True`` or is told, as here, to have them in it.
+    """
+    if not (torch.compiler.is_dynamo_compiling() and ONE_GRAPH):
+        return x.tolist()
+    has_numbers()
+    with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
+        return x.tolist()
 
 
-# Under another name than the function's own, in whose place torch 2.5 puts the result.
-reads_numbers = torch.compiler.assume_constant_result(_reads_numbers)
+def _has_numbers() -> None:
+    """Let the graph under way have numbers, as torch lets one with ``fullgraph=True``."""
+    context: Any = tracing_context()
+    shapes = context.fake_mode.shape_env
+    shapes.settings = replace(shapes.settings, allow_scalar_outputs=True)
+
+
+def _number_of_graph() -> int:
+    """Return a number that no other graph has; 0 outside of graphs."""
+    context = tracing_context()
+    return 0 if context is None else vars(context).setdefault("algm_graph", next(GRAPHS))
+
+
+GRAPHS = itertools.count(1)
+# Under other names than the functions' own, in whose place torch 2.5 puts the results.
+has_numbers = torch.compiler.assume_constant_result(_has_numbers)
+number_of_graph = torch.compiler.assume_constant_result(_number_of_graph)
 
 
 @contextmanager
@@ -99,14 +118,15 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             own[name] = call
 
 
-# Why a whole graph breaks where these are met.
-TOO_OLD = "torch 2.9 is the first known to compile a model with ALGM's merges as one graph. Compile without fullgraph"
-NO_NUMBERS = (
-    "ALGM merges by thresholds, so a graph of the whole model must read numbers from tensors, which this torch does "
-    "for fullgraph=True if torch._dynamo.config.capture_scalar_outputs is True. Set it; or merge fixed counts, "
-    "apply_algm(model, merge_to=0.6); or compile without fullgraph"
+# Why a graph breaks at a block.
+WHY_BROKEN = (
+    "ALGM's merges are in a graph that holds the model from its patch embedding on, and this one does not. Compile the "
+    "whole model; or find what broke the graph before this block; or compile without fullgraph"
 )
-WHY_BROKEN = NO_NUMBERS if ONE_GRAPH else TOO_OLD
+if not ONE_GRAPH:
+    WHY_BROKEN = (
+        "torch 2.9 is the first known to compile a model with ALGM's merges as one graph. Compile without fullgraph"
+    )
 REASON = {"reason": WHY_BROKEN} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
 
 

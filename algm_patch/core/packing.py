@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .alike import Groups, of_rows
 from .caching import cached
+from .compiling import read_numbers
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class Packing:
     @classmethod
     def traced(cls, counts: Tensor) -> Packing:
         """Return the same packing for a compiler, which knows that there are numbers, and not which."""
-        total, longest = torch.stack([counts.sum(), counts.amax()]).tolist()
+        total, longest = read_numbers(torch.stack([counts.sum(), counts.amax()]))
         torch._check(longest >= 2)
         torch._check(total >= longest)
         return cls(counts, longest, total)
@@ -74,12 +75,17 @@ class Packing:
 
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Return the images of a packed sequence, [1, m, ...] each."""
-        return x.split(self.lengths, dim)
+        return x.split(self.numbers, dim)
 
     def images(self, x: Tensor) -> list[Tensor]:
         """Return the images of a batch [B, M, ...] without padding, [1, m, ...] each; of [B, M - P, ...], m - P."""
         left_out = self.longest - x.shape[1]
-        return [x[i : i + 1, : length - left_out] for i, length in enumerate(self.lengths)]
+        return [x[i : i + 1, : length - left_out] for i, length in enumerate(self.numbers)]
+
+    @cached
+    def numbers(self) -> list[int]:
+        """``counts`` as numbers, read from the device where a graph had made them."""
+        return list(self.lengths) or self.counts.tolist()
 
     @cached
     def groups(self) -> Groups:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .caching import cached
+from .compiling import read_numbers
 from .matching import first_members
 from .packing import Packing
 
@@ -84,7 +85,7 @@ class TokenMap:
             packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
             count, packing = packing.longest, None if packing.even else packing
         elif count is None:
-            (count,) = counts[:1].tolist() or [length]  # an empty batch merges nothing
+            (count,) = read_numbers(counts[:1]) or [length]  # an empty batch merges nothing
         if torch.compiler.is_compiling():
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
@@ -112,7 +113,7 @@ class TokenMap:
 
     def of_image(self, image: int) -> TokenMap:
         """Return the map of one image of the batch, without padding."""
-        count = self.sizes.shape[1] if self.packing is None else self.packing.lengths[image]
+        count = self.sizes.shape[1] if self.packing is None else self.packing.numbers[image]
         return TokenMap(self.labels[image : image + 1], self.sizes[image : image + 1, :count])
 
     def pack(self, x: Tensor) -> Tensor:

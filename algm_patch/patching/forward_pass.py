@@ -50,6 +50,7 @@ class ForwardPass:
         waited: a block has left a full grid that waits to be read.
         restores: what the original tokens lose at merges is kept, and added to every full grid.
         recomputed: a backward pass may run blocks again, which then find what was lost as it was.
+        by_halves: a compiler had blocks in halves, and the merges in Python.
         over: all blocks that merge have run, and the method that ran them has returned.
     """
 
@@ -74,7 +75,7 @@ class ForwardPass:
         self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.blocks: dict[int, BlockPass] = {}
         self.taps: frozenset[int] | None = None
-        self.doubtful = self.waited = self.over = self.recomputed = False
+        self.doubtful = self.waited = self.over = self.recomputed = self.by_halves = False
         self.restores = settings.is_on("restore") and settings.unmerge_at == "before_head" and settings.reduce == "mean"
         self.key: object = None
         self._tokens = LayerTokens(None, None, num_prefix_tokens)

@@ -44,6 +44,7 @@ def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *a
     part = block.algm_part
     adapter = part.adapter
     forward_pass, here, x = bookkeeping.open_block(part.runtime, part.layer, x)
+    forward_pass.by_halves |= bookkeeping is UNTRACED
     if here.idle:
         output = original(block, x, *args, **kwargs)
         bookkeeping.close_block(forward_pass, here, output[0] if isinstance(output, tuple) else output)
@@ -101,7 +102,7 @@ def block_methods(original: Any, readers: Readers) -> dict[str, Any]:
         if isinstance(x, Proxy):  # a model around the patched one is traced
             refuse_fx_trace()
         runtime = part.runtime
-        if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.current is not None:
+        if torch.compiler.is_compiling() and runtime.in_graph() and runtime.passes.here:
             return run_block(TRACED, original.forward, self, x, *others, **kwargs)
         bookkeeping = UNTRACED if torch.compiler.is_compiling() else EAGER
         return run_block_by_halves(bookkeeping, original.forward, self, x, *others, **kwargs)

@@ -84,8 +84,7 @@ def of_each_image(
         return in_groups(query, key, value, packing, key_bias, scale)
     if has_kernel(query) and not enable_gqa:
         return in_one_call(query, key, value, packing, key_bias, scale)
-    lengths = packing.lengths or packing.counts.tolist()
-    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+    parts = zip(*(packing.split(x, 2) for x in (query, key, value)), strict=True)
     outputs = []
     for image, (q, k, v) in enumerate(parts):
         bias = None if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]

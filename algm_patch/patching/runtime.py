@@ -117,7 +117,7 @@ class Runtime:
 
     def in_graph(self) -> bool:
         """Return whether a compiler traces now, and can have the whole forward pass in one graph."""
-        return in_one_graph(self.settings.merge_to is not None)
+        return in_one_graph()
 
     @property
     def newest(self) -> ForwardPass | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..core.compiling import number_of_graph
 from .forward_pass import ForwardPass
 
 NOT_IN_BACKWARD = -1
@@ -25,6 +26,7 @@ class TracedPasses:
     Attributes:
         last: the last pass that began. A compiled graph writes it anew whenever it runs.
         current: the pass under way; None if it has ended, as far as that is known.
+        graph: the number of the graph in which that began.
         taps: blocks (from 0) whose output is read by the method that runs them now; None if no such method is known.
         decoded: the pass whose merged tokens a decoder runs on now, and the one image of it (None: all); None if no
             decoder runs.
@@ -34,6 +36,7 @@ class TracedPasses:
     def __init__(self) -> None:
         self.last: ForwardPass | None = None
         self.current: ForwardPass | None = None
+        self.graph = 0
         self.taps: frozenset[int] | None = None
         self.decoded: tuple[ForwardPass, int | None] | None = None
         self.image: torch.Size | None = None
@@ -43,10 +46,16 @@ class TracedPasses:
         if self.current is not None:
             forward_pass.follow(self.current)
         self.current = self.last = forward_pass
+        self.graph = number_of_graph()
 
     def end(self) -> None:
         """Note that no pass is under way."""
         self.current = None
+
+    @property
+    def here(self) -> bool:
+        """Whether the pass under way began in the graph that is traced now; if not, a graph broke since."""
+        return self.current is not None and self.graph == number_of_graph()
 
     def find(self, x: Tensor, layer: int) -> ForwardPass | None:
         """Return the pass that the input of a block (counted from 0) belongs to; None if it cannot be told."""
@@ -55,6 +64,10 @@ class TracedPasses:
     def that_left(self, x: Tensor) -> ForwardPass | None:
         """Return the pass that left these tokens; None if it cannot be told."""
         return self.last
+
+    def taps_of(self, forward_pass: ForwardPass) -> frozenset[int] | None:
+        """Return the blocks whose output is read by the method that runs them in this pass; None if not known."""
+        return self.taps
 
 
 class ThreadPasses:
@@ -150,6 +163,11 @@ class ThreadPasses:
     def that_left(self, x: Tensor) -> ForwardPass | None:
         """Return the pass that left these tokens; None if it cannot be told."""
         return memory_of(x).get(self.key)
+
+    def taps_of(self, forward_pass: ForwardPass) -> frozenset[int] | None:
+        """Return the blocks whose output is read by the method that runs them in this pass; None if not known."""
+        begun_in_a_graph = self.taps is None and forward_pass is self.traced.current
+        return self.traced.taps if begun_in_a_graph else self.taps
 
     def forget(self) -> None:
         """Know no pass."""

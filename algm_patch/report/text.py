@@ -6,9 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from ..core.compiling import ONE_GRAPH
 from ..patching.block_pass import BlockPass
 from ..patching.forward_pass import ForwardPass
 from ..settings import Settings
+
+# What a user of halves can do about it.
+IN_ONE_GRAPH = (
+    "something broke the graph. torch.compile(model, fullgraph=True, dynamic=True) says what; one graph is faster, and "
+    "of fixed shapes with merge_to=0.6"
+    if ONE_GRAPH
+    else "torch 2.9 and newer have them in the graph, which is faster"
+)
 
 
 def report(title: str, settings: Settings, past: ForwardPass | None, saved: Callable[[], str]) -> str:
@@ -84,6 +93,8 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
             lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
     if mixed := [str(layer + 1) for layer, block in blocks if block.views > 1]:
         lines.append(f"  several views in one sequence, where nothing more merges, in layer {', '.join(mixed)}")
+    if past.by_halves:
+        lines.append(f"  compiled in halves, with the merges in Python: {IN_ONE_GRAPH}")
     if past.taps is None:
         lines.append(f"  {between_blocks(blocks)}")
     elif given := [str(layer + 1) for layer, block in blocks if block.gives_grid and block.after is not None]:

@@ -2,15 +2,20 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from algm_patch import apply_algm
+from algm_patch.core.compiling import ONE_GRAPH
 from tests.support.compiling import FAMILIES, SETTINGS, SIDE, WHOLE, assert_same_run, counted, images, tokens
+
+IN_ONE_GRAPH = pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
 
 
 @pytest.fixture(autouse=True)
 def _fresh():
     torch.manual_seed(0)
     torch._dynamo.reset()
+    counters.clear()
 
 
 @pytest.fixture(params=FAMILIES)
@@ -19,9 +24,10 @@ def model(request):
 
 
 @torch.no_grad()
-def test_one_graph_for_images_of_any_content(model):
+@pytest.mark.parametrize("asked", [pytest.param({}, marks=IN_ONE_GRAPH), WHOLE], ids=["default", "whole"])
+def test_one_graph_for_images_of_any_content(model, asked):
     apply_algm(model, **SETTINGS)
-    counter, options = counted(**WHOLE)
+    counter, options = counted(**asked)
     compiled = torch.compile(model, **options)
     lengths = set()
     for seed in range(50):
@@ -29,6 +35,7 @@ def test_one_graph_for_images_of_any_content(model):
         lengths.add(model.algm.tokens_per_layer[-1])
     assert len(lengths) > 10
     assert counter.frame_count <= 2
+    assert not counters["graph_break"]
 
 
 @torch.no_grad()
@@ -76,15 +83,43 @@ def test_fixed_counts_are_one_graph_without_symbols_of_content(model, options):
     assert unbacked == []
 
 
+@IN_ONE_GRAPH
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_by_default_a_batch_of_unlike_images_is_one_graph(model, backend):
+    apply_algm(model, **SETTINGS)
+    counter, options = counted(backend)
+    compiled = torch.compile(model, **options)
+    for seed in range(4):
+        found = tokens(compiled, images(seed, 3))
+        torch.testing.assert_close(found, tokens(model, images(seed, 3)), atol=1e-4, rtol=1e-4)
+    assert counter.frame_count == 1
+    assert not counters["graph_break"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 3])
-def test_without_a_whole_graph_the_halves_are_compiled(model, batch):
-    apply_algm(model, **SETTINGS)
+def test_behind_a_broken_graph_the_halves_are_compiled(batch):
+    """As many graphs for four images as for twelve, of any number of tokens."""
+    model = apply_algm(FAMILIES["timm ViT"]().eval(), **SETTINGS)
+    attention = model.blocks[0].attn
+    own_forward = attention.forward
+
+    def breaking(*args, **kwargs):
+        torch._dynamo.graph_break()
+        return own_forward(*args, **kwargs)
+
+    attention.forward = breaking
     counter, options = counted()
     compiled = torch.compile(model, **options)
-    merged = [assert_same_run(model, compiled, images(seed, batch)) for seed in range(4)]
-    assert any(merged)
-    assert counter.frame_count > 1
+    graphs = []
+    for seed in range(12):
+        assert_same_run(model, compiled, images(seed, batch), atol=1e-5, rtol=1e-5)
+        graphs.append(counter.frame_count)
+        assert "compiled in halves" in repr(model.algm)
+    assert graphs[3] == graphs[-1] > 1
+    model(images(0))
+    assert "compiled" not in repr(model.algm)
 
 
 @torch.no_grad()

@@ -89,13 +89,14 @@ SLOW = {
         ),
     },
     "patching/test_compile": {
-        r"test_inductor": "the same graphs, run by the backend eager",
-        r"any_content\[(?!timm ViT)": "every family as one whole graph, of unlike images",
+        r"test_inductor|is_one_graph.*inductor": "the same graphs, run by the backend eager",
+        r"is_one_graph\[(?!timm ViT).*aot": "one family through autograd",
+        r"any_content\[(?!timm ViT|transformers DINOv2-default).*-": "every family as one graph, of unlike images",
         r"unlike_images\[(?!timm ViT).*-min": "two families, each image by its own content",
         r"unlike_images\[(?!timm ViT|transformers DINOv2).*-image": "two families, each image by its own content",
         r"fixed_counts.*\[(?!timm ViT|transformers DINOv2)": "two families as one graph of fixed counts",
         r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "one family in each way to ask for it",
-        r"without_a_whole_graph.*\[(?!timm ViT)": "a ViT, whose halves are compiled as any other's",
+        r"behind_a_broken_graph\[1": "a broken graph of a batch",
         r"other_settings.*(?!'place')(window|key|gbm_tau|proportional)": (
             "the place, as one graph; every setting, eager (patching/test_pairs)"
         ),
