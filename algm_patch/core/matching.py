@@ -5,16 +5,11 @@ A leader is the position of the first token of a group; a token that stands alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .closeness import closeness
-
-# The bound on the similarities that are held at once; weights of pairs take as much again.
-CHUNK_BYTES = 64 * 2**20
+from .nearest import nearest
 
 
 def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
@@ -89,16 +84,9 @@ def best_matches(
     if x.shape[1] <= other:
         proposer = proposer[:0]
         return unit.new_zeros(x.shape[0], 0), proposer, proposer.expand(x.shape[0], 0)
-    a, b = unit[:, start::2], unit[:, other::2].mT.contiguous()
     padding = None if counts is None else receiver >= counts[:, None]
-
-    def best(rows: slice) -> tuple[Tensor, Tensor]:
-        similarity = a[:, rows] @ b
-        if sizes is not None:
-            similarity = closeness(similarity, sizes[:, start::2][:, rows, None], sizes[:, None, other::2])
-        return (similarity if padding is None else similarity.masked_fill_(padding[:, None], -torch.inf)).max(-1)
-
-    similarity, index = in_chunks(best, proposer.shape[0], x.shape[0] * (x.shape[1] // 2) * unit.element_size())
+    own, others = (None, None) if sizes is None else (sizes[:, start::2], sizes[:, other::2])
+    similarity, index = nearest(unit[:, start::2], unit[:, other::2], own, others, padding)
     if counts is not None:
         similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
     return similarity, proposer, receiver[index]
@@ -124,21 +112,6 @@ def num_proposals(length: int, num_prefix_tokens: int) -> int:
 def num_receivers(length: int, num_prefix_tokens: int) -> int:
     """Return how many B tokens a sequence of this length has."""
     return max(0, length - first_receiver(num_prefix_tokens) + 1) // 2
-
-
-def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_each: int) -> tuple[Tensor, Tensor]:
-    """Return ``best`` of so many rows, some at a time, so that it holds a bounded number at once. Compiled, all.
-
-    Args:
-        best: from a slice of the rows to two results [B, rows].
-        bytes_each: that it holds for a row.
-    """
-    rows = max(1, CHUNK_BYTES // max(1, bytes_each))
-    if torch.compiler.is_compiling() or count <= rows:
-        return best(slice(None))
-    slices = map(slice, range(0, count, rows), range(rows, count + rows, rows))
-    similarity, index = zip(*map(best, slices), strict=True)
-    return torch.cat(similarity, 1), torch.cat(index, 1)
 
 
 def gbm_leaders(merges: Tensor, proposer: Tensor, partner: Tensor, length: int) -> Tensor:

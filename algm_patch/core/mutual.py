@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .closeness import closeness
-from .matching import full_precision, in_chunks
+from .matching import full_precision
+from .nearest import nearest
 
 # The width to which vectors are folded before all are compared with all.
 FOLDED = 64
@@ -39,7 +40,7 @@ def mutual_matches(
     if not torch.compiler.is_compiling() and unit.shape[1] < 2:
         return unit.new_full(unit.shape[:2], -torch.inf), own + num_prefix_tokens, own.expand(unit.shape[:2])
     no_token = None if counts is None else own >= counts[:, None] - num_prefix_tokens
-    best, partner = nearest(unit, sizes, no_token)
+    best, partner = nearest(unit, unit, sizes, sizes, no_token, not_itself=True)
     best, partner = preferring_neighbours(best, partner, unit, sizes, no_token)
     pairs = (partner.gather(1, partner) == own) & (own < partner)
     if no_token is not None:
@@ -55,21 +56,6 @@ def folded(x: Tensor) -> Tensor:
     if x.shape[-1] <= FOLDED:
         return x
     return pad(x, (0, -x.shape[-1] % FOLDED)).unflatten(-1, (-1, FOLDED)).sum(-2)
-
-
-def nearest(unit: Tensor, sizes: Tensor | None, no_token: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the similarity of each token to the most similar other one, and which that is: [B, n] each."""
-    batch, length = unit.shape[:2]
-    other, own = unit.mT.contiguous(), torch.arange(length, device=unit.device)
-
-    def best(rows: slice) -> tuple[Tensor, Tensor]:
-        similarity = unit[:, rows] @ other
-        if sizes is not None:
-            similarity = closeness(similarity, sizes[:, rows, None], sizes[:, None])
-        similarity = similarity.masked_fill(own[rows, None] == own, -torch.inf)
-        return (similarity if no_token is None else similarity.masked_fill(no_token[:, None], -torch.inf)).max(-1)
-
-    return in_chunks(best, length, batch * length * unit.element_size())
 
 
 def preferring_neighbours(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from algm_patch.core.matching import CHUNK_BYTES
+from algm_patch.core.nearest import CHUNK_BYTES
 
 from .scaling_report import BAR, where
 from .stages import FORWARD, MATCHING, LeftOut, Measured

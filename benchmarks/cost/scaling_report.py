@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from algm_patch.core.matching import CHUNK_BYTES
+from algm_patch.core.nearest import CHUNK_BYTES
 
 from .stages import FORWARD, MATCHING, STAGES, LeftOut, Measured
 

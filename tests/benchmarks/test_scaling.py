@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from algm_patch.core import matching
+from algm_patch.core import nearest
 from algm_patch.core.plan import plan_clap
 from algm_patch.functional import TokenMap
 from benchmarks.common.memory import peak_memory
@@ -155,7 +155,7 @@ def memory(side, batch, chunk):
     """Return the bytes at the peak of each stage."""
     x = torch.randn(batch, side * side, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "CHUNK_BYTES", chunk)
+        patch.setattr(nearest, "CHUNK_BYTES", chunk)
         return {name: peak_memory(*call) for name, call in stages.stages(x, (side, side), 0).items()}
 
 
@@ -178,7 +178,7 @@ def measured(tokens, share, memory, batch=1):
 
 
 def test_the_bars_hold_or_are_missed_at_the_worst_combination():
-    chunk = matching.CHUNK_BYTES
+    chunk = nearest.CHUNK_BYTES
     few, many = measured(2**8, 0.02, 100.0), measured(2**14, 0.01, 100 + chunk / 2**14)
     reach, time, memory = scaling_report.verdicts([few, many])
     assert reach == "up to 16384 tokens"

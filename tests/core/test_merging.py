@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from algm_patch.core.matching import window_similarity
 from algm_patch.functional import TokenMap, clap, gbm
+from tests.support.largest import Largest
 
 KINDS = ["random", "smooth", "constant", "zero", "nan", "inf", "huge"]
 
@@ -135,19 +135,6 @@ def test_what_is_not_finite_takes_no_place_among_the_best_of_its_image(spoilt):
     assert token_map.sizes[1, token_map.labels[1, 10]] == 1
 
 
-class Largest(TorchDispatchMode):
-    """Notes the size in bytes of the largest tensor that an operation returns."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return result
-
-
 @pytest.mark.parametrize(("batch", "side"), [(1, 128), (5, 64)])
 def test_similarities_are_held_in_chunks_and_the_rest_is_linear_in_the_tokens(batch, side):
     x = torch.randn(batch, side * side, 4)
@@ -163,7 +150,7 @@ def test_similarities_are_held_in_chunks_and_the_rest_is_linear_in_the_tokens(ba
 def test_chunks_do_not_change_the_matches(monkeypatch):
     x = torch.randn(2, 300, 8)
     whole = gbm(x, TokenMap.identity(2, 300), layer=3)
-    monkeypatch.setattr("algm_patch.core.matching.CHUNK_BYTES", 2 * 150 * 4 * 7)
+    monkeypatch.setattr("algm_patch.core.nearest.CHUNK_BYTES", 2 * 150 * 4 * 7)
     chunked = gbm(x, TokenMap.identity(2, 300), layer=3)
     assert torch.equal(whole[1].labels, chunked[1].labels)
 

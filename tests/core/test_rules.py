@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from algm_patch.core import matching
+from algm_patch.core import nearest
 from algm_patch.core.matching import best_matches
 from algm_patch.core.mutual import FOLDED, folded, mutual_matches
 from algm_patch.core.plan import plan_gbm
@@ -85,7 +85,7 @@ def test_a_flat_area_pairs_up():
 def test_similarities_of_all_pairs_are_held_in_chunks(monkeypatch):
     x, sizes = torch.randn(2, 60, 80), torch.randint(1, 5, (2, 60)).float()
     whole = Rule(mutual=True, size_aware=True).match(x, 1, sizes, None)
-    monkeypatch.setattr(matching, "CHUNK_BYTES", 7 * 2 * 59 * 4)
+    monkeypatch.setattr(nearest, "CHUNK_BYTES", 7 * 2 * 59 * 4)
     chunked = Rule(mutual=True, size_aware=True).match(x, 1, sizes, None)
     torch.testing.assert_close(chunked[0], whole[0])
     assert torch.equal(chunked[2], whole[2])

@@ -1,0 +1,94 @@
+"""Find for each token the most similar one of others, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .closeness import closeness
+from .compiling import ONE_GRAPH
+
+# The bound on the similarities that are held at once; weights of pairs take as much again.
+CHUNK_BYTES = 64 * 2**20
+
+
+def nearest(
+    x: Tensor,
+    others: Tensor,
+    sizes: Tensor | None = None,
+    sizes_of_others: Tensor | None = None,
+    no_token: Tensor | None = None,
+    not_itself: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the similarity of each vector to the most similar other one, and which that is: [B, n] each.
+
+    A compiler calls it without looking into it, as its graph would hold all similarities at once. What is exported
+    has torch's own operators alone, and holds them all.
+
+    Args:
+        x: [B, n, D] of length one.
+        others: [B, m, D] of length one.
+        sizes, sizes_of_others: [B, n] and [B, m], if the distance is to count them (see `closeness`). None: not.
+        no_token: [B, m], where the others are padding. None: nowhere.
+        not_itself: the others are the same vectors, and none is its own nearest.
+    """
+    arguments = x, others, sizes, sizes_of_others, no_token, not_itself
+    if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not torch.compiler.is_exporting():
+        return opaque(*arguments)
+    return by_rows(*arguments)
+
+
+def by_rows(
+    x: Tensor,
+    others: Tensor,
+    sizes: Tensor | None,
+    sizes_of_others: Tensor | None,
+    no_token: Tensor | None,
+    not_itself: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return `nearest`, computed by torch's own operators."""
+    columns, own = others.mT.contiguous(), torch.arange(x.shape[1], device=x.device)
+
+    def best(rows: slice) -> tuple[Tensor, Tensor]:
+        similarity = x[:, rows] @ columns
+        if sizes is not None and sizes_of_others is not None:
+            similarity = closeness(similarity, sizes[:, rows, None], sizes_of_others[:, None])
+        if not_itself:
+            similarity = similarity.masked_fill_(own[rows, None] == own, -torch.inf)
+        return (similarity if no_token is None else similarity.masked_fill_(no_token[:, None], -torch.inf)).max(-1)
+
+    return in_chunks(best, x.shape[1], x.shape[0] * others.shape[1] * x.element_size())
+
+
+def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_each: int) -> tuple[Tensor, Tensor]:
+    """Return ``best`` of so many rows, some at a time, so that it holds a bounded number at once. Exported, all.
+
+    Args:
+        best: from a slice of the rows to two results [B, rows].
+        bytes_each: that it holds for a row.
+    """
+    rows = max(1, CHUNK_BYTES // max(1, bytes_each))
+    if torch.compiler.is_compiling() or count <= rows:
+        return best(slice(None))
+    slices = map(slice, range(0, count, rows), range(rows, count + rows, rows))
+    similarity, index = zip(*map(best, slices), strict=True)
+    return torch.cat(similarity, 1), torch.cat(index, 1)
+
+
+@torch.library.custom_op("algm_patch::nearest", mutates_args=())
+def opaque(
+    x: Tensor,
+    others: Tensor,
+    sizes: Tensor | None,
+    sizes_of_others: Tensor | None,
+    no_token: Tensor | None,
+    not_itself: bool,
+) -> tuple[Tensor, Tensor]:
+    return by_rows(x, others, sizes, sizes_of_others, no_token, not_itself)
+
+
+@opaque.register_fake
+def like_results(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int64)
