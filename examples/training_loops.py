@@ -14,7 +14,7 @@ The images are rectangles whose colours are the classes, small enough to see the
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -45,8 +45,13 @@ def patch(model: nn.Module) -> None:
     apply_algm(model, clap_layer=1, gbm_layers=[2], tau=0.9)
 
 
-def main(names: list[str]) -> None:
-    """Run the scripts of these names, or all."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the scripts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Run these: {', '.join(SCRIPTS)} (default: all).")
+    names = parser.parse_args(arguments).names
+    if unknown := [name for name in names if name not in SCRIPTS]:
+        parser.error(f"there is no {', '.join(unknown)}: {', '.join(SCRIPTS)}")
     for name in names or SCRIPTS:
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
@@ -57,4 +62,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -216,7 +216,7 @@ def test_options_of_commands_are_those_of_a_parser():
     folders = ("algm_patch", "benchmarks", "examples")
     sources = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     known = {*re.findall(r'"(--[\w-]+)"', sources), "--help"}
-    commands = r"(?:-m benchmarks\.[\w.]+|-m algm_patch|examples/\w+\.py) ((?:\\\n|[^`\n])*)"
+    commands = r"(?:-m benchmarks\.[\w.]+|-m algm_patch|algm-patch|examples/\w+\.py) ((?:\\\n|[^`\n])*)"
     for document in DOCUMENTS:
         given = " ".join(re.findall(commands, document.read_text()))
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", given)) <= known, name_of(document)

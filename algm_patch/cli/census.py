@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,12 +65,15 @@ def timm_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
         yield outcome(name, name, partial(timm.create_model, name))
 
 
-def transformers_models() -> Iterator[Outcome]:
-    """Yield the outcome of every model type of transformers that takes pixels, in its default configuration."""
+def transformers_models(names: Sequence[str] | None = None) -> Iterator[Outcome]:
+    """Yield the outcome of every model type of transformers, or of those named, that takes pixels.
+
+    Each is built in its default configuration.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 
-    for name in MODEL_MAPPING_NAMES:
+    for name in MODEL_MAPPING_NAMES if names is None else names:
         config = CONFIG_MAPPING[name]
         try:
             found = MODEL_MAPPING[config]
@@ -78,6 +83,30 @@ def transformers_models() -> Iterator[Outcome]:
             continue
         if takes_pixels:
             yield outcome(name, cls.__name__, partial(build, cls, config))
+
+
+def timm_names() -> list[str]:
+    """Return the models of timm."""
+    import timm
+
+    names: list[str] = timm.list_models()
+    return names
+
+
+def transformers_names() -> list[str]:
+    """Return the model types of transformers; none if it is not installed."""
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    except ModuleNotFoundError:
+        print("transformers is not installed: its models are left out", file=sys.stderr)
+        return []
+    return list(MODEL_MAPPING_NAMES)
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that patterns such as "vit_tiny_*" (a tag after a dot aside) match, in the order of these."""
+    found = (name for pattern in patterns for name in fnmatch.filter(names, pattern.partition(".")[0]))
+    return list(dict.fromkeys(found))
 
 
 def build(cls: Any, config: Any) -> Any:

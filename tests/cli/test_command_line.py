@@ -1,7 +1,11 @@
-"""python -m algm_patch, as users call it."""
+"""The command algm-patch, as users call it."""
 
+import argparse
+import configparser
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage.data import astronaut
 
-from algm_patch import Settings
+from algm_patch import Settings, __version__
 from algm_patch.cli.main import main
+from algm_patch.cli.options import parser
 
 NAME = "vit_tiny_patch16_224"
 
@@ -60,6 +65,7 @@ def test_tune_then_bench_with_what_was_found(place, model, capsys):
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s"]) == 0
     assert files(place) == {"algm_out/settings.json", "algm_out/pareto.png"}
     settings = Settings.load("algm_out/settings.json")
+    assert capsys.readouterr().out.endswith("\napply_algm(model, settings=Settings.load('algm_out/settings.json'))\n")
     assert settings.record.kept["cosine"] >= 0.5
     before = files(place)
     assert main(["bench", "images/0.png", *model, "--settings", "algm_out/settings.json", "--rounds", "2"]) == 0
@@ -89,7 +95,7 @@ def test_what_tune_found_is_saved_whatever_happens_then(place, model, monkeypatc
     assert files(place) == {"algm_out/settings.json"}
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    monkeypatch.setattr("algm_patch.cli.main.pareto", fails)
+    monkeypatch.setattr("algm_patch.cli.commands.pareto", fails)
     assert main(["tune", "images", *model, "--keep", "0.5", "--budget", "60s", "--out", "new"]) == 1
     assert "new/settings.json" in files(place)
 
@@ -104,7 +110,7 @@ def test_settings_that_cannot_be_saved_are_printed(place, model, capsys):
 
 def test_a_place_that_is_none_is_told_before_anything_is_measured(place, model, monkeypatch, capsys):
     (place / "file").write_text("")
-    monkeypatch.setattr("algm_patch.cli.main.tune", None)
+    monkeypatch.setattr("algm_patch.cli.commands.tune", None)
     assert main(["tune", "images", *model, "--out", "file"]) == 1
     assert "file" in capsys.readouterr().err
 
@@ -113,6 +119,11 @@ def test_models(capsys):
     assert main(["models", "vit_base_patch16_dinov3"]) == 0
     assert main(["models", NAME, "swin_tiny_patch4_window7_224"]) == 1
     first, *_, last = capsys.readouterr().out.splitlines()
+    assert main(["models", "vit_*_patch16_dinov3", "dinov?"]) == 0
+    assert {line.split(" ")[0] for line in capsys.readouterr().out.splitlines()} >= {
+        "vit_base_patch16_dinov3",
+        "dinov2",
+    }
     assert first == "vit_base_patch16_dinov3 (Eva): patched"
     assert last.startswith("swin_tiny_patch4_window7_224 (SwinTransformer): ")
     assert "patched" not in last.split(": ")[1][:8]
@@ -122,6 +133,12 @@ def test_models(capsys):
     ("arguments", "message"),
     [
         (["show", "nowhere.png", "--model", NAME], "nowhere.png"),
+        (["bench", "nowhere.png", "--model", "resnet18"], "resnet18 cannot be patched: there is no sequence"),
+        (["bench", "nowhere.png", "--model", "vit_small_patch16_224"], "it has in another shape 151 (cls_token ["),
+        (["bench", "nowhere.png", "--model", "deit_tiny_distilled_patch16_224"], "of 155 it lacks 3 (dist_token, "),
+        (["show", "images/0.png", "--model", "empty"], "--weights and --size are of timm's models"),
+        (["show", "images/0.png", "--model", NAME, "--device", "cuda:77"], "--device cuda:77 cannot be used: "),
+        (["show", "images/0.png", "--model", NAME, "--device", "gpu"], "--device gpu cannot be used: "),
         (["show", "text.png", "--model", NAME], "text.png is not an image"),
         (["show", "images/0.png", "--model", "vit_huge"], "has no model 'vit_huge'"),
         (["show", "images/0.png", "--model", NAME, "--weights", "nowhere.pth"], "nowhere.pth is not there"),
@@ -130,7 +147,7 @@ def test_models(capsys):
         (["show", "images/0.png", "--model", NAME, "--settings", "cut.safetensors"], "cut.safetensors is damaged"),
         (["tune", "images/0.png", "--model", NAME], "images/0.png is not a folder"),
         (["tune", "empty", "--model", NAME], "empty holds no images"),
-        (["models", "vit_huge"], "has no model vit_huge"),
+        (["models", "vit_huge"], "nor transformers, as installed, has a model vit_huge"),
     ],
 )
 def test_what_is_wrong_is_said(place, weights, capsys, arguments, message):
@@ -170,4 +187,36 @@ def test_it_runs_as_a_module():
     command = [sys.executable, "-m", "algm_patch", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0
-    assert "python -m algm_patch tune" in done.stdout
+    assert "algm-patch tune" in done.stdout
+
+
+def test_the_console_script_is_the_module():
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg")
+    name, _, target = config["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, function = target.partition(":")
+    assert (name, getattr(import_module(module), function)) == ("algm-patch", main)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"algm_patch {__version__}\n"
+
+
+def actions(of):
+    """Return the options and arguments of a parser, and those of its commands."""
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from actions(command)
+        else:
+            yield of.prog, action
+
+
+def test_every_option_has_a_sentence_of_help():
+    found = list(actions(parser(None)))
+    assert {prog.split(" ")[-1] for prog, _ in found} == {"algm-patch", "show", "tune", "bench", "models"}
+    dumb = [(prog, each.dest) for prog, each in found if not re.fullmatch(r"[A-Z][^A-Z].*\.", each.help or "")]
+    assert dumb == []

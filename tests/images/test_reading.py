@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from algm_patch import apply_algm, calibrate, tune
-from algm_patch.cli import main as commands
+from algm_patch.cli import commands
 from algm_patch.images.named import named_images
 from algm_patch.images.reading import ImageError, in_8_bits, open_image
 from algm_patch.viz import contact_sheet
