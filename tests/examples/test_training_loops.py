@@ -243,13 +243,3 @@ def test_a_patch_that_merges_nothing_trains_the_weights_of_the_unpatched_model(l
     plain, patched = (run(loop, patch, tmp_path / patch.__name__) for patch in (unpatched, merging_nothing))
     assert_same_weights(patched.model, plain.model)
     assert patched.losses == plain.losses != trained.losses
-
-
-@pytest.mark.parametrize(
-    ("argument", "status", "told"), [("--help", 0, "Run these: plain"), ("plan", 2, "there is no plan")]
-)
-def test_help_and_a_script_that_there_is_not(argument, status, told, capsys):
-    with pytest.raises(SystemExit) as done:
-        training_loops.main([argument])
-    assert done.value.code == status
-    assert told in "".join(capsys.readouterr())
