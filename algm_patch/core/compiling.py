@@ -64,11 +64,11 @@ def refuse_jit_script(module: object) -> None:
 
 
 def read_numbers(x: Tensor) -> list[int]:
-    """Return the numbers of an integer tensor [n], which is the only host synchronisation of a merge.
+    """Return the numbers of an integer tensor [n] that a compiler or an export traces.
 
-    A compiler leaves its graph for them unless it has ``fullgraph=True`` or is told, as here, to have them in it.
+    Dynamo leaves its graph for them unless it has ``fullgraph=True`` or is told, as here, to have them in it.
     """
-    if not (torch.compiler.is_dynamo_compiling() and ONE_GRAPH):
+    if traces_python() or not ONE_GRAPH:
         return x.tolist()
     has_numbers()
     with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):

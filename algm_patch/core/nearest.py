@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -34,21 +32,8 @@ def nearest(
         no_token: [B, m], where the others are padding. None: nowhere.
         not_itself: the others are the same vectors, and none is its own nearest.
     """
-    arguments = x, others, sizes, sizes_of_others, no_token, not_itself
     if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not torch.compiler.is_exporting():
-        return opaque(*arguments)
-    return by_rows(*arguments)
-
-
-def by_rows(
-    x: Tensor,
-    others: Tensor,
-    sizes: Tensor | None,
-    sizes_of_others: Tensor | None,
-    no_token: Tensor | None,
-    not_itself: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return `nearest`, computed by torch's own operators."""
+        return opaque(x, others, sizes, sizes_of_others, no_token, not_itself)
     columns, own = others.mT.contiguous(), torch.arange(x.shape[1], device=x.device)
 
     def best(rows: slice) -> tuple[Tensor, Tensor]:
@@ -59,20 +44,10 @@ def by_rows(
             similarity = similarity.masked_fill_(own[rows, None] == own, -torch.inf)
         return (similarity if no_token is None else similarity.masked_fill_(no_token[:, None], -torch.inf)).max(-1)
 
-    return in_chunks(best, x.shape[1], x.shape[0] * others.shape[1] * x.element_size())
-
-
-def in_chunks(best: Callable[[slice], tuple[Tensor, Tensor]], count: int, bytes_each: int) -> tuple[Tensor, Tensor]:
-    """Return ``best`` of so many rows, some at a time, so that it holds a bounded number at once. Exported, all.
-
-    Args:
-        best: from a slice of the rows to two results [B, rows].
-        bytes_each: that it holds for a row.
-    """
-    rows = max(1, CHUNK_BYTES // max(1, bytes_each))
-    if torch.compiler.is_compiling() or count <= rows:
+    rows = max(1, CHUNK_BYTES // max(1, x.shape[0] * others.shape[1] * x.element_size()))
+    if torch.compiler.is_compiling() or x.shape[1] <= rows:
         return best(slice(None))
-    slices = map(slice, range(0, count, rows), range(rows, count + rows, rows))
+    slices = map(slice, range(0, x.shape[1], rows), range(rows, x.shape[1] + rows, rows))
     similarity, index = zip(*map(best, slices), strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
 
@@ -86,7 +61,7 @@ def opaque(
     no_token: Tensor | None,
     not_itself: bool,
 ) -> tuple[Tensor, Tensor]:
-    return by_rows(x, others, sizes, sizes_of_others, no_token, not_itself)
+    return nearest(x, others, sizes, sizes_of_others, no_token, not_itself)
 
 
 @opaque.register_fake

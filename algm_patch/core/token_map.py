@@ -85,7 +85,8 @@ class TokenMap:
             packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
             count, packing = packing.longest, None if packing.even else packing
         elif count is None:
-            (count,) = read_numbers(counts[:1]) or [length]  # an empty batch merges nothing
+            read = read_numbers if torch.compiler.is_compiling() else Tensor.tolist
+            (count,) = read(counts[:1]) or [length]  # an empty batch merges nothing
         if torch.compiler.is_compiling():
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)

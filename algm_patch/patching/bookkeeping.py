@@ -79,7 +79,10 @@ def open_block(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, Bl
     block = forward_pass.blocks.get(layer)
     if block is None:
         if not forward_pass.blocks:
-            forward_pass.taps = passes.taps_of(forward_pass) if forward_pass.in_order else None
+            taps = passes.taps
+            if taps is None and forward_pass is runtime.traced.current:
+                taps = runtime.traced.taps  # of a graph that was broken
+            forward_pass.taps = taps if forward_pass.in_order else None
             if runtime.settings.unmerge_at == "after_head":
                 forward_pass.taps = without_last(runtime, forward_pass.taps)
         read, changed = reads_and_changes(runtime.vit.blocks, layer)

@@ -65,10 +65,6 @@ class TracedPasses:
         """Return the pass that left these tokens; None if it cannot be told."""
         return self.last
 
-    def taps_of(self, forward_pass: ForwardPass) -> frozenset[int] | None:
-        """Return the blocks whose output is read by the method that runs them in this pass; None if not known."""
-        return self.taps
-
 
 class ThreadPasses:
     """Hold the forward passes of one patched model in one thread.
@@ -163,11 +159,6 @@ class ThreadPasses:
     def that_left(self, x: Tensor) -> ForwardPass | None:
         """Return the pass that left these tokens; None if it cannot be told."""
         return memory_of(x).get(self.key)
-
-    def taps_of(self, forward_pass: ForwardPass) -> frozenset[int] | None:
-        """Return the blocks whose output is read by the method that runs them in this pass; None if not known."""
-        begun_in_a_graph = self.taps is None and forward_pass is self.traced.current
-        return self.traced.taps if begun_in_a_graph else self.taps
 
     def forget(self) -> None:
         """Know no pass."""
