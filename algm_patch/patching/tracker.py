@@ -54,7 +54,7 @@ class TracedPasses:
 
     @property
     def here(self) -> bool:
-        """Whether the pass under way began in the graph that is traced now; if not, a graph broke since."""
+        """True if the pass under way began in the graph that is traced now; if not, a graph broke since."""
         return self.current is not None and self.graph == number_of_graph()
 
     def find(self, x: Tensor, layer: int) -> ForwardPass | None:
