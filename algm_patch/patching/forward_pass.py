@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.alignment import in_aligned_rows
 from ..core.layer_tokens import LayerTokens
 from ..core.plan import HowMany, Plan, plan_clap, plan_gbm, warn_of_nothing
 from ..core.residual import lost_with
@@ -22,6 +21,7 @@ from .losses import let_go
 from .merges import Merge, merges_of
 from .not_the_grid import not_whole, several_grids
 from .views import block_of_views, rows_of, views_in
+from .weighted_attention import as_mask
 
 
 class ForwardPass:
@@ -173,8 +173,7 @@ class ForwardPass:
         """Return what attention must know of its tokens, which are of this dtype."""
         bias = None
         if before is not None and self.settings.proportional_attention:
-            bias = before.key_bias.to(dtype)
-            bias = in_aligned_rows(bias) if bias.is_cuda else bias
+            bias = as_mask(before.key_bias, dtype)
         return LayerTokens(before, bias, self.num_prefix_tokens)
 
     def merge(self, layer: int, x: Tensor, features: Tensor | None) -> Tensor:

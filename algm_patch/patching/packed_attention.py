@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.matching import full_precision
 from ..core.packing import Packing
-from .packed_kernels import has_kernel, in_groups, in_one_call, takes_bias
+from .weighted_attention import chosen
 
 
 class PackedAttention(TorchFunctionMode):
@@ -62,35 +62,11 @@ def attention(
         raise ValueError(
             "attention of packed images was given a mask or dropout, which Adapter.packs had said it would not be"
         )
-    options = key_bias, scale, enable_gqa
     if torch.compiler.is_compiling():
-        y = opaque(query, key, value, packing.counts, packing.longest, *options)
+        y = opaque(query, key, value, packing.counts, packing.longest, key_bias, scale)
     else:
-        y = of_each_image(query, key, value, packing, *options)
+        y = chosen(query, key, key_bias)(query, key, value, packing, key_bias, scale)
     return y.transpose(1, 2)
-
-
-def of_each_image(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    key_bias: Tensor | None,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
-    """Return attention [1, T, heads, D]: in one call where there is a kernel for it, else image by image."""
-    if key_bias is not None and not enable_gqa and takes_bias(query):
-        return in_groups(query, key, value, packing, key_bias, scale)
-    if has_kernel(query) and not enable_gqa:
-        return in_one_call(query, key, value, packing, key_bias, scale)
-    parts = zip(*(packing.split(x, 2) for x in (query, key, value)), strict=True)
-    outputs = []
-    for image, (q, k, v) in enumerate(parts):
-        bias = None if key_bias is None else key_bias[image : image + 1, ..., : k.shape[2]]
-        y = scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=enable_gqa)
-        outputs.append(y.transpose(1, 2))
-    return torch.cat(outputs, 1)
 
 
 # -- what a compiler calls without looking into it: it does not know how many tokens an image has
@@ -105,10 +81,9 @@ def opaque(
     longest: int,
     key_bias: Tensor | None,
     scale: float | None,
-    enable_gqa: bool,
 ) -> Tensor:
     packing = Packing(counts, longest, query.shape[2])
-    return of_each_image(query, key, value, packing, key_bias, scale, enable_gqa).contiguous()
+    return chosen(query, key, key_bias)(query, key, value, packing, key_bias, scale).contiguous()
 
 
 @opaque.register_fake
@@ -157,13 +132,13 @@ def like_gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, 
 
 
 def keep_inputs(ctx: Any, inputs: Any, output: Tensor) -> None:
-    query, key, value, counts, _, key_bias, ctx.scale, _ = inputs
+    query, key, value, counts, _, key_bias, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, counts, key_bias)
 
 
 def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     gradients = opaque_backward(gradient, *ctx.saved_tensors, ctx.scale)
-    return *gradients, None, None, None, None, None
+    return *gradients, None, None, None, None
 
 
 opaque.register_autograd(backward, setup_context=keep_inputs)

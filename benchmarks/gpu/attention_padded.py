@@ -11,11 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from algm_patch.core.alignment import in_aligned_rows
+from algm_patch.patching.weighted_attention import MULTIPLE, as_mask, with_bias
 
-from .attention_inputs import HEAD, SCALE, Batch, Triple
+from .attention_inputs import SCALE, Batch
 
-# A kernel takes head dimensions that are multiples of this.
-EXTRA = 8
 NO_BIAS = "no bias"
 
 
@@ -33,9 +32,11 @@ def candidates(batch: Batch, compiled: bool) -> dict[str, Callable[[], Tensor]]:
     for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         runs[f"bias, {label(kernel)}"] = by_kernel(kernel, partial(attend, bias))
         runs[f"bias, aligned, {label(kernel)}"] = by_kernel(kernel, partial(attend, aligned))
+    log_sizes = batch.sizes.log()
+    runs["no bias where sizes are equal"] = partial(by_pair_correction, query, key, value, log_sizes, SCALE)
+    runs["sizes among the values"] = partial(by_values, query, key, value, log_sizes, SCALE)
     for parts in (1, 2):
-        extra = key_dimensions(batch.sizes, query.dtype, parts)[:, None]
-        run = partial(attend_widened, query, key, value, extra, parts)
+        run = partial(by_extra_dimensions, query, key, value, log_sizes, SCALE, parts)
         runs[f"extra dimensions, {parts} in use"] = run
         for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
             runs[f"extra dimensions, {parts} in use, {label(kernel)}"] = by_kernel(kernel, run)
@@ -60,28 +61,33 @@ def by_kernel(kernel: SDPBackend, run: Callable[[], Tensor]) -> Callable[[], Ten
     return forced
 
 
-def key_dimensions(sizes: Tensor, dtype: torch.dtype, parts: int) -> Tensor:
-    """Return the extra dimensions [..., L, 8] of keys of these sizes [..., L], the first ``parts`` in use."""
-    bias = sizes.double().log() / SCALE
-    high = bias.to(dtype)
-    used = torch.stack([high, (bias - high.double()).to(dtype)][:parts], -1)
-    return pad(used, (0, EXTRA - parts))
+def by_extra_dimensions(
+    query: Tensor, key: Tensor, value: Tensor, log_sizes: Tensor, scale: float, parts: int
+) -> Tensor:
+    """Attend with the bias [B, L] in extra dimensions of the keys."""
+    wider = with_bias(query, key, value, log_sizes / scale, parts)
+    return scaled_dot_product_attention(*wider, scale=scale)[..., : value.shape[3]]
 
 
-def attend_widened(query: Tensor, key: Tensor, value: Tensor, extra: Tensor, parts: int) -> Tensor:
-    """Return attention [B, heads, L, 64] with the bias in extra dimensions [B, 1, L, 8] of the keys."""
-    return scaled_dot_product_attention(*widened(query, key, value, extra, parts), scale=SCALE)[..., :HEAD]
+def by_pair_correction(
+    query: Tensor, key: Tensor, value: Tensor, log_sizes: Tensor, scale: float, bound: float = 0.0
+) -> Tensor:
+    """Attend without the bias [B, L] where no image has sizes whose logarithms differ by more than a bound.
+
+    Exact for 0: a bias that all keys share has no effect. It waits for the device.
+    """
+    spread = log_sizes.amax(1) - log_sizes.amin(1)
+    bias = None if spread.amax() <= bound else as_mask(log_sizes[:, None, None], query.dtype)
+    return scaled_dot_product_attention(query, key, value, bias, scale=scale)
 
 
-def widened(query: Tensor, key: Tensor, value: Tensor, extra: Tensor, parts: int) -> Triple:
-    """Return [..., 72] of [..., 64]. Values too: a kernel takes one head dimension for all three."""
-    ones = pad(query.new_ones(parts), (0, EXTRA - parts))
-    shape = (*query.shape[:-1], EXTRA)
-    return (
-        torch.cat([query, ones.expand(shape)], -1),
-        torch.cat([key, extra.expand(shape)], -1),
-        pad(value, (0, EXTRA)),
-    )
+def by_values(query: Tensor, key: Tensor, value: Tensor, log_sizes: Tensor, scale: float) -> Tensor:
+    """Attend without bias to values times sizes and to the sizes, and divide: only the values are wider."""
+    sizes = log_sizes.exp()[:, None, :, None].expand(*value.shape[:3], 1)
+    wider = pad(torch.cat([value * sizes, sizes], 3).to(value.dtype), (0, MULTIPLE - 1))
+    y = scaled_dot_product_attention(query, key, wider, scale=scale)
+    width = value.shape[3]
+    return y[..., :width] / y[..., width : width + 1]
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Callable[[], Tensor]:

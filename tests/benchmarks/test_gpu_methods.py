@@ -8,12 +8,12 @@ import warnings
 import pytest
 import torch
 
+from algm_patch.patching.weighted_attention import with_bias
 from benchmarks.common.gflops import gflops
 from benchmarks.common.patching import patched, twin
 from benchmarks.common.stopwatch import Clock
 from benchmarks.common.timing import calls_in_turns
 from benchmarks.gpu.attention_inputs import SCALE, Case, Packed
-from benchmarks.gpu.attention_padded import key_dimensions
 from benchmarks.gpu.exactness import count_synchronisations, recorded_plans, replayed_plans
 from benchmarks.gpu.methods import FIXED, PLAIN, THRESHOLDS, TOME, UNPATCHED, equal_method
 from benchmarks.gpu.networks import NETWORKS, Flops, build, patches_left, photographs, tome_r
@@ -138,7 +138,9 @@ def test_synchronisations_are_those_that_torch_warns_of(monkeypatch):
 @pytest.mark.parametrize(("parts", "closer"), [(1, 0.01), (2, 1e-4)])
 def test_a_bias_in_two_parts_loses_less(parts, closer):
     sizes = torch.arange(1, 40)
-    carried = key_dimensions(sizes, torch.bfloat16, parts).double().sum(-1) * SCALE
+    head = torch.zeros(1, 1, len(sizes), 8, dtype=torch.bfloat16)
+    query, key, _ = with_bias(head, head, head, sizes.log()[None] / SCALE, parts)
+    carried = (query.double() * key.double()).sum(-1)[0, 0] * SCALE
     assert (carried - sizes.double().log()).abs().max() < closer
 
 

@@ -15,7 +15,7 @@ from algm_patch.core.layer_tokens import LayerTokens
 from algm_patch.core.packing import Packing
 from algm_patch.functional import TokenMap
 from algm_patch.patching import packed_attention as packed
-from algm_patch.patching import packed_kernels
+from algm_patch.patching import weighted_attention as weighted
 from algm_patch.patching.halves import packed_attention_half
 
 
@@ -43,8 +43,8 @@ def test_the_packed_operator_and_its_gradients(heads, proportional):
     packing = Packing.read(torch.tensor([3, 7, 5]))
     query, key, value = (torch.randn(1, h, 15, 6, dtype=torch.float64, requires_grad=True) for h in (4, heads, heads))
     bias = torch.rand(3, 1, 1, 7, dtype=torch.float64) if proportional else None
-    found = packed.opaque(query, key, value, packing.counts, 7, bias, 0.3, heads == 2)
-    expected = packed.of_each_image(query, key, value, packing, bias, 0.3, heads == 2)
+    found = packed.opaque(query, key, value, packing.counts, 7, bias, 0.3)
+    expected = weighted.image_by_image(query, key, value, packing, bias, 0.3)
     torch.testing.assert_close(found, expected)
     gradient = torch.randn_like(found)
     for one, other in zip(
@@ -69,10 +69,10 @@ def test_one_call_for_images_of_any_lengths_is_attention_of_each(dtype, monkeypa
         outputs = [scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*images, strict=True)]
         return torch.cat(outputs, 2)[0].transpose(0, 1)
 
-    monkeypatch.setattr(packed_kernels, "varlen_attn", kernel)
+    monkeypatch.setattr(weighted, "varlen_attn", kernel)
     query, key, value = (x.to(dtype) for x in (query, key, value))
-    expected = packed.of_each_image(query.double(), key.double(), value.double(), packing, sizes, None, False)
-    found = packed_kernels.in_one_call(query, key, value, packing, sizes, None)
+    expected = weighted.image_by_image(query.double(), key.double(), value.double(), packing, sizes, None)
+    found = weighted.in_one_call(query, key, value, packing, sizes, None)
     torch.testing.assert_close(found, expected, atol=1e-4 if dtype == torch.bfloat16 else 1e-10, rtol=0)
 
 
@@ -82,7 +82,7 @@ def test_groups_of_like_length_are_attention_of_each(counts, call):
     query, key, value = (torch.randn(1, 2, packing.total, 6, dtype=torch.float64) for _ in range(3))
     sizes = torch.randint(1, 9, (len(counts), packing.longest)).double()
     bias = sizes.masked_fill(packing.padding, 0).log()[:, None, None]
-    expected = packed.of_each_image(query, key, value, packing, bias, 0.3, False)
+    expected = weighted.image_by_image(query, key, value, packing, bias, 0.3)
     with mock.patch.object(alike, "CALL", call):
-        found = packed_kernels.in_groups(query, key, value, packing, bias, 0.3)
+        found = weighted.in_groups(query, key, value, packing, bias, 0.3)
     torch.testing.assert_close(found, expected)
