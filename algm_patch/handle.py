@@ -208,17 +208,17 @@ class Algm:
         return vit_cost(self.runtime.trunk, self.runtime.vit, past.grid)
 
     def __repr__(self) -> str:
-        return text.report(self._title, self.settings, self.runtime.newest, self._saved)
+        return text.report(self._title, self.settings, self.runtime.newest, self.saved)
 
     def _repr_html_(self) -> str:
         """Return a card for notebooks: settings, tokens of each layer, GFLOPs and grid of the last forward pass."""
-        return html.report(self._title, self.settings, self.runtime.newest, self._saved)
+        return html.report(self._title, self.settings, self.runtime.newest, self.saved)
 
     @property
     def _title(self) -> str:
         return f"ALGM on {self.runtime.model_name}, {self.runtime.depth} blocks"
 
-    def _saved(self) -> str:
+    def saved(self) -> str:
         """Return what merging saved in the last forward pass, or why that is not known, as a line."""
         try:
             return text.saving(self.gflops, self.unpatched_gflops)

@@ -25,11 +25,19 @@ def named_images(images: Any) -> Iterator[tuple[str, Any]]:
     Raises:
         ImageError: if a path's file, or every file of a folder, cannot be read as an image.
         OSError: if the folder or a file is not there.
-        ValueError: if a folder holds no image file.
+        ValueError: if a folder holds no image file, or ``images`` is one image or file.
     """
     if isinstance(images, (str, PathLike)):
+        if Path(images).is_file():
+            raise ValueError(
+                f"{images} is one file, where several images are expected. Give a folder, or a list of paths"
+            )
         yield from images_of(Path(images))
         return
+    if hasattr(images, "convert") or getattr(images, "ndim", None) == 3:
+        raise ValueError(
+            f"Got one image, a {type(images).__name__}, where several are expected. Give a list, or a folder"
+        )
     for number, image in enumerate(images, 1):
         if isinstance(image, (str, PathLike)):
             yield Path(image).name, open_image(image)

@@ -7,7 +7,7 @@ from html import escape
 
 from ..patching.forward_pass import ForwardPass
 from ..settings import Settings
-from .text import no_pass, summary, tokens_per_layer
+from .text import no_pass, patches_per_layer, summary
 
 BLUE = "#3f90da"
 HEIGHT = 60  # of the bars in pixels
@@ -25,7 +25,7 @@ def report(title: str, settings: Settings, past: ForwardPass | None, saved: Call
         return card(title, summary(settings), [no_pass(past)], [], 0)
     height, width = past.grid
     facts = [f"last forward pass: batch {past.batch}, grid {height}×{width} + {past.num_prefix_tokens} prefix", saved()]
-    return card(title, summary(settings), facts, tokens_per_layer(past), past.num_prefix_tokens + height * width)
+    return card(title, summary(settings), facts, patches_per_layer(past), height * width)
 
 
 def reports(each: Mapping[str, str]) -> str:
@@ -39,7 +39,7 @@ def card(title: str, settings: Sequence[tuple[str, str]], facts: Sequence[str], 
     Args:
         settings: names and values.
         facts: lines on the last forward pass.
-        bars: the tokens that each layer left; none: no chart.
+        bars: the patch tokens that each layer left; none: no chart.
         whole: how many there would be without merging.
     """
     rows = "".join(
@@ -56,6 +56,6 @@ def chart(bars: Sequence[int], whole: int) -> str:
     for layer, count in enumerate(bars, 1):
         label = str(count) if layer == 1 or count != bars[layer - 2] else "&nbsp;"
         bar = f'<div style="width:100%;height:{round(HEIGHT * count / whole)}px;background:{BLUE}"></div>'
-        title = f"layer {layer}: {count} of {whole} tokens"
+        title = f"layer {layer}: {count} of {whole} patches"
         columns.append(f'<div title="{title}" style="{COLUMN}">{label}<div style="{BACKDROP}">{bar}</div>{layer}</div>')
     return f'<div style="display:flex;gap:2px;margin:6px 0">{"".join(columns)}</div>'

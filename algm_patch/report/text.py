@@ -81,7 +81,7 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
     height, width = past.grid
     lines = [
         f"last forward: batch {past.batch}, grid {height}x{width} + {past.num_prefix_tokens} prefix",
-        f"  tokens after each layer: {' '.join(map(str, tokens_per_layer(past)))}",
+        f"  patch tokens after each layer: {' '.join(map(str, patches_per_layer(past)))}",
         f"  {saved}",
     ]
     blocks = sorted(past.blocks.items())
@@ -89,7 +89,8 @@ def last_forward(past: ForwardPass, saved: str) -> list[str]:
         for stage, plan in block.plans.items():
             least, most = f"{plan.tau.min():.4f}", f"{plan.tau.max():.4f}"
             tau = least if least == most else f"{least} to {most}"
-            before, after = token_range(plan.sizes), token_range(plan.step.sizes)
+            prefix = block.num_prefix_tokens
+            before, after = token_range(plan.sizes[:, prefix:]), token_range(plan.step.sizes[:, prefix:])
             lines.append(f"  layer {layer + 1}: {stage} {before} -> {after}, tau {tau}")
     if mixed := [str(layer + 1) for layer, block in blocks if block.views > 1]:
         lines.append(f"  several views in one sequence, where nothing more merges, in layer {', '.join(mixed)}")
@@ -127,6 +128,12 @@ def tokens_per_layer(past: ForwardPass) -> list[int]:
     whole = [block.num_prefix_tokens + patches for block in blocks]
     left = [None if block.after is None else -(-block.after.sizes.shape[1] // block.views) for block in blocks]
     return [count if merged is None else merged for count, merged in zip(whole, left, strict=True)]
+
+
+def patches_per_layer(past: ForwardPass) -> list[int]:
+    """Return the patch tokens that each block of a forward pass left, as ``tokens_per_layer`` without the prefix."""
+    prefixes = [past.blocks[layer].num_prefix_tokens for layer in sorted(past.blocks)]
+    return [count - prefix for count, prefix in zip(tokens_per_layer(past), prefixes, strict=True)]
 
 
 def token_range(sizes: Tensor) -> str:

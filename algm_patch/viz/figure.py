@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from ..deprecated import model_first
 from ..handle import Algm
-from ..images.named import named_images
+from ..report.text import patches_per_layer
 from ..trunks import handle_of
+from .groups import CAPTION, size_colours
+from .layout import SMALL, TITLE, Notes, new_sheet
 from .paint import NO_CLASS, Array, distinct_colours
-from .panels import panels
-from .view import Predict, look
+from .panels import AFTER, BEFORE, DIFFERENCE, panels
+from .text import shortened, text_width
+from .view import Predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 11.0  # of a figure in inches: a notebook shows it without shrinking the text much
-TITLE = 9  # points: of four panels in a row, titles do not touch
+SIZES = ("patches in a group:", size_colours())
+NO_WINDOW = "0.88"  # light grey, for tokens that are in no window
+BAR = "#3f90da"
 
 
 @model_first
@@ -34,7 +37,9 @@ def visualize(
     classes: Sequence[str] = (),
     palette: Any = None,
 ) -> Figure:
-    """Draw the panels of one image (as the supplement's Fig. 4 to 9) and the number of tokens after each layer.
+    """Draw the panels of one image (as the supplement's Fig. 4 to 9) and the patch tokens that each layer leaves.
+
+    Above stands what merging saves, in the words of ``print(model.algm)``.
 
     Args:
         model, image, predict, palette: as for ``algm_patch.viz.panels``.
@@ -46,153 +51,120 @@ def visualize(
     """
     colours = distinct_colours(len(classes)) if palette is None and classes else palette
     shown = panels(model, image, predict, colours)
-    count = len(shown) + 1
-    columns = min(3, 4, key=lambda columns: -count % columns)  # whichever leaves fewer cells empty
-    figure, axes = grid_of_axes(count, shown["image"].shape, columns)
-    draw_panels(axes, shown.items())
-    draw_tokens(axes[len(shown)], handle_of(model))
-    high, wide, _ = shown["image"].shape
-    axes[len(shown)].set_box_aspect(high / wide)
-    named = list(zip(classes, np.asarray(colours), strict=False)) if classes else []
+    handle = handle_of(model)
+    named = named_colours(shown, classes, colours)
+    notes = Notes(handle.saved(), [SIZES, *([("classes:", named)] if named else [])], CAPTION)
+    columns = columns_for(len(shown), 3 if predict else 0)
+    figure, axes = new_sheet(len(shown), shown["image"].shape, columns, notes, chart=True, feet=True)
+    limits = limits_of(shown)
+    for each, (title, panel) in zip(axes, shown.items(), strict=False):
+        draw_panel(each, panel, title, limits.get(title))
+    draw_tokens(axes[-1], handle)
+    return figure
+
+
+def columns_for(count: int, together: int) -> int:
+    """Return in how many columns ``count`` panels stand, so that the last ones, which belong together, share a row."""
+    return next((columns for columns in (4, 3, 5, 6, 7) if (count - together) % columns + together <= columns), 4)
+
+
+def named_colours(shown: Mapping[str, Array], classes: Sequence[str], palette: Any) -> list[tuple[str, Array]]:
+    """Return the names of classes with their colours, and of pixels without a class if the panels have some."""
+    named = list(zip(classes, np.asarray(palette), strict=False)) if classes else []
     if len(classes) > len(named):
         raise ValueError(f"{len(classes)} classes, but the palette has {len(named)} colours")
-    predicted = [panel for title, panel in shown.items() if title.startswith("prediction, ") and panel.ndim == 3]
+    predicted = [shown[title] for title in (BEFORE, AFTER) if title in shown and shown[title].ndim == 3]
     if any((panel == NO_CLASS).all(-1).any() for panel in predicted):
         named.append(("no class", np.array(NO_CLASS)))
-    if named:
-        draw_legend(figure, named)
-    return figure
+    return named
 
 
-def draw_sheet(shown: Sequence[tuple[str, Array]], columns: int) -> Figure:
-    """Draw titles and panels in rows of ``columns``; several titles may be the same."""
-    lines = 1 + max(title.count("\n") for title, _ in shown)
-    figure, axes = grid_of_axes(len(shown), shown[0][1].shape, columns, lines)
-    draw_panels(axes, shown)
-    return figure
+def limits_of(shown: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+    """Return the ends of the scales by title, of predicted values: one for both, and one as long for the difference."""
+    values = [shown[title] for title in (BEFORE, AFTER) if title in shown and shown[title].ndim == 2]
+    if not values:
+        return {}
+    least, most = float(np.min(values)), float(np.max(values))
+    difference = next(title for title in shown if title.startswith(DIFFERENCE))
+    return {BEFORE: (least, most), AFTER: (least, most), difference: (0.0, most - least)}
 
 
-def draw_panels(axes: Sequence[Axes], shown: Iterable[tuple[str, Array]]) -> None:
-    """Draw titles and panels, each pair on axes of its own."""
-    for axis, (title, panel) in zip(axes, shown, strict=False):
-        draw_panel(axis, panel, title)
+def draw_panel(axes: Axes, panel: Array, title: str = "", limits: tuple[float, float] | None = None) -> None:
+    """Draw colours [H, W, 3] as they are, or values [H, W] as a map with its scale below it.
 
+    Args:
+        limits: the ends of the scale. Default: the least and the largest value.
+    """
+    from matplotlib import colormaps
 
-def draw_panel(axes: Axes, panel: Array, title: str = "") -> None:
-    """Draw colours [H, W, 3] as they are, or values [H, W] as a map with its scale in a corner."""
+    least, most = limits or (None, None)
     axes.set_axis_off()
-    axes.set_title(title, fontsize=TITLE)
-    drawn = axes.imshow(panel, interpolation="nearest", cmap="viridis")
+    draw_title(axes, title)
+    drawn = axes.imshow(panel, cmap=colormaps["viridis"].with_extremes(bad=NO_WINDOW), vmin=least, vmax=most)
     if panel.ndim == 2:
         draw_scale(axes, drawn)
 
 
+def draw_title(axes: Axes, title: str) -> None:
+    """Write a title in two lines, each of which fits above the axes."""
+    width = axes.get_position().width * axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
+    lines = [shortened(line, width, TITLE) for line in title.replace(": ", "\n", 1).split("\n")]
+    axes.set_title("\n".join(lines), fontsize=TITLE, parse_math=False)
+
+
 def draw_scale(axes: Axes, drawn: Any) -> None:
-    """Draw the scale of a map in its corner, in white with black edges, which can be read on every colour."""
-    from matplotlib.patheffects import withStroke
+    """Draw the scale of a map below it, labelled at its ends and between."""
     from matplotlib.ticker import MaxNLocator
 
-    scale = axes.inset_axes((0.04, 0.1, 0.42, 0.035))
+    box, (_, inches) = axes.get_position(original=True), axes.figure.get_size_inches()
+    scale = axes.figure.add_axes((box.x0 + box.width * 0.2, box.y0 - 0.12 / inches, box.width * 0.6, 0.07 / inches))
     axes.figure.colorbar(drawn, cax=scale, orientation="horizontal", ticks=MaxNLocator(3))
-    scale.tick_params(colors="white", labelsize="small", length=2)
-    for label in scale.get_xticklabels():
-        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
+    scale.tick_params(labelsize=SMALL - 1, length=2, pad=1)
 
 
 def draw_tokens(axes: Axes, handle: Algm) -> None:
-    """Draw how many tokens each layer of the last forward pass left, before grey bars of all tokens."""
-    from matplotlib.ticker import MaxNLocator
-
-    counts = handle.tokens_per_layer
+    """Draw how many patch tokens each layer of the last forward pass left, before grey bars of all patches."""
+    counts = patches_per_layer(handle.last_pass)
     height, width = handle.last_pass.grid
-    layers = range(1, len(counts) + 1)
-    whole = handle.last_pass.num_prefix_tokens + height * width
+    layers, whole = range(1, len(counts) + 1), height * width
     axes.bar(layers, [whole] * len(counts), width=0.9, color="0.88")
-    axes.bar(layers, counts, width=0.9, color="#3f90da")
-    axes.set_title("tokens after each layer", fontsize=TITLE)
-    axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, whole * 1.12)
-    axes.yaxis.tick_right()  # on the left, its numbers would push the panels apart
-    axes.spines[["top", "left"]].set_visible(False)
-    for layer, count in zip(layers, counts, strict=True):
-        if layer == 1 or count != counts[layer - 2]:
-            axes.text(layer, count, f"{count}", ha="center", va="bottom", fontsize="small")
+    axes.bar(layers, counts, width=0.9, color=BAR)
+    draw_title(axes, f"patch tokens after each layer: of {whole}")
+    axes.set_xlim(0.4, len(counts) + 0.6)
+    axes.set_ylim(0, whole * 1.02)
+    axes.set_yticks([])
+    inches = axes.get_position().width * axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
+    bar = inches / (len(counts) + 0.2)
+    every = int(text_width("00", SMALL) * 1.3 / bar) + 1
+    axes.set_xticks(layers[::every])
+    axes.tick_params(labelsize=SMALL, length=0, pad=1)
+    axes.set_xlabel("layer", fontsize=SMALL, labelpad=1)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    label_bars(axes, counts, bar)
 
 
-def draw_legend(figure: Figure, named: Sequence[tuple[str, Array]]) -> None:
-    """Draw a legend below a figure.
-
-    Args:
-        named: names with their colours [3], from 0 to 255.
-    """
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in named]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(named), 7), frameon=False)
-
-
-@model_first
-def contact_sheet(model: nn.Module, images: Any, columns: int = 4) -> Figure:
-    """Draw the groups that the last layer leaves of many images, with their names and numbers of tokens.
+def label_bars(axes: Axes, counts: Sequence[int], bar: float) -> None:
+    """Write counts into bars where they change, upright if they are many, and as many as fit.
 
     Args:
-        model: patched.
-        images: a folder, whose images are taken by the numbers in their names, 2 before 10; or an iterable of images
-            as for ``algm_patch.viz.panels``, or of paths of images.
-        columns: images in a row.
-
-    Raises:
-        ModuleNotFoundError: if matplotlib is not installed.
-        ValueError: if there is no image; or as ``algm_patch.viz.panels``.
-        OSError: if a file cannot be read as an image.
+        bar: width of a bar in inches.
     """
-    cells = []
-    for name, image in named_images(images):
-        groups, count = look(model, image).last_groups
-        cells.append((f"{name}\n{count}", groups))
-    if not cells:
-        raise ValueError("contact_sheet got no images. Give a folder with images in it, or a list of images")
-    return draw_sheet(cells, columns)
-
-
-def grid_of_axes(count: int, shape: tuple[int, ...], columns: int, lines: int = 1) -> tuple[Figure, Any]:
-    """Return a figure with axes for panels.
-
-    Args:
-        count: the number of panels.
-        shape: of a panel: height and width in pixels come first.
-        columns: panels in a row.
-        lines: of a title.
-    """
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    side = WIDTH / columns
-    figure = new_figure((WIDTH, rows * (side * shape[0] / shape[1] + 0.15 + 0.2 * lines)), "constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for unused in axes[count:]:
-        unused.set_axis_off()
-    return figure, axes
-
-
-def new_figure(size: tuple[float, float], layout: Literal["compressed", "constrained"]) -> Figure:
-    """Return an empty figure, which notebooks show without pyplot.
-
-    Args:
-        size: width and height in inches.
-
-    Raises:
-        ModuleNotFoundError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'") from error
-
-    class NotebookFigure(Figure):
-        def _repr_png_(self) -> bytes:
-            buffer = BytesIO()
-            self.savefig(buffer, dpi=80)
-            return buffer.getvalue()
-
-    return NotebookFigure(figsize=size, layout=layout)
+    changes = [i for i, count in enumerate(counts) if i == 0 or count != counts[i - 1]]
+    wide = text_width(str(max(counts)), SMALL) * 1.15
+    gaps = [after - before for before, after in zip(changes, [*changes[1:], len(counts)], strict=True)]
+    upright = min(gaps) * bar < wide
+    needed = (1.3 * SMALL / 72 if upright else wide) / bar
+    last = -needed
+    for i in changes:
+        if i - last >= needed:
+            axes.text(
+                i + 1 if upright else i + 0.6,
+                0.04 * axes.get_ylim()[1],
+                f"{counts[i]}",
+                fontsize=SMALL,
+                color="white",
+                ha="center" if upright else "left",
+                va="bottom",
+                rotation=90 if upright else 0,
+            )
+            last = i

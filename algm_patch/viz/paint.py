@@ -17,7 +17,6 @@ SHADES = ((0.0, 0.0), (0.45, 0.0), (0.55, 1.0), (0.7, 0.0))  # a share, and of w
 DIFFERENT = (213, 94, 0)  # vermilion, of Okabe and Ito's palette
 NO_CLASS = (224, 224, 224)  # light grey, for pixels that have no class
 IGNORED = 255  # marks pixels without a class in data sets whose files hold no negative numbers
-PIXELS_PER_LINE = 500  # of a picture's longer side, for each pixel of an outline's width
 
 
 @dataclass(frozen=True)
@@ -56,38 +55,6 @@ def paint_similarity(similarity: Array, window: tuple[int, int], grid: tuple[int
     inside = similarity.repeat(window[0], 0).repeat(window[1], 1)
     tokens[: inside.shape[0], : inside.shape[1]] = inside
     return canvas.spread(tokens)
-
-
-def paint_groups(picture: Array, groups: Array, canvas: Canvas) -> Array:
-    """Return each group in its mean colour, with a thin line around groups of more than one token.
-
-    Args:
-        picture: [H, W, 3] uint8.
-        groups: [h, w], the number of each token's group.
-    """
-    _, numbers, tokens = np.unique(groups, return_inverse=True, return_counts=True)
-    labels = canvas.spread(numbers.reshape(groups.shape))
-    pixels = np.maximum(np.bincount(labels.ravel(), minlength=len(tokens)), 1)
-    sums = [np.bincount(labels.ravel(), picture[..., i].ravel(), len(tokens)) for i in range(3)]
-    painted = (np.stack(sums, -1) / pixels[:, None]).round().astype(np.uint8)[labels]
-    edge = outlines(labels, tokens[labels] > 1)
-    # Grey lines show on dark and on light groups alike.
-    painted[edge] = np.where(painted[edge].mean(-1, keepdims=True) > 127, painted[edge] // 2, 128 + painted[edge] // 2)
-    return painted
-
-
-def outlines(labels: Array, outlined: Array) -> Array:
-    """Return the pixels [H, W] bool below and to the right of an edge between two labels, one of them outlined.
-
-    Args:
-        labels: [H, W] integers.
-        outlined: [H, W] bool, where a label is outlined.
-    """
-    edge = np.zeros(labels.shape, bool)
-    for offset in range(1, 1 + max(1, round(max(labels.shape) / PIXELS_PER_LINE))):
-        edge[:, offset:] |= (labels[:, offset:] != labels[:, :-offset]) & (outlined[:, offset:] | outlined[:, :-offset])
-        edge[offset:] |= (labels[offset:] != labels[:-offset]) & (outlined[offset:] | outlined[:-offset])
-    return edge
 
 
 def paint_classes(classes: Array, palette: Array) -> Array:

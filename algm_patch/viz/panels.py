@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..deprecated import model_first
-from ..tuning.judges import CLASS_LOGITS, CLASS_MAPS, judge_of
+from ..tuning.judges import CLASS_LOGITS, CLASS_MAPS, correlation, judge_of
 from .paint import (
     Array,
     check_palette,
@@ -20,6 +20,8 @@ from .paint import (
     paint_similarity,
 )
 from .view import Predict, look
+
+BEFORE, AFTER, DIFFERENCE = "prediction, unpatched", "prediction, merging", "difference"
 
 
 @model_first
@@ -42,8 +44,8 @@ def panels(model: nn.Module, image: Any, predict: Predict | None = None, palette
 
     Returns:
         Pictures by title, in order: the image [H, W, 3] uint8; if CLAP ran, the similarity of the windows [H, W]
-        float32, NaN where no window fits; after each merge the groups [H, W, 3] uint8, outlined and in their mean
-        colours; with ``predict``, the prediction without merging, the one with it, and where they differ: [H, W, 3]
+        float32, NaN where no window fits; after each merge the groups [H, W, 3] uint8, outlined and tinted by
+        their size; with ``predict``, the prediction without merging, the one with it, and where they differ: [H, W, 3]
         uint8 for classes, [H, W] float32 for values.
 
     Raises:
@@ -81,12 +83,12 @@ def paint_predictions(answers: tuple[Any, Any], picture: Array, palette: Array |
     """
     before, after = (at_size(answer, picture.shape[:2]) for answer in answers)
     if before.dtype == np.float32:
-        difference = np.abs(before - after)
-        return {"prediction, unpatched": before, "prediction, merging": after, "difference": difference}
+        title = f"{DIFFERENCE}: correlation {correlation(*answers):.4f}"
+        return {BEFORE: before, AFTER: after, title: np.abs(before - after)}
     colours = distinct_colours(number_of_classes(before, after)) if palette is None else palette
     return {
-        "prediction, unpatched": paint_classes(before, colours),
-        "prediction, merging": paint_classes(after, colours),
+        BEFORE: paint_classes(before, colours),
+        AFTER: paint_classes(after, colours),
         f"where they differ: {(before != after).mean():.1%} of the pixels": paint_difference(picture, before, after),
     }
 

@@ -20,7 +20,8 @@ from ..patching.naming import class_name
 from ..trunks import handle_of
 from ..tuning.judges import COSINE, judge_of, token_shapes
 from ..tuning.opening import MERGE_NOTHING
-from .paint import Array, Canvas, paint_groups
+from .groups import paint_groups
+from .paint import Array, Canvas
 
 Predict = Callable[[nn.Module, Tensor], Tensor]
 
@@ -46,7 +47,7 @@ class View:
         high, wide = self.forward_pass.grid
         groups = token_map.labels[0, -high * wide :].view(high, wide).cpu().numpy()
         count = len(np.unique(groups))
-        words = f"{count} of {groups.size} tokens" if count < groups.size else "nothing merged"
+        words = f"{count} of {groups.size} patches" if count < groups.size else "nothing merged"
         return paint_groups(self.picture, groups, self.canvas), words
 
     @property

@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Transform
 
-SCALE = "Vertical scales: distance from the unpatched model, linear to 1 point, logarithmic beyond."
+LINEAR = 1  # point from the unpatched model, up to which the scale is linear
+SCALE = f"Vertical scales: distance from the unpatched model, linear to {LINEAR} point, logarithmic beyond (shaded)."
+SHADE = "0.95"
 STEPS = (-100, -50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5)
 
 
@@ -20,13 +22,16 @@ def scale_losses(axes: Axes, values: Iterable[float], unpatched: float) -> None:
         values: the differences that the axis shall show; NaN is passed over.
         unpatched: what a difference of 0 is: its ticks have such figures; with 0 they have signs.
     """
-    axes.set_yscale("symlog", base=10, linthresh=1, linscale=1)
+    axes.set_yscale("symlog", base=10, linthresh=LINEAR, linscale=1)
     shown = [value for value in values if not math.isnan(value)]
     transform: Transform = axes.yaxis.get_transform()
-    low, high = transform.transform([min(*shown, -1), max(*shown, 0)])
+    low, high = transform.transform([min(*shown, -LINEAR), max(*shown, 0)])
     margin = 0.06 * (high - low)
     axes.set_ylim(*transform.inverted().transform([low - margin, high + margin]))
     bottom, top = axes.get_ylim()
+    axes.axhspan(bottom, -LINEAR, color=SHADE, zorder=0)  # the break between the two scales
+    if top > LINEAR:
+        axes.axhspan(LINEAR, top, color=SHADE, zorder=0)
     steps = [step for step in STEPS if bottom <= step <= top]
     axes.set_yticks(steps, [label(step, unpatched) for step in steps])
     axes.yaxis.set_minor_locator(NullLocator())

@@ -72,17 +72,17 @@ def panels_of(machine: str) -> list[Panel[Point]]:
 
 def draw(points: Sequence[Point], title: str, machine: str) -> Figure:
     """Return a figure of four panels."""
-    figure = Figure(figsize=(14, 11), layout="constrained")
+    figure = Figure(figsize=(11, 10), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 2).flat, panels_of(machine), strict=True):
         draw_panel(axes, points, panel)
     handles, methods = axes.get_legend_handles_labels()
     texts = [legend(curve_of(points, method)) for method in methods[:-1]]
     unpatched = f"unpatched: {points[0].miou:.1f} % mIoU, {points[0].gflops:.1f} GFLOPs"
-    figure.legend(handles, [*texts, unpatched], loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles, [*texts, unpatched], loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
-        f"{title}\nNothing trained; one image at a time. Higher and further left is better. {SCALE}\n"
-        "Bars: intervals of 95 % by the bootstrap over images.",
-        fontsize=11,
+        f"{title}\nNothing trained; one image at a time. Higher and further left is better.\n"
+        f"{SCALE}\nBars: intervals of 95 % by the bootstrap over images.",
+        fontsize=10,
     )
     return figure
 
@@ -91,7 +91,7 @@ def draw_panel(axes: Axes, points: Sequence[AnyPoint], panel: Panel[AnyPoint]) -
     """Draw a curve for each method, and lines for the unpatched model, which comes first."""
     heights: list[float] = []
     for method in dict.fromkeys(point.method for point in points[1:]):
-        curve = curve_of(points, method)
+        curve = sorted(curve_of(points, method), key=panel.across)
         ends = [tuple(end - panel.unpatched for end in panel.ends(point)) for point in curve]
         values, lows, highs = zip(*ends, strict=True)
         across = [panel.across(point) for point in curve]
@@ -112,7 +112,7 @@ def draw_panel(axes: Axes, points: Sequence[AnyPoint], panel: Panel[AnyPoint]) -
         scale_linearly(axes, panel.unpatched)
     else:
         scale_losses(axes, heights, panel.unpatched)
-    axes.grid(color="0.92")
+    axes.grid(color="0.88")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -45,7 +45,7 @@ def test_the_card_shows_settings_tokens_operations_and_grid():
     assert saved in repr(model.algm)
     counts = model.algm.tokens_per_layer
     heights = [int(found) for found in re.findall(r"width:100%;height:(\d+)px", html)]
-    assert heights == [round(60 * count / 31) for count in counts]
+    assert heights == [round(60 * (count - 1) / 30) for count in counts]
     assert "<script" not in html
 
 

@@ -36,11 +36,11 @@ def test_the_rule_over_all_windows_of_all_images(layer, tau, rule):
     assert f"calibrated: {expected:.4f}" in repr(model.algm)
     with torch.no_grad():
         model(photo(seed=1))
-    assert f"CLAP 31 -> {model.algm.tokens_per_layer[layer - 1]}, tau {expected:.4f}" in repr(model.algm)
+    assert f"CLAP 30 -> {model.algm.tokens_per_layer[layer - 1] - 1}, tau {expected:.4f}" in repr(model.algm)
     model.algm.tau = 0.3
     with torch.no_grad():
         model(photo(seed=1))
-    assert f"CLAP 31 -> {model.algm.tokens_per_layer[layer - 1]}, tau 0.3000" in repr(model.algm)
+    assert f"CLAP 30 -> {model.algm.tokens_per_layer[layer - 1] - 1}, tau 0.3000" in repr(model.algm)
     model.algm.tau = "paper" if tau == "paper" else "auto"
     assert "calibrated" in repr(model.algm)
 

@@ -13,28 +13,34 @@ from algm_patch import apply_algm, visualize
 from algm_patch.viz import animate, contact_sheet, panels
 from algm_patch.viz.figure import draw_panel, draw_tokens
 from tests.support.models import build, photo
-from tests.support.pictures import logits, titles
+from tests.support.pictures import legend_of, logits, titles
 
 
 def test_the_figure(model):
     figure = visualize(model, photo(batch=1), logits, classes=["sky", "road", "tree", "car"])
     assert isinstance(figure, Figure)
     drawn = [axis for axis in figure.axes if axis.get_title()]
-    shown = list(panels(model, photo(batch=1), logits))
-    assert [axis.get_title() for axis in drawn] == [*shown, "tokens after each layer"]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["sky", "road", "tree", "car"]
+    shown = [title.replace(": ", "\n") for title in panels(model, photo(batch=1), logits)]
+    assert [axis.get_title() for axis in drawn] == [*shown, "patch tokens after each layer\nof 30"]
+    classes, groups = legend_of(figure, "classes:"), legend_of(figure, "patches in a group:")
+    assert [text.get_text() for text in classes.get_texts()] == ["sky", "road", "tree", "car"]
+    assert len(groups.get_texts()) == 5
     bars: list[Any] = list(drawn[-1].patches)
     heights = [bar.get_height() for bar in bars]
-    assert heights == [31] * 5 + model.algm.tokens_per_layer
+    assert heights == [30] * 5 + [count - 1 for count in model.algm.tokens_per_layer]
+    assert figure.texts[0].get_text() in repr(model.algm)  # what is saved, in the words of the print
 
 
 @pytest.mark.parametrize("channel", [False, True])
 def test_the_figure_of_values(model, channel):
     figure = visualize(model, photo(batch=1), lambda model, images: logits(model, images).mean(1, keepdim=channel))
-    titles = [axis.get_title() for axis in figure.axes]
-    assert {"prediction, unpatched", "prediction, merging", "difference"} <= {*titles}
-    assert not figure.legends
+    drawn = {axis.get_title().split("\n")[0]: axis for axis in figure.axes}
+    before, after, difference = (
+        drawn[title].images[0].get_clim() for title in ("prediction, unpatched", "prediction, merging", "difference")
+    )
+    assert before == after
+    assert difference == (0, pytest.approx(before[1] - before[0]))
+    assert not [text for text in figure.texts if text.get_text() == "classes:"]
 
 
 def test_panels_on_axes_of_ones_own(model):
@@ -50,7 +56,7 @@ def test_a_contact_sheet_of_a_folder(model, folder):
     figure = contact_sheet(model, folder)
     names = [title.split("\n") for title in titles(figure)]
     assert [name for name, _ in names] == ["a.jpg", "b.png"]
-    assert names[1][1] == f"{model.algm.tokens_per_layer[-1] - 1} of 30 tokens"
+    assert names[1][1] == f"{model.algm.tokens_per_layer[-1] - 1} of 30 patches"
     assert len(titles(contact_sheet(model, [astronaut(), folder / "a.jpg"]))) == 2
     model.algm.clap_layer, model.algm.gbm_layers = None, []
     assert titles(contact_sheet(model, [astronaut()])) == ["1\nnothing merged"]

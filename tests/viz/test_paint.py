@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from algm_patch.viz import panels
-from algm_patch.viz.paint import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference, paint_groups
+from algm_patch.viz.groups import STEPS, paint_groups
+from algm_patch.viz.paint import NO_CLASS, Canvas, distinct_colours, paint_classes, paint_difference
 from tests.support.models import photo
 from tests.support.pictures import logits
 
@@ -55,14 +56,27 @@ def test_tokens_are_spread_over_any_resolution(size):
         assert np.abs(np.bincount(line, minlength=count) - pixels / count).max() <= 1
 
 
-def test_a_large_picture_is_outlined_so_that_it_is_seen():
-    groups = np.repeat([[0, 1]], 2, 0)
-    narrow, wide = (
-        (paint_groups(np.full((side, side, 3), 200, np.uint8), groups, Canvas((side, side), (2, 2), (1, 1))) < 200)
-        for side in (400, 2000)
-    )
-    assert narrow[0].any(-1).sum() == 1
-    assert wide[0].any(-1).sum() == 4
+@pytest.mark.parametrize(("side", "tokens", "width"), [(200, 2, 1), (400, 2, 2), (2000, 2, 8), (2000, 200, 2)])
+def test_outlines_are_as_wide_as_the_picture_asks_and_the_tokens_allow(side, tokens, width):
+    groups = np.repeat([np.arange(tokens)], tokens, 0)
+    canvas = Canvas((side, side), (tokens, tokens), (1, 1))
+    painted = paint_groups(np.full((side, side, 3), 200, np.uint8), groups, canvas)
+    assert (painted[0] == 255).all(-1).sum() == width * (tokens - 1)
+
+
+@given(hnp.arrays(np.int64, (4, 5), elements=st.integers(0, 6)))
+def test_a_group_has_the_colour_of_its_size_wherever_its_members_are(groups):
+    """Tokens that stand alone show the picture, up to the outlines of their neighbours."""
+    picture = np.full((40, 50, 3), 100, np.uint8)
+    painted = paint_groups(picture, groups, Canvas((40, 50), (40, 50), (10, 10)))
+    inside = painted[5::10, 5::10]  # the middle of each token
+    _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    sizes = counts[number].reshape(groups.shape)
+    steps = np.searchsorted(STEPS, sizes, "right")
+    colours = {step: {tuple(colour) for colour in inside[steps == step].tolist()} for step in np.unique(steps)}
+    assert all(len(found) == 1 for found in colours.values())
+    assert len({*map(frozenset, colours.values())}) == len(colours)
+    assert colours.get(0, {(100, 100, 100)}) == {(100, 100, 100)}
 
 
 def test_painting_classes():

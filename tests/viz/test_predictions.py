@@ -11,7 +11,7 @@ from algm_patch import visualize
 from algm_patch.viz import animate, contact_sheet, panels
 from algm_patch.viz.paint import NO_CLASS
 from tests.support.models import build, photo
-from tests.support.pictures import logits
+from tests.support.pictures import legend_of, logits
 
 
 def test_predictions_without_merging_and_with_it(model):
@@ -35,8 +35,11 @@ def test_predictions_without_merging_and_with_it(model):
 
 def test_predictions_of_values_and_of_classes(model):
     values = panels(model, photo(batch=1), lambda model, images: logits(model, images)[:, :1])
-    assert values["prediction, unpatched"].shape == values["difference"].shape == (96, 80)
-    assert values["difference"].max() > 0
+    assert values["prediction, unpatched"].shape == [*values.values()][-1].shape == (96, 80)
+    assert [*values.values()][-1].max() > 0
+    before, after = (values[f"prediction, {kind}"].ravel() for kind in ("unpatched", "merging"))
+    told = float([*values][-1].removeprefix("difference: correlation "))
+    assert told == pytest.approx(np.corrcoef(before, after)[0, 1], abs=0.05)  # of pixels, and here of an enlargement
     classes = panels(model, photo(batch=1), lambda model, images: logits(model, images).argmax(1))
     assert classes["prediction, merging"].shape == (96, 80, 3)
     model.algm.tau, model.algm.gbm_layers = 1.05, []
@@ -72,7 +75,7 @@ def test_pixels_without_a_class_are_grey_and_named(model, dtype, given):
     for title in ("prediction, unpatched", "prediction, merging"):
         assert (shown[title][:16] == NO_CLASS).all()
         assert not (shown[title][16:] == NO_CLASS).all(-1).any()
-    (legend,) = visualize(model, photo(batch=1), predict, **options).legends
+    legend = legend_of(visualize(model, photo(batch=1), predict, **options), "classes:")
     assert [text.get_text() for text in legend.get_texts()] == [*options.get("classes", []), "no class"]
     assert [patch.get_facecolor() for patch in legend.get_patches()][-1] == pytest.approx([*(224 / 255,) * 3, 1])
 
