@@ -40,7 +40,6 @@ def to_input(picture: Image.Image) -> Tensor:
 
 
 def normalise(picture: Image.Image, sides: Sequence[int]) -> Tensor:
-    """Return [1, 3, H, W] with the sides (H, W), resized and normalised as algm_patch's pictures are."""
-    resized = picture.resize((sides[1], sides[0]))
-    pixels = transforms.to_dtype(transforms.pil_to_tensor(resized), torch.float32, scale=True)
-    return transforms.normalize(pixels, MEAN, STD)[None]
+    """Return [1, 3, H, W] with the sides (H, W), normalised by ImageNet's mean and standard deviation."""
+    pixels = transforms.to_dtype(transforms.pil_to_tensor(picture), torch.float32, scale=True)
+    return transforms.normalize(transforms.resize(pixels, list(sides), antialias=True), MEAN, STD)[None]

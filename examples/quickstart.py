@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "quickstart.png"
     drawn = None if options.model else predict  # features are no map to look at
-    visualize(model, image, drawn).savefig(path, dpi=90)
+    visualize(model, image, drawn).savefig(path, dpi=180)
 
     print(model.algm)
     print(f"\n{'':8}{'before':>8}{'after':>8}")

@@ -29,14 +29,12 @@ def named_images(images: Any) -> Iterator[tuple[str, Any]]:
     """
     if isinstance(images, (str, PathLike)):
         if Path(images).is_file():
-            raise ValueError(
-                f"{images} is one file, where several images are expected. Give a folder, or a list of paths"
-            )
+            raise ValueError(f"{images} is one file, where several images are expected. Give a folder, or a list")
         yield from images_of(Path(images))
         return
     if hasattr(images, "convert") or getattr(images, "ndim", None) == 3:
         raise ValueError(
-            f"Got one image, a {type(images).__name__}, where several are expected. Give a list, or a folder"
+            f"one image, where several are expected: got a {type(images).__name__}. Give a folder, or a list"
         )
     for number, image in enumerate(images, 1):
         if isinstance(image, (str, PathLike)):

@@ -107,16 +107,22 @@ def draw_panel(axes: Axes, panel: Array, title: str = "", limits: tuple[float, f
 
 def draw_title(axes: Axes, title: str) -> None:
     """Write a title in two lines, each of which fits above the axes."""
-    width = axes.get_position().width * axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
+    width = size_of(axes)[0] * axes.get_position(original=True).width
     lines = [shortened(line, width, TITLE) for line in title.replace(": ", "\n", 1).split("\n")]
     axes.set_title("\n".join(lines), fontsize=TITLE, parse_math=False)
+
+
+def size_of(axes: Any) -> tuple[float, float]:
+    """Return width and height of the figure around axes, in inches."""
+    wide, high = axes.figure.get_size_inches()
+    return float(wide), float(high)
 
 
 def draw_scale(axes: Axes, drawn: Any) -> None:
     """Draw the scale of a map below it, labelled at its ends and between."""
     from matplotlib.ticker import MaxNLocator
 
-    box, (_, inches) = axes.get_position(original=True), axes.figure.get_size_inches()
+    box, inches = axes.get_position(original=True), size_of(axes)[1]
     scale = axes.figure.add_axes((box.x0 + box.width * 0.2, box.y0 - 0.12 / inches, box.width * 0.6, 0.07 / inches))
     axes.figure.colorbar(drawn, cax=scale, orientation="horizontal", ticks=MaxNLocator(3))
     scale.tick_params(labelsize=SMALL - 1, length=2, pad=1)
@@ -133,7 +139,7 @@ def draw_tokens(axes: Axes, handle: Algm) -> None:
     axes.set_xlim(0.4, len(counts) + 0.6)
     axes.set_ylim(0, whole * 1.02)
     axes.set_yticks([])
-    inches = axes.get_position().width * axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
+    inches = size_of(axes)[0] * axes.get_position(original=True).width
     bar = inches / (len(counts) + 0.2)
     every = int(text_width("00", SMALL) * 1.3 / bar) + 1
     axes.set_xticks(layers[::every])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .paint import Array
 from .text import shortened, text_width, wrapped
@@ -91,7 +91,7 @@ def new_sheet(
     return figure, axes
 
 
-def write(figure: Figure, left: float, top: float, lines: Sequence[str], size: float, **style: str) -> None:
+def write(figure: Figure, left: float, top: float, lines: Sequence[str], size: float, **style: Any) -> None:
     """Write lines as they are, from a corner in inches on."""
     wide, high = figure.get_size_inches()
     figure.text(left / wide, top / high, "\n".join(lines), size=size, va="top", parse_math=False, **style)

@@ -54,14 +54,14 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
     )
     path = quickstart.main(["--out", str(tmp_path / "new" / "folder")])
     printed = capsys.readouterr().out
-    assert "tokens after each layer: 1184" in printed
+    assert "patch tokens after each layer: 1183" in printed
     assert "x fewer" in printed
     assert "x faster" in printed
     assert float(printed.split("correlation ")[1].split(",")[0]) > 0.999
     assert np.asarray(Image.open(path)).std() > 20
     (figure,) = drawn
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert [title.split(":")[0] for title in panels] == [
+    assert [title.split("\n")[0] for title in panels] == [
         "image",
         "similarity in 2×2 windows",
         "CLAP in layer 1",
@@ -69,7 +69,7 @@ def test_the_main_job(tmp_path, capsys, monkeypatch):
         "prediction, unpatched",
         "prediction, merging",
         "difference",
-        "tokens after each layer",
+        "patch tokens after each layer",
     ]
     for axes in [*panels.values()][:-1]:
         panel = axes.images[0].get_array()

@@ -39,7 +39,7 @@ def test_the_figure_of_values(model, channel):
         drawn[title].images[0].get_clim() for title in ("prediction, unpatched", "prediction, merging", "difference")
     )
     assert before == after
-    assert difference == (0, pytest.approx(before[1] - before[0]))
+    assert difference == pytest.approx((0, before[1] - before[0]))
     assert not [text for text in figure.texts if text.get_text() == "classes:"]
 
 
