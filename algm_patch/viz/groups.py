@@ -17,7 +17,7 @@ PIXELS_PER_LINE = 250  # of a picture's longer side, for each pixel of an outlin
 LINES_PER_TOKEN = 6  # at least so many outlines would fit in a token: of large grids something is left to see
 CAPTION = (
     "Outlined: merged, one token for each group. The colour tells how many patches are in the group, also where "
-    "they are apart. Elsewhere the picture shows: one token for each patch."
+    "they are apart. Where the picture shows, each patch is a token of its own."
 )
 
 
