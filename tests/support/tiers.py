@@ -14,8 +14,8 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 # Modules that tests import and that the extra "dev" does not bring.
-HEAVY = {"accelerate", "gradio", "lightning", "matplotlib", "nbclient", "nbformat", "skimage", "torchmetrics"}
-HEAVY |= {"transformers", "yaml", "tensorboard"}
+HEAVY = {"accelerate", "gradio", "lightning", "matplotlib", "nbclient", "nbformat", "playwright", "skimage"}
+HEAVY |= {"torchmetrics", "transformers", "yaml", "tensorboard"}
 
 # Two minutes: the method on tensors, the recorded tensors, the contract in one precision, the main job.
 QUICK = {
@@ -71,8 +71,8 @@ SLOW = {
             "every kind that is patched (test_contract), every kind of refusal (test_find_vit, test_*_refused)"
         ),
     },
-    "examples/test_app": {
-        r"visitors_do_not_mix|the_button": "a visit in the browser; the same functions, called (examples/test_app)",
+    "examples/test_app_page": {
+        r"visitors_do_not_mix|the_button|dimmed": "visits in the browser; what they call (examples/test_app)",
     },
     "examples/test_export_script": {
         r"test_the_export": "what it calls, on small models (patching/test_export); that a wrong export is an error",
