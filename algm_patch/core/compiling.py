@@ -94,6 +94,12 @@ has_numbers = torch.compiler.assume_constant_result(_has_numbers)
 number_of_graph = torch.compiler.assume_constant_result(_number_of_graph)
 
 
+def let_vary(x: Tensor, dim: int) -> Tensor:
+    """Return a tensor such that what is compiled for it, not compiled yet, is so for any size of a dimension."""
+    torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x
+
+
 @contextmanager
 def eagerly(model: nn.Module) -> Iterator[None]:
     """Run what was compiled as if it were not: no graph lets a caller look inside, or stop half way."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.base import Adapter
-from ..core.compiling import traces_python, untraced
+from ..core.compiling import let_vary, traces_python, untraced
 from .block_pass import BlockPass
 from .bypassed import MANY_IDLE, check_over, warn_of_passed_by, why_untraced
 from .decoding import decode, unmerge_decoded
@@ -128,6 +128,28 @@ def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor, eager: b
     return x
 
 
+def open_halves(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, Tensor]:
+    """Return what `open_block` does, for halves that are compiled for any number of tokens."""
+    forward_pass, block, x = open_block(runtime, layer, x)
+    token_map, key_bias = block.tokens.token_map, block.tokens.key_bias
+    if token_map is not None:
+        let_vary(token_map.sizes, 1)
+    if key_bias is not None:
+        let_vary(key_bias, 3)
+    return forward_pass, block, let_vary(x, 1)
+
+
+def merge_between_halves(forward_pass: ForwardPass, layer: int, x: Tensor, features: Tensor | None) -> Tensor:
+    """Return what `ForwardPass.merge` does, for a half that is compiled for any number of tokens."""
+    return let_vary(forward_pass.merge(layer, x, features), 1)
+
+
+def close_halves(forward_pass: ForwardPass, block: BlockPass, x: Tensor) -> Tensor:
+    """Return what `close_block` does, for a block that is compiled for any number of tokens."""
+    x = close_block(forward_pass, block, x)
+    return x if block.last or block.gives_grid else let_vary(x, 1)
+
+
 class Bookkeeping(NamedTuple):
     """Hold the functions around what the model computes: as they are, or such that no compiler looks into them."""
 
@@ -146,5 +168,9 @@ class Bookkeeping(NamedTuple):
 # In one graph of the whole forward pass.
 TRACED = Bookkeeping()
 # Else: compiled by itself, its state would be guarded, and compiled anew whenever it changes.
-UNTRACED = Bookkeeping(*map(untraced, TRACED))
-EAGER = UNTRACED._replace(close_block=partial(UNTRACED.close_block, eager=True))
+UNCOMPILED = Bookkeeping(*map(untraced, TRACED))
+EAGER = UNCOMPILED._replace(close_block=partial(UNCOMPILED.close_block, eager=True))
+# The same around halves that are compiled.
+UNTRACED = UNCOMPILED._replace(
+    open_block=untraced(open_halves), merge=untraced(merge_between_halves), close_block=untraced(close_halves)
+)
