@@ -18,6 +18,7 @@ import dinov2_saliency
 import gradio as gr
 import runs
 from app_html import alert, figures, numbers
+from commands import run, whole_number
 from torch import nn
 
 STYLE = Path(__file__).with_name("app.css").read_text()
@@ -163,10 +164,10 @@ def page(model: nn.Module) -> gr.Blocks:
 def main(arguments: list[str] | None = None) -> None:
     """Serve the page until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=whole_number(1, 65535), default=7860, help="of this machine (default: 7860)")
     options = parser.parse_args(arguments)
     page(dinov2_saliency.load()).launch(server_port=options.port, max_file_size="50mb")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,12 +16,13 @@ from typing import Any
 import dinov2_saliency
 import numpy as np
 import torch
+from commands import run, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pictures import open_image, to_input
-from quickstart import number_or_rule, saliency
+from quickstart import saliency
 
 from algm_patch import apply_algm
 from algm_patch.viz import panels
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> Path:
     """Run the example; return the path of the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", nargs="?", type=Path, help="any image file (default: scikit-image's astronaut)")
-    parser.add_argument("--tau", type=number_or_rule, default="auto", help="threshold: a number, auto or paper")
+    parser.add_argument("--tau", type=setting("tau"), default="auto", help="threshold: a number, auto or paper")
     parser.add_argument(
         "--out", type=Path, default=Path("out/before_after.png"), help="the picture (default: out/before_after.png)"
     )
@@ -132,4 +133,4 @@ def draw(*both: Half) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

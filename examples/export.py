@@ -13,6 +13,9 @@ depend on nothing but the image size, which the file has fixed; the batch size s
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: on a busy machine they alone take a minute
+    print("loading torch and timm ...", flush=True)
+
 import argparse
 import copy
 from importlib.util import find_spec
@@ -24,6 +27,7 @@ import pictures
 import quickstart
 import timm
 import torch
+from commands import load_timm, run, setting, step, times, whole_number
 from stopwatch import milliseconds
 from torch import Tensor, nn
 
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the example; return "differences" and "ms" of each file, and "agreement"."""
     options = parse(arguments)
     check_installed()
-    model, image = load_timm(options.model, options.size) if options.model else load_saliency(options.size)
+    model, image = from_hub(options.model, options.size) if options.model else load_saliency(options.size)
     models = {"unpatched": model, "algm": copy.deepcopy(model)}
 
     apply_algm(models["algm"], clap_layer=1, gbm_layers=[5], merge_to=options.merge_to)
@@ -49,18 +53,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sessions, outputs, differences = {}, {}, {}
     for name, each in models.items():
         path = options.out / f"{name}.onnx"
+        step(f"exporting {path}")
         opset = to_onnx(to_program(each, image), path)
         sessions[name], outputs[name] = open_session(path), predict(each, image)
         differences[name] = check(sessions[name], image, outputs[name], path)
         print(f"{path}: opset {opset}, largest difference to torch {differences[name]:.1e}")
-    ms = milliseconds([lambda name=name: run(sessions[name], image) for name in models])
+    step("measuring how long they take, in turns")
+    ms = milliseconds([lambda name=name: run_onnx(sessions[name], image) for name in models])
     compare = quickstart.compare_features if options.model else quickstart.compare_saliency
     agreement = compare(outputs["unpatched"], outputs["algm"])
 
     print(f"\nonnxruntime, {image.shape[-1]}x{image.shape[-2]} pixels, batch of one:")
     for name, time in zip(models, ms, strict=True):
         print(f"{name:10}{time:8.1f} ms")
-    print(f"{ms[0] / ms[1]:.2f} x faster\n{agreement}")
+    print(f"{times(*ms, 'faster', 'slower')}\n{agreement}")
     return {"differences": differences, "ms": dict(zip(models, ms, strict=True)), "agreement": agreement}
 
 
@@ -68,8 +74,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a timm ViT with hub weights, instead of DINOv2 with its head")
-    parser.add_argument("--size", type=int, help="side of the image in pixels (default: 518, or the timm model's own)")
-    parser.add_argument("--merge-to", type=float, default=0.6, help="share of the patches that each merge leaves")
+    parser.add_argument(
+        "--size", type=whole_number(1, 4096), help="side of the image in pixels (default: 518, or the timm model's own)"
+    )
+    parser.add_argument(
+        "--merge-to", type=setting("merge_to"), default=0.6, help="share of its patches that each merge leaves (0.6)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     return parser.parse_args(arguments)
 
@@ -86,12 +96,18 @@ def check_installed() -> None:
 def load_saliency(size: int | None) -> tuple[nn.Module, Tensor]:
     """Return DINOv2 with its saliency head, for images of one size, and an image [1, 3, H, W]."""
     side = size or pictures.SIDE
-    if side % pictures.PATCH:
-        raise SystemExit(f"--size {side} is no multiple of DINOv2's {pictures.PATCH} pixels a patch")
+    check_size(side, pictures.PATCH)
+    step("loading DINOv2 ViT-S/14 with its saliency head")
     model = dinov2_saliency.load()
     # Resize the positions now: forward would resize them in every run, by an operator that ONNX lacks.
     model.backbone.set_input_size(img_size=(side, side))
     return model, pictures.normalise(pictures.open_image(None), (side, side))
+
+
+def check_size(side: int, patch: int) -> None:
+    """Raise ValueError if a side in pixels is no whole number of patches."""
+    if side % patch:
+        raise ValueError(f"--size {side} is no multiple of the model's {patch} pixels a patch")
 
 
 class PatchFeatures(nn.Module):
@@ -106,10 +122,12 @@ class PatchFeatures(nn.Module):
         return quickstart.features(self.vit, images)
 
 
-def load_timm(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
+def from_hub(name: str, size: int | None) -> tuple[nn.Module, Tensor]:
     """Return the features of a timm model with weights from the hub, and an image [1, 3, H, W]."""
     sized = {} if size is None else {"img_size": size}
-    vit = timm.create_model(name, pretrained=True, **sized).eval()
+    vit = load_timm(name, **sized)
+    if size is not None:
+        check_size(size, max(vit.patch_embed.patch_size))
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit, args=sized), is_training=False)
     return PatchFeatures(vit), transform(pictures.open_image(None))[None]
 
@@ -145,7 +163,7 @@ def open_session(path: Path) -> InferenceSession:
     return InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def run(session: InferenceSession, images: Tensor) -> Tensor:
+def run_onnx(session: InferenceSession, images: Tensor) -> Tensor:
     """Return the output of an ONNX file."""
     (name,) = [entry.name for entry in session.get_inputs()]
     (output,) = session.run(None, {name: images.numpy()})
@@ -160,11 +178,11 @@ def predict(model: nn.Module, image: Tensor) -> Tensor:
 
 def check(session: InferenceSession, image: Tensor, expected: Tensor, path: Path) -> float:
     """Return the largest difference of a file's output to torch's, or raise SystemExit if it is more than rounding."""
-    difference = (run(session, image) - expected).abs().max().item()
+    difference = (run_onnx(session, image) - expected).abs().max().item()
     if not difference <= TOLERANCE:
         raise SystemExit(f"{path} is wrong: its output is {difference:.1e} from torch's, more than {TOLERANCE:.0e}")
     return difference
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,6 +9,9 @@ leaves, the GFLOPs of the ViT, milliseconds, and how closely the prediction agre
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: on a busy machine they alone take a minute
+    print("loading torch and timm ...", flush=True)
+
 import argparse
 import copy
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from typing import Any
 import dinov2_saliency
 import timm
 import torch
+from commands import load_timm, run, setting, step, times
 from pictures import open_image, to_input
 from PIL import Image
 from stopwatch import milliseconds
@@ -34,18 +38,20 @@ def main(arguments: list[str] | None = None) -> Path:
     options = parse(arguments)
     model, plain, image, predict, compare = prepared(options)
     with torch.inference_mode():
+        step("running it without merging and with it")
         before, after = predict(plain, image), predict(model, image)
         gflops = model.algm.unpatched_gflops, model.algm.gflops
+        step("measuring how long it takes, in turns")
         ms = milliseconds([lambda: predict(plain, image), lambda: predict(model, image)])
+    step("drawing")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "quickstart.png"
     drawn = None if options.model else predict  # features are no map to look at
     visualize(model, image, drawn).savefig(path, dpi=180)
 
-    print(model.algm)
-    print(f"\n{'':8}{'before':>8}{'after':>8}")
-    print(f"{'GFLOPs':8}{gflops[0]:8.1f}{gflops[1]:8.1f}   {gflops[0] / gflops[1]:.2f} x fewer, of the ViT")
-    print(f"{'ms':8}{ms[0]:8.0f}{ms[1]:8.0f}   {ms[0] / ms[1]:.2f} x faster")
+    print(f"\n{model.algm}\n\n{'':8}{'before':>8}{'after':>8}")
+    print(f"{'GFLOPs':8}{gflops[0]:8.1f}{gflops[1]:8.1f}   {times(*gflops, 'fewer', 'more')}, of the ViT")
+    print(f"{'ms':8}{ms[0]:8.0f}{ms[1]:8.0f}   {times(*ms, 'faster', 'slower')}")
     print(f"\n{compare(before, after)}\npicture: {path}")
     return path
 
@@ -54,8 +60,9 @@ def prepared(options: argparse.Namespace) -> tuple[Any, nn.Module, Tensor, Predi
     """Return the model with ALGM, the model without, an input, what predicts, and what compares two predictions."""
     picture = open_image(options.image)
     if options.model:
-        model, image, predict, compare = *load_timm(options.model, picture), features, compare_features
+        model, image, predict, compare = *from_hub(options.model, picture), features, compare_features
     else:
+        step("loading DINOv2 ViT-S/14 with its saliency head")
         model, image, predict, compare = dinov2_saliency.load(), to_input(picture), saliency, compare_saliency
     plain = copy.deepcopy(model)
 
@@ -70,26 +77,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("image", nargs="?", type=Path, help="any image file (default: scikit-image's astronaut)")
     parser.add_argument(
         "--tau",
-        type=number_or_rule,
+        type=setting("tau"),
         default="auto",
-        help="threshold: a number, auto or paper",
+        help="threshold: a number, auto or paper (default: auto)",
     )
     parser.add_argument("--model", help="a timm ViT with hub weights, instead of DINOv2 with its head")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default: out)")
     return parser.parse_args(arguments)
 
 
-def number_or_rule(text: str) -> float | str:
-    """Return a number, or the name of a rule as it is."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def load_timm(name: str, picture: Image.Image) -> tuple[nn.Module, Tensor]:
+def from_hub(name: str, picture: Image.Image) -> tuple[nn.Module, Tensor]:
     """Return a timm model with weights from the hub, and its input [1, 3, H, W]."""
-    model = timm.create_model(name, pretrained=True).eval()
+    model = load_timm(name)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return model, transform(picture)[None]
 
@@ -121,4 +120,4 @@ def compare_features(before: Tensor, after: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -44,11 +44,11 @@ def test_the_export_of_a_model_of_timm(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("exporters")
 def test_an_export_that_computes_something_else_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "run", lambda session, images: images + 2e-4)
+    monkeypatch.setattr(export, "run_onnx", lambda session, images: images + 2e-4)
     image = torch.zeros(1, 3, 4, 4)
     with pytest.raises(SystemExit, match=r"x\.onnx is wrong: its output is 2\.0e-04 from torch's, more than 1e-04"):
         export.check(None, image, image, tmp_path / "x.onnx")
-    monkeypatch.setattr(export, "run", lambda session, images: images / 0)
+    monkeypatch.setattr(export, "run_onnx", lambda session, images: images / 0)
     with pytest.raises(SystemExit, match=r"its output is nan from torch's"):
         export.check(None, image, image, tmp_path / "x.onnx")
 
@@ -61,5 +61,5 @@ def test_an_export_says_what_to_install(monkeypatch):
 
 @pytest.mark.usefixtures("exporters")
 def test_an_export_at_a_size_that_is_no_grid(tmp_path):
-    with pytest.raises(SystemExit, match="--size 500 is no multiple of DINOv2's 14 pixels a patch"):
+    with pytest.raises(ValueError, match="--size 500 is no multiple of the model's 14 pixels a patch"):
         export.main(["--size", "500", "--out", str(tmp_path)])
