@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -85,12 +86,12 @@ def predict_from(model: nn.Module, unpatched: Run, guess: bool) -> Prediction:
 
 
 def proposals_in(passes: Iterable[ForwardPass], candidate: Candidate) -> Mapping[tuple[str, str, int], float]:
-    """Return the proposals of GBM as a part of the patches before them, as `Prediction` holds them."""
-    found: dict[tuple[str, str, int], float] = {}
+    """Return the proposals of GBM as a part of the patches before them, as `Prediction` holds them: of all passes."""
+    proposals, patches = Counter[tuple[str, str, int]](), Counter[tuple[str, str, int]]()
     for past in passes:
         for layer, block in past.blocks.items():
             if (plan := block.plans.get("GBM")) is not None:
-                patches = int((plan.sizes > 0).sum()) - block.num_prefix_tokens * len(plan.sizes)
                 place = (candidate.matching, candidate.compare, layer + 1)
-                found[place] = int(plan.similarity.isfinite().sum()) / max(1, patches)
-    return found
+                proposals[place] += int(plan.similarity.isfinite().sum())
+                patches[place] += int((plan.sizes > 0).sum()) - block.num_prefix_tokens * len(plan.sizes)
+    return {place: proposals[place] / max(1, patches[place]) for place in patches}
