@@ -13,7 +13,7 @@ FILES = sorted(FOLDER.glob("*/*.py"))
 BELOW = {
     "common": set(),
     "evaluation": {"common"},
-    "cost": {"common", "evaluation"},
+    "cost": {"common", "evaluation", "gpu"},
     "gpu": {"common", "evaluation"},
     "training": {"common", "evaluation"},
     "paper": {"common", "evaluation", "training"},
