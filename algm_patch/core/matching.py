@@ -6,6 +6,7 @@ A leader is the position of the first token of a group; a token that stands alon
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -55,7 +56,8 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
     own = position[:, num_prefix_tokens:].unflatten(1, grid)
     height, width = rows * high, columns * wide  # without the rows and columns left over
     windows = own[:, :height, :width].unflatten(1, (rows, high)).unflatten(3, (columns, wide))
-    led = torch.where(merges[:, :, None, :, None], windows[:, :, :1, :, :1], windows).flatten(3).flatten(1, 2)
+    led = torch.where(merges[:, :, None, :, None], windows[:, :, :1, :, :1], windows)
+    led = rearrange(led, "b h i w j -> b (h i) (w j)")
     leaders = torch.cat([torch.cat([led, own[:, :height, width:]], 2), own[:, height:]], 1)
     return torch.cat([position[:, :num_prefix_tokens], leaders.flatten(1)], 1)
 
