@@ -34,13 +34,14 @@ def nearest(
     """
     if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not torch.compiler.is_exporting():
         return opaque(x, others, sizes, sizes_of_others, no_token, not_itself)
-    columns, own = others.mT.contiguous(), torch.arange(x.shape[1], device=x.device)
+    columns = others.mT.contiguous()
+    own = torch.arange(x.shape[1], device=x.device) if not_itself else None
 
     def best(rows: slice) -> tuple[Tensor, Tensor]:
         similarity = x[:, rows] @ columns
         if sizes is not None and sizes_of_others is not None:
             similarity = closeness(similarity, sizes[:, rows, None], sizes_of_others[:, None])
-        if not_itself:
+        if own is not None:
             similarity = similarity.masked_fill_(own[rows, None] == own, -torch.inf)
         return (similarity if no_token is None else similarity.masked_fill_(no_token[:, None], -torch.inf)).max(-1)
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from .paint import Array
-from .text import shortened, text_width, wrapped
+from .text import check_matplotlib, shortened, text_width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,11 @@ def new_sheet(
         columns: panels in a row.
         chart: one more place, for a chart, which takes what is left of the last row, or a row of its own.
         feet: room for a scale below each panel.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
     """
+    check_matplotlib()  # before text is measured
     columns = min(columns, count + chart)
     least, most = CELL
     wide = min(max((WIDTH - 2 * MARGIN + GAP) / columns - GAP, least), most)
@@ -145,10 +149,8 @@ def new_figure(size: tuple[float, float], layout: str | None = None) -> Figure:
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'") from error
+    check_matplotlib()
+    from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:

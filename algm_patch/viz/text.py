@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 POINTS = 72  # in an inch
+
+
+def check_matplotlib() -> None:
+    """Raise ModuleNotFoundError, naming what to install, if matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("Drawing needs matplotlib: pip install 'algm_patch[viz]'")
 
 
 @cache

@@ -173,7 +173,7 @@ def test_the_setting_changes_from_one_forward_pass_to_the_next():
     model(image)
     assert patches_left(model.algm) == [15, 15, 8, 8, 8]
     assert "proportional attention on, merge_to 0.5" in str(model.algm)
-    assert "layer 1: CLAP 31 -> 16, tau" in str(model.algm)
+    assert "layer 1: CLAP 30 -> 15, tau" in str(model.algm)
     model.algm.merge_to = [27, 0.6]
     assert model.algm.merge_to == (27, 0.6)
     model(image)
