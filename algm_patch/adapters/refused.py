@@ -33,8 +33,9 @@ MESSAGED = "a message token of each frame, from all frames of a video, joins the
 CONVOLVED = "some of its blocks convolve over the sequence of the patches, whose neighbours merged tokens no longer are"
 BATCH_NOT_FIRST = "the batch is not the first dimension of the tokens (batch_first)"
 SCRIPTED = (
-    "torch.jit.script has compiled it, and left nothing to patch. Script parts of blocks (norms, attention, MLP), but "
-    "no block and no patch embedding; or none, and call torch.compile or torch.export after apply_algm"
+    "torch.jit.script or torch.jit.trace has compiled it, and left nothing to patch. Script parts of blocks (norms, "
+    "attention, MLP), but no block and no patch embedding; or none, and call torch.compile or torch.export after "
+    "apply_algm"
 )
 
 TIMM = "timm.models"

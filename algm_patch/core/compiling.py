@@ -32,6 +32,10 @@ def traces_python() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
+# Returns whether an export traces now; before torch 2.7, whether one runs the model itself.
+exports: Callable[[], bool] = getattr(torch.compiler, "is_exporting", traces_python)
+
+
 def tracing_context() -> object | None:
     """Return what lives as long as an export that runs the model itself; None if torch has nothing of the kind."""
     return torch._guards.TracingContext.try_get()
@@ -112,7 +116,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
         own = vars(part)
         if own.get("_compiled_call_impl") is not None:
             compiled.append((own, "_compiled_call_impl", None))
-        if (original := part._modules.get("_orig_mod")) is not None:
+        if (original := dict(part.named_children()).get("_orig_mod")) is not None:
             compiled.append((own, "forward", original.__call__))
     before = [own[name] for own, name, _ in compiled]
     try:

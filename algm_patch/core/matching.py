@@ -10,7 +10,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .compiling import exports
 from .nearest import nearest
+
+# TensorRT takes no more from a row at once.
+LARGEST_TOPK = 3840
 
 
 def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
@@ -91,7 +95,7 @@ def best_matches(
     similarity, index = nearest(unit[:, start::2], unit[:, other::2], own, others, padding)
     if counts is not None:
         similarity = similarity.masked_fill(proposer >= counts[:, None], -torch.inf)
-    return similarity, proposer, receiver[index]
+    return similarity, proposer, other + 2 * index
 
 
 def first_proposer(num_prefix_tokens: int) -> int:
@@ -142,6 +146,9 @@ def first_members(groups: Tensor, count: int) -> Tensor:
     batch, length = groups.shape
     # In float32, exact below 2^24 tokens: Apple GPUs scatter no minimum of int64, and of int32 only since macOS 15.
     position = torch.arange(length, device=groups.device, dtype=torch.float32).expand(batch, length)
+    if exports():  # OpenVINO reads no scatter with a minimum from a program; attention holds as much
+        member = groups[:, None] == torch.arange(count, device=groups.device)[:, None]
+        return position[:, None].masked_fill(~member, length - 1).amin(2).long()
     start = position.new_full((batch, count), length - 1)
     return start.scatter_reduce_(1, groups, position, "amin").long()
 
@@ -164,9 +171,26 @@ def reaching(similarity: Tensor, tau: Tensor, same_number: bool) -> Tensor:
 
 
 def most_similar(similarity: Tensor, count: int) -> Tensor:
-    """Return which candidates of each image merge by rank, its ``count`` most similar: [B, K] bool."""
-    best = similarity.masked_fill(similarity.isnan(), -torch.inf).topk(count, 1).indices
-    return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, best, torch.ones_like(best, dtype=torch.bool))
+    """Return which candidates of each image merge by rank, its ``count`` most similar: [B, K] bool.
+
+    Of equal ones the first; NaN is as little as minus infinity.
+    """
+    similarity = similarity.masked_fill(similarity.isnan(), -torch.inf)
+    if not count:
+        return torch.zeros_like(similarity, dtype=torch.bool)
+    least = count_th_largest(similarity, count)
+    more, equal = similarity > least, similarity == least
+    # In float32, exact below 2^24: TensorRT sums no int64.
+    wanted = count - more.sum(1, keepdim=True, dtype=torch.float32)
+    return more.logical_or(equal.logical_and(equal.cumsum(1, dtype=torch.float32) <= wanted))
+
+
+def count_th_largest(values: Tensor, count: int) -> Tensor:
+    """Return the ``count``-th largest of each row: [B, 1] of [B, K] without NaN, ``count`` from 1 to K."""
+    while count > LARGEST_TOPK:
+        values = values.scatter(1, values.topk(LARGEST_TOPK, 1).indices, -torch.inf)
+        count -= LARGEST_TOPK
+    return values.topk(count, 1).values[:, -1:]
 
 
 def least_similarity(similarity: Tensor, merging: Tensor) -> Tensor:

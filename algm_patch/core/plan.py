@@ -104,7 +104,7 @@ def plan_clap(
             threshold = clap_tau(windows, tau)
             merging = reaching(windows, threshold, same_number=how_many == "min")
         leaders = clap_leaders(merging.view_as(similarity), grid, window, num_prefix_tokens)
-        sizes = similarity.new_ones(x.shape[:2])
+        sizes = torch.ones(x.shape[:2], dtype=similarity.dtype, device=x.device)  # Core ML lacks new_ones
         least = x.shape[1] - similarity.shape[1] * similarity.shape[2] * fewer
         packed = how_many == "image" and x.shape[0] > 1
         return Plan(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .caching import cached
-from .compiling import read_numbers
+from .compiling import exports, read_numbers
 from .matching import first_members
 from .packing import Packing
 
@@ -68,8 +68,7 @@ class TokenMap:
 
         Args:
             leaders: [B, L]; the position of the first token of each token's group.
-            sizes: [B, L]; how many original tokens each token of the sequence holds already; zero, where packed: none,
-                it is padding.
+            sizes: [B, L]; how many original tokens each token of the sequence holds already; zero, if packed: padding.
             count: of groups, the same in every row. None: it is read from the device, the only host synchronisation
                 of a merge.
             least: a count that no row is below, for compilers, which do not know the count.
@@ -77,9 +76,10 @@ class TokenMap:
         """
         batch, length = leaders.shape
         leads = leaders == torch.arange(length, device=leaders.device)
-        groups = (leads & (sizes > 0) if packed else leads).cumsum(1)  # so far
-        labels = (groups - 1).gather(1, leaders)
-        counts = groups[:, -1] if length else groups.sum(1)
+        dtype = torch.float32 if exports() else torch.int64  # exact below 2^24; TensorRT sums no int64
+        groups = (leads & (sizes > 0) if packed else leads).cumsum(1, dtype=dtype)
+        labels = (groups - 1).gather(1, leaders).long()
+        counts = groups[:, -1].long() if length else groups.sum(1)
         packing = None
         if packed:
             packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
@@ -151,8 +151,11 @@ class TokenMap:
         totals = self.sizes.to(torch.promote_types(x.dtype, torch.float32))
         weights = (1 if sizes is None else sizes.to(totals)) / totals.gather(1, self.labels)
         weighted = x.reshape(batch, x.shape[1], x.shape[2:].numel()) * weights[..., None]
-        sums = weighted.new_zeros(batch * count, weighted.shape[-1])
-        sums.index_add_(0, self._flat_labels, weighted.flatten(0, 1))  # in place: 20 times faster on CPU
+        sums = weighted.new_zeros(batch, count, weighted.shape[-1])
+        if exports():  # ONNX has index_add as a ScatterND whose indices come twice, which engines do not take
+            sums = sums.scatter_add(1, self.labels[..., None].expand_as(weighted), weighted)
+        else:  # in place, 20 times faster on CPU
+            sums.flatten(0, 1).index_add_(0, self._flat_labels, weighted.flatten(0, 1))
         return sums.to(x.dtype).view(batch, count, *x.shape[2:])
 
     def unmerge(self, x: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ class ForwardPass:
                 warn_of_nothing(plan)
         else:
             before = block.after
-            sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if before is None else before.sizes
+            sizes = torch.ones(x.shape[:2], device=x.device) if before is None else before.sizes
             packing = None if before is None else before.packing
             tau = self._tau_of_clap() if merge.tau == "tau" else merge.tau
             rule = merge.rule if before is not None else merge.rule._replace(size_aware=False)  # all hold one

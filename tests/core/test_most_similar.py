@@ -1,9 +1,12 @@
 """Fixed counts merge the most similar tokens."""
 
+from unittest import mock
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algm_patch.core import matching
 from algm_patch.core.matching import most_similar, num_proposals
 from algm_patch.core.plan import plan_clap, plan_gbm
 from tests.support.batches import batches
@@ -50,3 +53,18 @@ def test_what_is_not_finite_takes_no_place_among_the_best(values, data):
     similarity = torch.tensor([values, values[::-1]])
     count = data.draw(st.integers(0, len(values)))
     assert_most_similar(most_similar(similarity, count), similarity, count)
+
+
+@given(
+    st.lists(st.sampled_from([-1.0, 0.0, 1e-38, 0.9, 1.0, float("nan"), -torch.inf, torch.inf]), min_size=1),
+    st.integers(1, 5),
+    st.data(),
+)
+def test_of_equal_ones_the_first_whatever_an_engine_takes_at_once(values, at_once, data):
+    similarity = torch.tensor([values, values[::-1]])
+    count = data.draw(st.integers(0, len(values)))
+    order = similarity.masked_fill(similarity.isnan(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    first = torch.zeros_like(similarity).bool().scatter(1, order[:, :count], torch.tensor(True).expand_as(order))
+    with mock.patch.object(matching, "LARGEST_TOPK", at_once):
+        assert torch.equal(most_similar(similarity, count), first)
+    assert torch.equal(most_similar(similarity, count), first)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from algm_patch import apply_algm, remove_algm
+from algm_patch import apply_algm, calibrate, remove_algm, tune, visualize
 from tests.support.contract import SETTINGS, trace
 from tests.support.models import build, photo
 from tests.support.threads import run_in_threads
@@ -113,6 +113,18 @@ def test_a_parametrized_patch_embedding_is_undone_in_its_order():
     assert trace(remove_algm(model)) == before
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, photo())])
+def test_a_model_of_torchscript_is_named_as_what_it_is(compiled):
+    model, images = compiled(build("ViT")), [photo(), photo()]
+    for patches in (lambda: apply_algm(model), lambda: tune(model, images)):
+        with pytest.raises(ValueError, match=r"torch\.jit\.script or torch\.jit\.trace has compiled it"):
+            patches()
+    for is_patched in (lambda: remove_algm(model), lambda: calibrate(model, images), lambda: visualize(model, images)):
+        with pytest.raises(ValueError, match=r"(Recursive|TopLevelTraced).*Module is not patched"):
+            is_patched()
+
+
 @pytest.mark.parametrize("path", ["", "blocks.1", "patch_embed.proj"])
 def test_what_is_scripted_whole_is_refused(path):
     model: Any = build("ViT")
@@ -120,7 +132,9 @@ def test_what_is_scripted_whole_is_refused(path):
         model.set_submodule(path, torch.jit.script(model.get_submodule(path)))
     else:
         model = torch.jit.script(model)
-    with pytest.raises(ValueError, match=r"torch\.jit\.script has compiled it, .* Script parts of blocks"):
+    with pytest.raises(
+        ValueError, match=r"torch\.jit\.script or torch\.jit\.trace has compiled it, .* Script parts of blocks"
+    ):
         apply_algm(model)
     assert not hasattr(model, "algm")
 
