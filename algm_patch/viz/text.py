@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 
 POINTS = 72  # in an inch
+FITTED = 1.08  # by so much lines can be wider once their letters are fitted to the pixels of a notebook's picture
 
 
 def check_matplotlib() -> None:
@@ -16,7 +17,7 @@ def check_matplotlib() -> None:
 
 @cache
 def text_width(text: str, size: float) -> float:
-    """Return the width of a line in inches.
+    """Return the width of a line in inches, at most: it depends on the pixels that its letters are fitted to.
 
     Args:
         size: of the letters in points.
@@ -25,7 +26,7 @@ def text_width(text: str, size: float) -> float:
     from matplotlib.textpath import text_to_path
 
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return float(width) / POINTS
+    return FITTED * float(width) / POINTS
 
 
 def shortened(text: str, width: float, size: float) -> str:

