@@ -24,6 +24,7 @@ WEIGHTS = ("plain", "int8", "int8-weights")
 RESOLUTION, BACKBONE, BASE = "lower resolution", "smaller backbone", "eager float32"
 # The sides of smaller images that are tried, as parts of the whole side.
 SCALES = (0.5, 0.57, 0.64, 0.71, 0.78, 0.85, 0.92)
+PILOTS = 2  # images that choose among them, one at a time
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def measure(subject: Subject, stack: Stack, rounds: int, backend: str) -> tuple[
         try:
             runners[name] = make()
             answers[name] = runners[name]()
-        except (
-            Exception
-        ) as error:  # what a compiler or a quantization raises; the other methods are measured all the same
+        except Exception as error:  # the other methods are measured all the same
             runners.pop(name, None)
             failed[name] = Row(name, error=in_a_line(error))
 
@@ -92,7 +91,8 @@ def measure(subject: Subject, stack: Stack, rounds: int, backend: str) -> tuple[
         varies = name not in (UNPATCHED, FIXED)
         add(name, partial(stacked, stack, patch, subject.model, subject.images, backend, varies))
     if FIXED in runners and UNPATCHED in runners:
-        images = as_long_as(subject, replace(stack, compiler=EAGER, weights="plain"))
+        side = as_long_as(subject, replace(stack, compiler=EAGER, weights="plain"))
+        images = resized(subject.images, side, side)
         add(RESOLUTION, lambda: stacked(stack, unchanged, subject.model, images, backend, False))
     if subject.smaller is not None:
         other = subject.smaller
@@ -144,15 +144,18 @@ def quantized(model: nn.Module, weights: str) -> nn.Module:
     return model
 
 
-def as_long_as(subject: Subject, stack: Stack) -> Tensor:
-    """Return images of the size at which the unpatched model takes, in a stack, nearest to as long as fixed counts."""
-    whole, side = subject.images, subject.images.shape[-1]
-    small = {each: resized(whole, each, each) for each in {smaller(side, scale, subject.patch) for scale in SCALES}}
-    timers = {each: stacked(stack, unchanged, subject.model, images) for each, images in small.items()}
-    timers[side] = stacked(stack, subject.ways[FIXED], subject.model, whole)
-    spent = in_turns({each: partial(seconds, runner) for each, runner in timers.items()}, 3)
-    least = {each: min(times) for each, times in spent.items()}
-    return small[min(small, key=lambda each: abs(least[each] - least[side]))]
+def as_long_as(subject: Subject, stack: Stack) -> int:
+    """Return the side in pixels of images that take the unpatched model, in a stack, about as long as fixed counts."""
+    images, whole = subject.images[: max(stack.batch, PILOTS)], subject.images.shape[-1]
+    timers = {
+        side: stacked(stack, unchanged, subject.model, resized(images, side, side))
+        for side in {smaller(whole, scale, subject.patch) for scale in SCALES}
+    }
+    timers[whole] = stacked(stack, subject.ways[FIXED], subject.model, images)
+    spent = in_turns({side: partial(seconds, runner) for side, runner in timers.items()}, 3)
+    least = {side: min(times) for side, times in spent.items()}
+    target = least.pop(whole)
+    return min(least, key=lambda side: abs(least[side] - target))
 
 
 def row(
