@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +66,21 @@ def refuse_jit_script(module: object) -> None:
         f"torch.jit.script compiles the source of the unpatched {type(module).__name__}, which merges nothing. Use "
         "torch.export.export(model, (images,)) or torch.compile(model); or call remove_algm(model) first"
     )
+
+
+def in_numbers(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return a grid as numbers, where a compiler would have the size of an image a variable.
+
+    Raises:
+        ValueError: if an export is to have it a variable.
+    """
+    if traces_python() and any(isinstance(side, torch.SymInt) for side in grid):
+        raise ValueError(
+            "dynamic_shapes lets the image's height or width vary, and merge_to counts the tokens of one size. Let only "
+            "the batch vary, {0: torch.export.Dim('batch')}, and export one file for each size; or export thresholds, "
+            "apply_algm(model, merge_to=None)"
+        )
+    return operator.index(grid[0]), operator.index(grid[1])
 
 
 def read_numbers(x: Tensor) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import operator
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..core.compiling import in_numbers
 from ..core.layer_tokens import LayerTokens
 from ..core.plan import HowMany, Plan, plan_clap, plan_gbm, warn_of_nothing
 from ..core.residual import lost_with
@@ -70,7 +70,7 @@ class ForwardPass:
         by_default: Literal["image", "min"] = "min" if training else "image"
         self.batching: Literal["image", "min"] = by_default if settings.batch == "auto" else settings.batch
         # Fixed counts are numbers, also where a compiler or an export would have an image's size a variable.
-        self.grid = grid if settings.merge_to is None else (operator.index(grid[0]), operator.index(grid[1]))
+        self.grid = grid if settings.merge_to is None else in_numbers(grid)
         self.merges = merges_of(settings)
         self.batch, self.width, self.device = 0, 0, torch.device("cpu")
         self.blocks: dict[int, BlockPass] = {}

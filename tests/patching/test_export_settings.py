@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 from algm_patch import apply_algm
+from algm_patch.core.compiling import ONE_GRAPH
 from tests.support import cases_segmenter, models
 from tests.support.batches import CLOSE
 from tests.support.cases import CASES
@@ -108,3 +110,29 @@ def test_thresholds_and_one_image():
     found = torch.export.export(model, (images[:1],)).module()
     for image in images.split(1):
         torch.testing.assert_close(found(image), model(image), **CLOSE)
+
+
+FREE_SIZE = {"x": {2: 32 * torch.export.Dim("rows", min=2, max=10), 3: 32 * torch.export.Dim("columns", min=2, max=10)}}
+
+
+def of_any_size():
+    return timm.create_model("test_vit", img_size=96, dynamic_img_size=True, num_classes=0, global_pool="").eval()
+
+
+@pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
+@torch.no_grad()
+def test_thresholds_and_images_of_any_size():
+    """Of whole windows: a graph has no branch for what is left over."""
+    model = apply_algm(of_any_size(), clap_layer=1, gbm_layers=[3], tau=0.5, gbm_tau=0.5)
+    found = torch.export.export(model, (torch.rand(1, 3, 96, 128),), dynamic_shapes=FREE_SIZE).module()
+    for size in ((96, 128), (128, 96), (64, 64), (160, 224)):
+        image = torch.rand(1, 3, *size)
+        torch.testing.assert_close(found(image), model(image), **CLOSE)
+        assert model.algm.tokens_per_layer[-1] < model.algm.tokens_per_layer[0]
+
+
+@torch.no_grad()
+def test_fixed_counts_and_images_of_any_size_are_refused():
+    model = apply_algm(of_any_size(), gbm_layers=[3], merge_to=0.6)
+    with pytest.raises(ValueError, match=r"dynamic_shapes lets the image's height or width vary.*merge_to"):
+        torch.export.export(model, (torch.rand(1, 3, 96, 128),), dynamic_shapes=FREE_SIZE, strict=False)
