@@ -88,6 +88,8 @@ def load_timm(name: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **options).eval()
     except OSError as error:
+        why = str(error).partition("\n")[0]
         raise OSError(
-            f"{name} is not on this machine and the hub cannot be reached. Without --model no hub is needed"
+            f"{name}: its weights are not on this machine, and the hub did not give them ({why}). Without --model no "
+            "hub is needed"
         ) from error

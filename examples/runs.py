@@ -10,7 +10,7 @@ from typing import Any
 import skimage
 import torch
 from numpy.typing import NDArray
-from pictures import normalise, to_input
+from pictures import to_input
 from stopwatch import milliseconds
 from torch import Tensor, nn
 from uploads import read
@@ -79,7 +79,7 @@ def find(model: nn.Module, path: str | None, keep: float) -> dict[str, Any]:
         RuntimeError: if nothing that is tried keeps enough and costs less than the unpatched model.
     """
     chosen = [] if path in (None, *photographs()) else [path]
-    images = torch.cat([normalise(read(each), (448, 448)) for each in [*photographs(), *chosen]])
+    images = [to_input(read(each)) for each in [*photographs(), *chosen]]  # as they are shown
     settings = tune(model, images, keep, predict=predict, budget=f"{BUDGET}s")
     remove_algm(model)
     return dict(**settings)

@@ -19,6 +19,7 @@ from ..images.reading import open_image
 from ..tuning.judges import predict_dense
 from ..tuning.tune import tune
 from ..viz import pareto, visualize
+from ..viz.text import check_matplotlib
 from .census import PATCHED, matching, timm_models, timm_names, transformers_models, transformers_names
 from .inputs import CommandError, load, patched
 from .timing import seconds_in_turns
@@ -39,16 +40,16 @@ def find(options: Any) -> int:
     if not options.images.is_dir():
         raise CommandError(f"{options.images} is not a folder")
     keep = asked(options.keep or [0.98])
-    path = new_file(options.out, "settings.json")  # an error about it comes before minutes are spent
+    check_matplotlib()  # errors come before minutes are spent
+    path = new_file(options.out, "settings.json")
     model = load(options)
     settings = tune(model, options.images, keep, budget=options.budget, cost=options.cost, seed=options.seed)
     try:
         settings.save(path)
     finally:
         print(f"{settings}\n{settings.record}\n")  # if saving fails, this is all that is left
-    print(path)
     pareto(settings).savefig(options.out / "pareto.png", dpi=100)
-    print(options.out / "pareto.png")
+    print(f"{path}\n{options.out / 'pareto.png'}")
     print(f"\napply_algm(model, settings=Settings.load({str(path)!r}))")
     return 0
 
@@ -57,7 +58,7 @@ def bench(options: Any) -> int:
     """Measure what the settings save."""
     model = load(options)
     merging = patched(options, copy.deepcopy(model))
-    images = prepare(model, open_image(options.image))[0].repeat(options.batch, 1, 1, 1)
+    images = prepare(merging, open_image(options.image), merging.algm.runtime.trunk)[0].repeat(options.batch, 1, 1, 1)
     weight = next(model.parameters())
     forwards = [partial(predict_dense, each) for each in (model, merging)]
     with torch.inference_mode():
@@ -79,10 +80,12 @@ def models(options: Any) -> int:
         raise CommandError(f"neither timm nor transformers, as installed, has a model {', '.join(unknown)}")
     of_timm, of_transformers = (matching(names, options.names or ["*"]) for names in every)
     found = chain(timm_models(of_timm), transformers_models(of_transformers))
-    refused = 0
+    listed = refused = 0
     for each in tqdm(found, "models", unit="model", disable=bool(options.names)):
-        refused += each.found != PATCHED
+        listed, refused = listed + 1, refused + (each.found != PATCHED)
         tqdm.write(f"{each.name} ({each.cls}): {each.found}", file=sys.stdout)
+    if not listed:
+        raise CommandError(f"{', '.join(options.names)}: takes no images, or needs a library that is not installed")
     return int(bool(options.names) and refused > 0)
 
 

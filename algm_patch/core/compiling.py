@@ -76,9 +76,9 @@ def in_numbers(grid: tuple[int, int]) -> tuple[int, int]:
     """
     if traces_python() and any(isinstance(side, torch.SymInt) for side in grid):
         raise ValueError(
-            "dynamic_shapes lets the image's height or width vary, and merge_to counts the tokens of one size. Let only "
-            "the batch vary, {0: torch.export.Dim('batch')}, and export one file for each size; or export thresholds, "
-            "apply_algm(model, merge_to=None)"
+            "dynamic_shapes lets the image's height or width vary, and merge_to counts the tokens of one size. Let "
+            "only the batch vary, {0: torch.export.Dim('batch')}, and export one file for each size; or "
+            "export thresholds, apply_algm(model, merge_to=None)"
         )
     return operator.index(grid[0]), operator.index(grid[1])
 

@@ -49,7 +49,7 @@ def images_of(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in paths:
         try:
             image = open_image(path)
-        except ImageError as error:
+        except OSError as error:  # an ImageError, or no permission to read
             broken = error
             warn_user(f"{error}. It is left out")
             continue

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .normalization import normalization
-from .reading import opaque
+from .reading import upright_rgb
 
 # The longer side of a picture in pixels: larger ones are shown smaller.
 LARGEST = 2048
@@ -36,7 +36,7 @@ def prepare(model: nn.Module, image: Any, trunk: Any = None) -> tuple[Tensor, ND
         except TypeError:
             raise TypeError(f"an image as an array is uint8 [H, W, 3]; got {image.dtype} {list(image.shape)}") from None
     if hasattr(image, "convert"):
-        picture = opaque(image)
+        picture = upright_rgb(image)
         picture.thumbnail((LARGEST, LARGEST))
         wide, high = input_size(trunk)[::-1]
         pixels = torch.from_numpy(np.array(picture.resize((wide, high)))).permute(2, 0, 1)

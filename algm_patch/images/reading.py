@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 LEAST = 32  # pixels of a side
 MOST = 64_000_000  # pixels of an image
-# What the values of one channel may reach: of floating point numbers, of 8 and of 16 bits.
-WHITES = (1, 255, 65535)
+# White in images of more than 8 bits: in modes that say so, else the least of these that no value exceeds. Floating
+# point numbers up to 1 may exceed it a little.
+SIXTEEN_BITS = 65535
+WHITES = (1.1, 255, SIXTEEN_BITS)
 
 
 class ImageError(OSError):
@@ -62,7 +64,7 @@ def check_size(path: str | PathLike[str], wide: int, high: int) -> None:
 
 
 def upright_rgb(picture: Image) -> Image:
-    """Return an opened file in RGB, turned as its EXIF orientation says."""
+    """Return an image of any mode in RGB, turned as its EXIF orientation says."""
     from PIL import ImageOps
 
     return opaque(ImageOps.exif_transpose(picture))
@@ -73,16 +75,22 @@ def opaque(picture: Image) -> Image:
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":
-        picture = Image.fromarray(in_8_bits(np.asarray(picture, np.float64)))
+        white = SIXTEEN_BITS if picture.mode.startswith("I;16") else None
+        picture = Image.fromarray(in_8_bits(np.asarray(picture, np.float64), white))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
-def in_8_bits(values: np.ndarray) -> np.ndarray:
-    """Return values as uint8: their white, the least of ``WHITES`` that none exceeds, or their largest, becomes 255."""
+def in_8_bits(values: np.ndarray, white: float | None = None) -> np.ndarray:
+    """Return values as uint8, white as 255.
+
+    Args:
+        white: None: the least of ``WHITES`` that no value exceeds, or the largest value.
+    """
     values = np.nan_to_num(values, posinf=0, neginf=0).clip(0)
     largest = values.max(initial=0)
-    white = next((white for white in WHITES if largest <= white), largest)
-    return (values * (255 / white)).round().astype(np.uint8)
+    if white is None:
+        white = next((white for white in WHITES if largest <= white), largest)
+    return (values * (255 / max(1, int(white)))).round().clip(0, 255).astype(np.uint8)

@@ -131,6 +131,7 @@ def close_block(forward_pass: ForwardPass, block: BlockPass, x: Tensor, eager: b
 def open_halves(runtime: Runtime, layer: int, x: Tensor) -> tuple[ForwardPass, BlockPass, Tensor]:
     """Return what `open_block` does, for halves that are compiled for any number of tokens."""
     forward_pass, block, x = open_block(runtime, layer, x)
+    forward_pass.by_halves = True
     token_map, key_bias = block.tokens.token_map, block.tokens.key_bias
     if token_map is not None:
         let_vary(token_map.sizes, 1)

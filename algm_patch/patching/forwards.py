@@ -44,7 +44,6 @@ def run_block(bookkeeping: Bookkeeping, original: Any, block: Any, x: Tensor, *a
     part = block.algm_part
     adapter = part.adapter
     forward_pass, here, x = bookkeeping.open_block(part.runtime, part.layer, x)
-    forward_pass.by_halves |= bookkeeping is UNTRACED
     if here.idle:
         output = original(block, x, *args, **kwargs)
         bookkeeping.close_block(forward_pass, here, output[0] if isinstance(output, tuple) else output)

@@ -1,6 +1,6 @@
 """Attention whose keys weigh as much as the tokens that they hold: the ways to compute it, and the choice of one.
 
-To a batch, adapters give `as_mask` as the mask of attention. Of packed images `chosen` decides. All ways agree, to
+In a batch, `as_mask` is the mask of attention. Of packed images `chosen` decides. All ways agree, to
 rounding; ``python -m benchmarks.gpu.suite`` compares their times on a GPU.
 """
 

@@ -13,8 +13,8 @@ from ..settings import Settings
 
 # What a user of halves can do about it.
 IN_ONE_GRAPH = (
-    "something broke the graph. torch.compile(model, fullgraph=True, dynamic=True) says what; one graph is faster, and "
-    "of fixed shapes with merge_to=0.6"
+    "compile the whole model; if it was, torch.compile(model, fullgraph=True, dynamic=True) says what broke its graph. "
+    "One graph is faster, and faster still with fixed counts (merge_to)"
     if ONE_GRAPH
     else "torch 2.9 and newer have them in the graph, which is faster"
 )

@@ -59,8 +59,8 @@ def check_number(name: str, tau: Any, rules: tuple[str, ...], off: str) -> Any:
     tau = check_tau(name, tau, rules)
     if isinstance(tau, float) and LARGEST < tau < math.inf:
         warn_user(
-            f"{name}={tau:g} merges nothing there, as a cosine is at most 1. A percentage is written as a part, 0.9 "
-            f"and not 90; to merge nothing there, write {off}"
+            f"{name}={tau:g} merges {'no windows' if name == 'tau' else 'nothing in its layers'}, as a cosine is at "
+            f"most 1. A percentage is written as a part, 0.9 and not 90; if this is meant, write {off}"
         )
     return tau
 

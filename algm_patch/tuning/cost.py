@@ -76,6 +76,6 @@ def cost_of(model: nn.Module, past: ForwardPass, guess: bool) -> VitCost:
 
 
 def synchronize(image: Tensor) -> None:
-    """Wait until the GPU that holds an image has done its work."""
-    if image.device.type == "cuda":
-        torch.cuda.synchronize(image.device)
+    """Wait until the GPU of any make that holds an image has done its work."""
+    if image.device.type != "cpu":
+        getattr(torch, image.device.type).synchronize()

@@ -98,7 +98,8 @@ def measure(subject: Subject, stack: Stack, rounds: int, backend: str) -> tuple[
         other = subject.smaller
         add(BACKBONE, lambda: stacked(stack, unchanged, other, subject.images, backend, False))
     if UNPATCHED not in runners:
-        return None, list(failed.values())
+        others = [Row(name, error="ran, with nothing to compare with") for name in runners if name != BASE]
+        return None, [*others, *failed.values()]
     spent = in_turns({name: partial(seconds, runner) for name, runner in runners.items()}, rounds)
     rows = [row(subject, name, spent, answers) for name in runners if name not in (BASE, UNPATCHED)]
     return median_ratio(spent[BASE], spent[UNPATCHED]), rows + list(failed.values())

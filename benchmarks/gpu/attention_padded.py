@@ -69,15 +69,13 @@ def by_extra_dimensions(
     return scaled_dot_product_attention(*wider, scale=scale)[..., : value.shape[3]]
 
 
-def by_pair_correction(
-    query: Tensor, key: Tensor, value: Tensor, log_sizes: Tensor, scale: float, bound: float = 0.0
-) -> Tensor:
-    """Attend without the bias [B, L] where no image has sizes whose logarithms differ by more than a bound.
+def by_pair_correction(query: Tensor, key: Tensor, value: Tensor, log_sizes: Tensor, scale: float) -> Tensor:
+    """Attend without the bias [B, L] where in each image all sizes are equal: a bias that all share has no effect.
 
-    Exact for 0: a bias that all keys share has no effect. It waits for the device.
+    It waits for the device.
     """
     spread = log_sizes.amax(1) - log_sizes.amin(1)
-    bias = None if spread.amax() <= bound else as_mask(log_sizes[:, None, None], query.dtype)
+    bias = None if spread.amax() == 0 else as_mask(log_sizes[:, None, None], query.dtype)
     return scaled_dot_product_attention(query, key, value, bias, scale=scale)
 
 

@@ -57,7 +57,7 @@ def test_show(place, model, capsys):
     assert files(place) == {"new/folder/0.png"}
     assert Image.open("new/folder/0.png").width > 800
     printed = capsys.readouterr().out
-    assert "CLAP 37 ->" in printed
+    assert "CLAP 36 ->" in printed
     assert "tau 0.5" in printed
 
 

@@ -80,7 +80,7 @@ def test_a_model_that_the_hub_does_not_give_is_named(example, monkeypatch, capsy
         raise FileNotFoundError("Please check your connection")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(OSError, match=r"vit_tiny_patch16_224 is not on this machine and the hub cannot be reached"):
+    with pytest.raises(OSError, match=r"vit_tiny_patch16_224: its weights are not on this machine, and the hub did"):
         example.main(["--model", "vit_tiny_patch16_224", "--out", str(tmp_path)])
     assert "fetching vit_tiny_patch16_224 from the hub" in capsys.readouterr().out
 

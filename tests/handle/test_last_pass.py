@@ -22,18 +22,18 @@ def test_before_and_after_a_forward_pass():
         _ = model.algm.token_map
     with torch.no_grad():
         model(photo())
-    counts = model.algm.tokens_per_layer
+    counts = [count - 1 for count in model.algm.tokens_per_layer]  # without the prefix
     lines = repr(model.algm).splitlines()
     assert lines[4] == "  last forward: batch 2, grid 6x5 + 1 prefix"
-    assert lines[5] == f"    tokens after each layer: {' '.join(map(str, counts))}"
+    assert lines[5] == f"    patch tokens after each layer: {' '.join(map(str, counts))}"
     assert lines[6].startswith(f"    {model.algm.gflops:.3g} of {model.algm.unpatched_gflops:.3g} GFLOPs of the ViT")
-    assert lines[7] == f"    layer 2: CLAP 31 -> {counts[1]}, tau 0.5000"
+    assert lines[7] == f"    layer 2: CLAP 30 -> {counts[1]}, tau 0.5000"
     assert [line.split(",")[0] for line in lines[8:]] == [
         f"    layer 3: GBM {counts[1]} -> {counts[2]}",
         f"    layer 5: GBM {counts[3]} -> {counts[4]}",
         "    full grid given back after layer 5",
     ]
-    assert counts[0] == 31 > counts[1] > counts[2] == counts[3] > counts[4]
+    assert counts[0] == 30 > counts[1] > counts[2] == counts[3] > counts[4]
 
 
 @torch.no_grad()

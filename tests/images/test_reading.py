@@ -55,8 +55,8 @@ def by_show(path: Path) -> Any:
 def by_bench(path: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "load", lambda options: model())
-        patch.setattr(commands, "patched", lambda options, model: None)
-        patch.setattr(commands, "prepare", bring_out)
+        patch.setattr(commands, "patched", lambda options, model: apply_algm(model))
+        patch.setattr(commands, "prepare", lambda model, image, trunk: bring_out(image))
         return seen_by(lambda: commands.bench(argparse.Namespace(image=path, batch=1)))
 
 

@@ -137,7 +137,7 @@ def test_every_kind_of_model(name):
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:tau='paper' merges nothing")
+@pytest.mark.filterwarnings("ignore:tau='paper' merges no windows")
 def test_other_settings(settings):
     model, images = build("ViT"), unlike(photo())
     usual = operations_of(lambda: model(images).sum().backward())

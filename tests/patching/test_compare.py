@@ -187,7 +187,7 @@ def test_a_calibrated_threshold_is_that_of_its_features_and_place():
         for compare, place in ways:
             with model.algm.using(compare=compare, place=place):
                 model.forward_features(image)
-                used = re.search(r"layer 1: CLAP 31 -> .*, tau (.*)", str(model.algm))
+                used = re.search(r"layer 1: CLAP 30 -> .*, tau (.*)", str(model.algm))
                 assert used is not None
                 assert (used[1] == f"{taus[way]:.4f}") == ((compare, place) == way)
         assert model.algm.calibrated_tau == taus[way]

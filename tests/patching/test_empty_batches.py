@@ -38,7 +38,7 @@ def test_empty_batches_are_passed_over_by_calibrate_and_tune():
     model = apply_algm(build("ViT"), gbm_layers=[3])
     expected = calibrate(model, photo())
     assert calibrate(model, [photo()[:0], photo(), photo()[:0]]) == expected
-    with pytest.raises(ValueError, match=r"no .* window in 0 batches"):
+    with pytest.raises(ValueError, match="calibrate got no images"):
         calibrate(model, photo()[:0])
     with pytest.raises(ValueError, match="tune got no images"):
         tune(model, photo()[:0])

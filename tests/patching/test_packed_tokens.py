@@ -110,13 +110,13 @@ def test_the_handle_prints_the_range_of_tokens():
     patched(model, model.forward_features, images)
     model.algm.gbm_layers = []
     model(images)
-    counts = (model.algm.token_map.sizes > 0).sum(1)
+    counts = (model.algm.token_map.sizes > 0).sum(1) - 1  # without the prefix
     least, most = counts.min(), counts.max()
     model.algm.gbm_layers = [3]
     model(images)
-    after = (model.algm.token_map.sizes > 0).sum(1)
+    after = (model.algm.token_map.sizes > 0).sum(1) - 1
     lines = str(model.algm).splitlines()
-    assert f"    layer 1: CLAP 31 -> {least} to {most}, tau {model.algm.tau:.4f}" in lines
+    assert f"    layer 1: CLAP 30 -> {least} to {most}, tau {model.algm.tau:.4f}" in lines
     (line,) = [line for line in lines if "layer 3: GBM" in line]
     assert line.startswith(f"    layer 3: GBM {least} to {most} -> {after.min()} to {after.max()}, tau ")
     model(images[:1])

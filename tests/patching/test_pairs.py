@@ -44,7 +44,7 @@ def pair(name, verb):
 
 
 @pytest.mark.parametrize(("name", "verb"), [pair(name, verb) for name in SETTINGS for verb in VERBS])
-@pytest.mark.filterwarnings("ignore:tau='paper' merges nothing:UserWarning")
+@pytest.mark.filterwarnings("ignore:tau='paper' merges no windows:UserWarning")
 def test_every_setting_with_every_verb(name, verb, tmp_path):
     model = patched(name)
     if (name, verb) not in REFUSED:
@@ -58,7 +58,7 @@ def test_every_setting_with_every_verb(name, verb, tmp_path):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.filterwarnings("ignore:tau='paper' merges nothing:UserWarning")
+@pytest.mark.filterwarnings("ignore:tau='paper' merges no windows:UserWarning")
 def test_settings_merge_or_leave_the_model_bitwise_as_it_was(name):
     model = patched(name)
     output = tokens(model)

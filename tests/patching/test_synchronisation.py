@@ -60,5 +60,5 @@ def test_one_synchronisation_a_merge(batch, settings):
     apply_algm(model, clap_layer=1, gbm_layers=[2, 4], **settings)
     with torch.no_grad(), Synchronisations() as patched:
         model(photo(batch=batch))
-    merges = settings.get("tau") != 2.0
+    merges = settings.get("tau") != 1.05
     assert patched.count - plain.count == merges + 2

@@ -102,7 +102,7 @@ def test_one_patch_embedding_feeds_a_trunk_and_the_blocks_on_top_of_it(order):
     assert torch.equal(twin(image), merged)
     remove_algm(model.patch_embed)
     assert not hasattr(model.patch_embed, "algm")
-    assert model.algm.tau == 2.0  # of the blocks on top
+    assert model.algm.tau == 1.05  # of the blocks on top
     apply_algm(model, **SETTINGS)
     model(image)
     assert model.algm.tokens_per_layer[1] < 30

@@ -96,7 +96,7 @@ SLOW = {
         r"unlike_images\[(?!timm ViT|transformers DINOv2).*-image": "two families, each image by its own content",
         r"fixed_counts.*\[(?!timm ViT|transformers DINOv2)": "two families as one graph of fixed counts",
         r"fixed_counts.*\[(?!timm ViT).*-(whole|static)\]": "one family in each way to ask for it",
-        r"behind_a_broken_graph\[(?!break_in_hook-2-1)": "a graph that a hook breaks behind the second merge",
+        r"behind_a_broken_graph.*\[(?!break_in_hook-2-1)": "a graph that a hook breaks behind the second merge",
         r"other_settings.*(?!'place')(window|key|gbm_tau|proportional)": (
             "the place, as one graph; every setting, eager (patching/test_pairs)"
         ),

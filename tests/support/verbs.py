@@ -59,7 +59,7 @@ def calibrated(model, folder):
     assert f"calibrated: {value:.4f}" in repr(algm)
     other = copy.deepcopy(model)
     assert_same(model, tokens(model), tokens(other))
-    assert re.search(rf"CLAP 31 -> .*, tau {value:.4f}\n", f"{other.algm}\n")
+    assert re.search(rf"CLAP 30 -> .*, tau {value:.4f}\n", f"{other.algm}\n")
 
 
 def tuned(model, folder):
@@ -130,7 +130,8 @@ def printed(model, folder):
     assert str(algm.settings)
     assert f"tau {algm.tau}" in repr(algm) or algm.clap_layer is None
     tokens(model)
-    assert f"tokens after each layer: {' '.join(map(str, algm.tokens_per_layer))}" in repr(algm)
+    patches = [count - algm.last_pass.num_prefix_tokens for count in algm.tokens_per_layer]
+    assert f"patch tokens after each layer: {' '.join(map(str, patches))}" in repr(algm)
 
 
 def carded(model, folder):
