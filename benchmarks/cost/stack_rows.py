@@ -165,14 +165,14 @@ def row(
     """Return the row of a method."""
     faster, work = median_ratio(spent[UNPATCHED], spent[name]), subject.gflops.get(name)
     ideal = None if work is None else subject.gflops[UNPATCHED] / work
-    agrees = agreement(answers[UNPATCHED], answers[name]) if subject.trained and name != BACKBONE else None
+    agrees = None
+    if subject.head is not None and name != BACKBONE:
+        agrees = agreement(subject.head, answers[UNPATCHED], answers[name])
     return Row(name, work or 0.0, faster, ideal, agrees)
 
 
-def agreement(reference: Sequence[Tensor], answers: Sequence[Tensor]) -> float:
-    """Return the correlation of saliency with the reference's, averaged over images."""
-    pairs = zip(torch.cat(list(reference)), torch.cat(list(answers)), strict=True)
-    return statistics.fmean(
-        correlation(one.float().sigmoid(), resized(other[None], *one.shape[-2:])[0].float().sigmoid())
-        for one, other in pairs
-    )
+def agreement(head: nn.Module, reference: Sequence[Tensor], features: Sequence[Tensor]) -> float:
+    """Return the correlation of the saliency with that of the reference's features, averaged over images."""
+    maps, others = (head(torch.cat(list(each)).float()).sigmoid() for each in (reference, features))
+    pairs = zip(maps, resized(others, *maps.shape[-2:]), strict=True)
+    return statistics.fmean(correlation(one, other) for one, other in pairs)
