@@ -1,4 +1,4 @@
-"""What the commands of the examples share: options, steps that are told, times in words, errors in one line."""
+"""Give the commands of the examples options, steps that are told, times in words, and errors in one line."""
 
 from __future__ import annotations
 

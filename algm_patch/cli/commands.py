@@ -1,4 +1,4 @@
-"""What the commands do."""
+"""Carry out the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in an example is told in one line, and what it does from its first second on."""
+"""Examples tell in one line what goes wrong, and from their first second on what they do."""
 
 import argparse
 import os

@@ -88,7 +88,7 @@ ENTRIES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_every_kind_of_file_is_the_picture_in_it(tmp_path, entry):
-    """Which an entry point sees as it sees a plain PNG of the picture."""
+    """An entry point sees every kind as it sees a plain PNG of the picture."""
     plain = {}
     for number, (kind, (write, picture)) in enumerate(READABLE.items()):
         for folder in ("file", "plain"):

@@ -122,7 +122,7 @@ def of_any_size():
 @pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
 @torch.no_grad()
 def test_thresholds_and_images_of_any_size():
-    """Of whole windows: a graph has no branch for what is left over."""
+    """The sizes are of whole windows, as a graph has no branch for what is left over."""
     model = apply_algm(of_any_size(), clap_layer=1, gbm_layers=[3], tau=0.5, gbm_tau=0.5)
     found = torch.export.export(model, (torch.rand(1, 3, 96, 128),), dynamic_shapes=FREE_SIZE).module()
     for size in ((96, 128), (128, 96), (64, 64), (160, 224)):
