@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .closeness import closeness
-from .compiling import ONE_GRAPH
+from .compiling import ONE_GRAPH, exports
 
 # The bound on the similarities that are held at once; weights of pairs take as much again.
 CHUNK_BYTES = 64 * 2**20
@@ -32,7 +32,7 @@ def nearest(
         no_token: [B, m], where the others are padding. None: nowhere.
         not_itself: the others are the same vectors, and none is its own nearest.
     """
-    if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not torch.compiler.is_exporting():
+    if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not exports():
         return opaque(x, others, sizes, sizes_of_others, no_token, not_itself)
     columns = others.mT.contiguous()
     own = torch.arange(x.shape[1], device=x.device) if not_itself else None

@@ -23,14 +23,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def number_or_rule(text: str) -> float | str:
-    """Read a threshold, or the name of the rule that computes it."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def layer_and_share(text: str) -> tuple[int, float]:
     """Read a layer and a share of the tokens, such as 2:0.5."""
     layer, _, share = text.partition(":")

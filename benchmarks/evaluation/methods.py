@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from algm_patch import Settings
+from algm_patch.cli.options import number_or_rule
 
-from ..common.arguments import layer_and_share, layers_of, number_or_rule
+from ..common.arguments import layer_and_share, layers_of
 from ..common.patching import patched
 from ..common.timing import in_turns, seconds
 from .ailurus import ailurus

@@ -6,18 +6,16 @@ from typing import Any
 
 import app
 import app_html
-import dinov2_saliency
 import numpy as np
 import pictures
 import pytest
 import runs
 import torch
-from PIL import Image
-from skimage.data import astronaut
 from uploads import read
 
 from algm_patch import apply_algm, remove_algm
 
+pytestmark = pytest.mark.usefixtures("small_and_once")
 DEFAULT: dict[str, Any] = {
     "clap_layer": 1,
     "gbm_layers": (5,),
@@ -25,25 +23,6 @@ DEFAULT: dict[str, Any] = {
     "window": (2, 2),
     "proportional_attention": True,
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return dinov2_saliency.load()
-
-
-@pytest.fixture(autouse=True)
-def _small_and_once(monkeypatch):
-    """Run at 252 pixels a side and time one round: the page does the same, in less time."""
-    monkeypatch.setattr(pictures, "SIDE", 252)
-    monkeypatch.setattr(runs, "ROUNDS", 1)
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
-    Image.fromarray(astronaut()).save(path)
-    return str(path)
 
 
 def test_a_run_shows_groups_predictions_and_costs(model, photograph):

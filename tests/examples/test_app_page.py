@@ -8,37 +8,17 @@ from typing import Any
 
 import app
 import app_screenshots
-import dinov2_saliency
-import pictures
 import pytest
 import runs
-from PIL import Image
 from playwright.sync_api import expect
-from skimage.data import astronaut
 
 from algm_patch import apply_algm
 
-pytestmark = pytest.mark.skipif(app_screenshots.CHROMIUM is None, reason="needs Chromium: apt install chromium")
+pytestmark = [
+    pytest.mark.skipif(app_screenshots.CHROMIUM is None, reason="needs Chromium: apt install chromium"),
+    pytest.mark.usefixtures("small_and_once"),
+]
 DESKTOP, PHONE = app_screenshots.SIZES.values()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return dinov2_saliency.load()
-
-
-@pytest.fixture(autouse=True)
-def _small_and_once(monkeypatch):
-    """Run at 252 pixels a side and time one round: the page does the same, in less time."""
-    monkeypatch.setattr(pictures, "SIDE", 252)
-    monkeypatch.setattr(runs, "ROUNDS", 1)
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
-    Image.fromarray(astronaut()).save(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_what_tune_found():
 
 @pytest.mark.parametrize("name", ["tuned", "counts", "calibrated"])
 def test_results_stay_what_they_were(name):
-    """What came after these files and is on by default is off."""
+    """Settings that came after these files and are on by default are off."""
     assert Settings.load(SAVED / f"{name}.json").restore is False
 
 

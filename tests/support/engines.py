@@ -1,4 +1,4 @@
-"""What engines, TensorRT first of all, are known not to take in an ONNX graph."""
+"""Find in an ONNX graph what engines, TensorRT first of all, are known not to take."""
 
 from __future__ import annotations
 

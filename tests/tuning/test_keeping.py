@@ -1,4 +1,4 @@
-"""What is kept: classes by an oracle, the bound by simulated images, what a user may ask for."""
+"""Test what is kept: classes by an oracle, the bound by simulated images, what a user may ask for."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_areas_do_not_grow_with_the_number_of_classes():
 
 
 def test_unseen_images_keep_more_than_the_bound():
-    """Of 200 samples of 24 images, at least 90 % have a bound below what all images keep, and not all by far."""
+    """At least 90 % of 200 samples of 24 images have a bound below what all images keep, and not all by far."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(4800, generator=generator)  # images differ in how many of their pixels change
     after = (torch.rand(4800, 1, 100, generator=generator) < 0.3 * noise[:, None, None] ** 2).long()

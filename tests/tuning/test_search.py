@@ -39,7 +39,7 @@ def test_a_threshold_is_what_the_share_of_all_similarities_reaches(images, share
 
 @torch.no_grad()
 def test_thresholds_merge_the_shares_that_a_look_merged(bench):
-    """Of all images together, up to what the thresholds of earlier layers change for later ones."""
+    """The shares are of all images together, up to what the thresholds of earlier layers change for later ones."""
     candidate = Candidate(200, ((1, 300), (3, 400)), "key")
     settings = bench.look(candidate).settings
     merged, proposals = [0, 0], [0, 0]
