@@ -146,7 +146,9 @@ def test_the_table_is_what_the_quickstart_gives(arguments, gflops, correlation):
     assert torch.corrcoef(answers)[0, 1].item() == pytest.approx(float(correlation), abs=1e-4)
     if "auto" in arguments:
         clap, gbm = (model.algm.tokens_per_layer[layer] - 1 for layer in (0, -1))
-        assert f"Of 1369 patch tokens CLAP leaves {clap} and GBM {gbm}." in README.read_text()
+        assert f"Of 1369 patches CLAP leaves {clap}, GBM {gbm}." in README.read_text()
+        page = (ROOT / "docs" / "benchmarks.md").read_text()
+        assert f"of 1369 patches CLAP leaves {clap} from layer 1 on, and GBM {gbm} from layer 5 on." in page
 
 
 def test_the_table_of_the_quickstart_is_the_same_in_both_places():

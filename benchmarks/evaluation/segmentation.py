@@ -33,11 +33,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Result]:
     options = parse(arguments)
     state = PartialState(cpu=options.device == "cpu")
     try:
-        return run(options, state)
+        results = run(options, state)
     except (DataError, ModelError) as error:
         raise SystemExit(f"error: {error}" if state.is_main_process else 1) from error
     except KeyboardInterrupt:
         raise SystemExit(f"\ninterrupted. The same command goes on from {options.records}") from None
+    state.destroy_process_group()  # its threads must not outlive the interpreter
+    return results
 
 
 def run(options: argparse.Namespace, state: PartialState) -> dict[str, Result]:
