@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from algm_patch.images import reading
+from algm_patch.images.prepare import as_input
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SIDE, PATCH = 518, 14  # of an image and of a patch, in pixels
@@ -41,5 +40,4 @@ def to_input(picture: Image.Image) -> Tensor:
 
 def normalise(picture: Image.Image, sides: Sequence[int]) -> Tensor:
     """Return [1, 3, H, W] with the sides (H, W), normalised by ImageNet's mean and standard deviation."""
-    pixels = transforms.to_dtype(transforms.pil_to_tensor(picture), torch.float32, scale=True)
-    return transforms.normalize(transforms.resize(pixels, list(sides), antialias=True), MEAN, STD)[None]
+    return as_input(picture, sides, MEAN, STD)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .normalization import normalization
+from .normalization import WHITE, as_channels, normalization
 from .reading import upright_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # The longer side of a picture in pixels: larger ones are shown smaller.
 LARGEST = 2048
@@ -20,7 +24,8 @@ def prepare(model: nn.Module, image: Any, trunk: Any = None) -> tuple[Tensor, ND
     """Return the model's input [1, 3, h, w] of an image, and the image as a picture [H, W, 3] uint8.
 
     Args:
-        image: as for ``algm_patch.viz.panels``.
+        image: as for ``algm_patch.viz.panels``. A picture is resized to the model's own input size: to keep its
+            proportions, pass a tensor.
         trunk: the ViT in the model. Default: the model itself.
 
     Raises:
@@ -37,17 +42,28 @@ def prepare(model: nn.Module, image: Any, trunk: Any = None) -> tuple[Tensor, ND
             raise TypeError(f"an image as an array is uint8 [H, W, 3]; got {image.dtype} {list(image.shape)}") from None
     if hasattr(image, "convert"):
         picture = upright_rgb(image)
+        tensor = as_input(picture, input_size(trunk), mean, std)
         picture.thumbnail((LARGEST, LARGEST))
-        wide, high = input_size(trunk)[::-1]
-        pixels = torch.from_numpy(np.array(picture.resize((wide, high)))).permute(2, 0, 1)
-        return ((pixels / 255 - mean) / std)[None], np.array(picture)
+        return tensor, np.array(picture)
     if not isinstance(image, Tensor):
         raise TypeError(f"image is a tensor, a PIL image or a uint8 array [H, W, 3]; got {type(image)}")
     tensor = image[None] if image.dim() == 3 else image
     if tensor.dim() != 4 or tensor.shape[:2] != (1, 3):
         raise ValueError(f"image is one image, [3, H, W] or [1, 3, H, W]; got {list(image.shape)}")
-    pixels = (tensor[0].detach().float().cpu() * std + mean).clamp(0, 1) * 255
+    pixels = (tensor[0].detach().float().cpu() * std + mean).clamp(0, 1) * WHITE
     return tensor, pixels.round().byte().permute(1, 2, 0).numpy()
+
+
+def as_input(picture: Image, size: Sequence[int], mean: Any, std: Any) -> Tensor:
+    """Return a picture in RGB as an input [1, 3, H, W], resized with antialiasing and normalised.
+
+    Args:
+        size: (H, W) in pixels; other proportions than the picture's stretch it.
+        mean, std: of the channels, for pixels from 0 to 1: one number for each, or one for all.
+    """
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / WHITE
+    pixels = nn.functional.interpolate(pixels, tuple(size), mode="bilinear", antialias=True)
+    return (pixels - as_channels(mean)) / as_channels(std)
 
 
 def input_size(trunk: Any) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from algm_patch import apply_algm, remove_algm
 from algm_patch.core.thresholds import LEAST_SIMILAR
+from algm_patch.images.prepare import prepare
 
 # Every photograph and drawing that scikit-image ships, hostile ones included: line art, empty backgrounds, microscopy.
 # (Its one GIF is too small to be read.)
@@ -155,3 +156,13 @@ def test_camvid_keeps_its_labels(model, shared_data):
         remove_algm(vit)
     assert agreement[True] > 0.975
     assert agreement[True] > agreement[False]
+
+
+def test_the_library_and_the_examples_resize_alike(model):
+    """So that a picture, a notebook and a print count the same patches of the same photograph."""
+    picture = pictures.open_image(None).crop((0, 0, 300, 411))
+    tensor, _ = prepare(model, picture, model.backbone)
+    torch.testing.assert_close(tensor, pictures.normalise(picture, (518, 518)), rtol=0, atol=1e-6)
+    by_pillow = np.asarray(picture.resize((518, 518), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = tensor[0] * torch.tensor(pictures.STD)[:, None, None] + torch.tensor(pictures.MEAN)[:, None, None]
+    torch.testing.assert_close(pixels.permute(1, 2, 0), torch.from_numpy(by_pillow), rtol=0, atol=1 / 255)
