@@ -109,6 +109,7 @@ def register_head(decoder: str, head: str) -> None:
     HEADS[decoder] = head
 
 
+@torch.compiler.assume_constant_result  # a compiler that looks into it reads another qualified name
 def path_of(function: Any) -> str:
     """Return the name that a function is registered under: its module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"

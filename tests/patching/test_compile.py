@@ -48,6 +48,22 @@ def test_batches_of_unlike_images(model, batch):
     assert any(merged)
     assert (model.algm.token_map.sizes == 0).any() == (batch == "image")
     assert counter.frame_count <= 2
+    vit = model.algm.runtime.vit
+    targets = " ".join(str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+    assert ("packed_attention" in targets) == (batch == "image" and vit.adapters[0].packs(vit.blocks[0]))
+
+
+@IN_ONE_GRAPH
+def test_a_compiler_knows_what_a_block_takes(prepared):
+    """What adapters ask by the name of a function, a compiler that looks into the question reads as another name."""
+    vit = apply_algm(prepared.model, **SETTINGS).algm.runtime.vit
+
+    def answers():
+        pairs = zip(vit.adapters, vit.blocks, strict=True)
+        return [(adapter.packs(block), adapter.takes_mask(block)) for adapter, block in pairs]
+
+    compiled = torch.compile(lambda x: (x + 1, answers()), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1))[1] == answers()
 
 
 @torch.no_grad()
