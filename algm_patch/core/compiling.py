@@ -33,8 +33,13 @@ def traces_python() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-# Returns whether an export traces now; before torch 2.7, whether one runs the model itself.
-exports: Callable[[], bool] = getattr(torch.compiler, "is_exporting", traces_python)
+def exports() -> bool:
+    """Return whether an export traces now; before torch 2.7, whether one runs the model itself.
+
+    It reads the flag itself: torch 2.9 takes ``torch.compiler.is_exporting()`` for true in all that it compiles.
+    """
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    return traces_python() if flag is None else flag
 
 
 def tracing_context() -> object | None:
