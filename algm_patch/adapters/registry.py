@@ -109,7 +109,8 @@ def register_head(decoder: str, head: str) -> None:
     HEADS[decoder] = head
 
 
-@torch.compiler.assume_constant_result  # a compiler that looks into it reads another qualified name
+# A compiler that looks into it reads another qualified name.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def path_of(function: Any) -> str:
     """Return the name that a function is registered under: its module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"

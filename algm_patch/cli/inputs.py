@@ -71,7 +71,10 @@ def load_timm(options: Any) -> Any:
 
 
 def load_transformers(name: str) -> Any:
-    """Return a model of transformers from a folder or the hub: the bare model, or else the backbone."""
+    """Return a model of transformers from a folder or the hub: the bare model, or else the backbone.
+
+    Of a model of images and texts, such as CLIP, it is the part that takes images.
+    """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel
         from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
@@ -95,8 +98,22 @@ def load_transformers(name: str) -> Any:
     try:
         AutoImageProcessor.from_pretrained(name)  # from the hub onto this machine, where `prepare` finds it
     except (OSError, ValueError):
-        return model  # `prepare` warns that it has none
-    return model
+        pass  # `prepare` warns that it has none
+    return image_tower(model)
+
+
+def image_tower(model: Any) -> Any:
+    """Return the part of a model of images and texts that takes images; any other model as it is."""
+    if not hasattr(model.config, "text_config"):
+        return model
+    tower = getattr(model, "vision_model", None)
+    if tower is None:
+        raise CommandError(
+            f"{type(model).__name__} takes images and texts, and has no part vision_model that takes images alone. "
+            "Patch it in Python: apply_algm(model)"
+        )
+    tower.config.name_or_path = model.config.name_or_path  # whose image processor is the tower's
+    return tower
 
 
 def check_patchable(name: str, make: Callable[[], Any]) -> None:

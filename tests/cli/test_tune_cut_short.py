@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from algm_patch import Settings
+from algm_patch.cli.inputs import load_transformers
 from algm_patch.cli.main import main
+from algm_patch.images.normalization import normalization
 from algm_patch.tuning.bench import Bench
 
 
@@ -100,3 +102,18 @@ def test_a_backbone_of_transformers(place, capsys):
     transformers.UperNetConfig().save_pretrained("upernet")
     assert main(["show", "images/0.png", "--model", "./upernet"]) == 1
     assert "./upernet is of the type upernet, and transformers has no bare model of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_the_image_part_of_a_model_of_images_and_texts(place, family, capsys):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 96}
+    config = getattr(transformers, f"{family}Config")(
+        vision_config={**sizes, "image_size": 96, "patch_size": 16}, text_config={**sizes, "vocab_size": 64}
+    )
+    getattr(transformers, f"{family}Model")(config).save_pretrained("towers")
+    transformers.ViTImageProcessor(image_mean=[0.25] * 3).save_pretrained("towers")
+    tower = load_transformers("./towers")
+    assert normalization(tower, tower)[0].flatten().tolist() == [0.25] * 3
+    assert main(["bench", "images/0.png", "--model", "./towers", "--rounds", "1", "--gbm-layers", "3"]) == 0
+    assert f"ALGM on {type(tower).__name__}, 4 blocks" in capsys.readouterr().out
