@@ -21,7 +21,7 @@ from app_html import alert, figures, numbers
 from commands import run, whole_number
 from torch import nn
 
-from algm_patch.tuning.tune import NothingFound
+from algm_patch.tuning.tune import NothingFoundError
 
 STYLE = Path(__file__).with_name("app.css").read_text()
 CLAP_OFF = 0
@@ -95,7 +95,7 @@ def tuned(model: nn.Module, path: str | None, percent: float) -> tuple[Any, ...]
         found = runs.find(model, path, percent / 100)
     except ValueError as error:
         return alert(str(error)), *[gr.skip()] * 7
-    except NothingFound as error:
+    except NothingFoundError as error:
         said = str(error).removeprefix("tune: ")
         return alert(f"No better settings found; yours stay. The search says: {said}."), *[gr.skip()] * 7
     return "Found: the controls show the settings, the result what they keep and save.", found, *controls_of(found)

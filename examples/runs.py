@@ -76,7 +76,7 @@ def find(model: nn.Module, path: str | None, keep: float) -> dict[str, Any]:
 
     Raises:
         ValueError: if the image cannot be used.
-        NothingFound: if nothing that is tried keeps enough and costs less than the unpatched model.
+        NothingFoundError: if nothing that is tried keeps enough and costs less than the unpatched model.
     """
     chosen = [] if path in (None, *photographs()) else [path]
     images = [to_input(read(each)) for each in [*photographs(), *chosen]]  # as they are shown

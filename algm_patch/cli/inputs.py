@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,8 @@ def load_transformers(name: str) -> Any:
         model = cls.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CommandError(f"{name} is no model that transformers can load: {first_line(error)}") from None
-    try:
+    with suppress(OSError, ValueError):  # `prepare` warns if there is none
         AutoImageProcessor.from_pretrained(name)  # from the hub onto this machine, where `prepare` finds it
-    except (OSError, ValueError):
-        pass  # `prepare` warns that it has none
     return image_tower(model)
 
 

@@ -26,7 +26,7 @@ from .rivals import measure_rivals
 from .search import search
 
 
-class NothingFound(RuntimeError):
+class NothingFoundError(RuntimeError):
     """Tell why a search ended without settings: nothing kept enough, or the budget was too small."""
 
 
@@ -84,7 +84,7 @@ def tune(
         front and prints as a table; ``.at(gflops=0.5)`` and ``.at(keep=0.97)`` take other settings of it.
 
     Raises:
-        NothingFound: if nothing keeps enough, or the budget is too small to run the unpatched model. After this and any
+        NothingFoundError: if nothing keeps enough, or the budget is too small to run the unpatched model. After this and any
             other error the model is as it was, with the settings that it had.
         ValueError, TypeError: if an argument is out of its range, the model cannot be patched, or its output is not
             dense.
@@ -114,13 +114,13 @@ def tune(
             measure_all(bench, budget)
         best = bench.best
         if best is None:
-            raise NothingFound(nothing_found(bench, budget, class_name(model)))
+            raise NothingFoundError(nothing_found(bench, budget, class_name(model)))
         settings = bench.base.replace(**best.settings, record=bench.record(best))
         apply_algm(model, settings=settings)
         return settings
     except OutOfTime:
         bring_back(model, before)
-        raise NothingFound(
+        raise NothingFoundError(
             f"tune: {budget} was over before the unpatched model had answered {len(shuffled_images)} images. "
             "Give it more time"
         ) from None

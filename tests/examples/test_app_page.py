@@ -13,7 +13,7 @@ import runs
 from playwright.sync_api import expect
 
 from algm_patch import apply_algm
-from algm_patch.tuning.tune import NothingFound
+from algm_patch.tuning.tune import NothingFoundError
 
 pytestmark = [
     pytest.mark.skipif(app_screenshots.CHROMIUM is None, reason="needs Chromium: apt install chromium"),
@@ -154,7 +154,7 @@ def test_the_button_applies_what_tune_finds(visitor, model, photograph, monkeypa
 
 def test_that_nothing_better_was_found_is_said_at_the_button(visitor, monkeypatch):
     def tune(*arguments, **keywords):
-        raise NothingFound("tune: nothing keeps enough. Ask for less")
+        raise NothingFoundError("tune: nothing keeps enough. Ask for less")
 
     monkeypatch.setattr(runs, "tune", tune)
     before = visitor.locator("#numbers").inner_text()

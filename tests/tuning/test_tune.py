@@ -8,7 +8,7 @@ import torch
 
 from algm_patch import apply_algm, calibrate, remove_algm, tune
 from algm_patch.tuning.bench import Bench
-from algm_patch.tuning.tune import NothingFound
+from algm_patch.tuning.tune import NothingFoundError
 from tests.support.classes import Classes
 from tests.support.models import build, photo
 
@@ -74,7 +74,7 @@ def test_nothing_keeps_enough(model, patched):
     message = (
         r"nothing .* in 60s costs less .* and surely keeps metric 1 of what Classes answers; at most metric 0\.5 was"
     )
-    with pytest.raises(NothingFound, match=message):
+    with pytest.raises(NothingFoundError, match=message):
         tune(model, IMAGES, keep=1, metric=lambda model: 1 - merged(model) / 2, **QUICK)
     assert traces(model) == before
     assert not patched or model.algm.settings == settings
@@ -174,7 +174,7 @@ def test_time(model, monkeypatch):
 
 def test_settings_that_take_more_time_than_the_unpatched_model_are_no_gain(model, monkeypatch):
     monkeypatch.setattr(Bench, "cost_of", lambda bench, index, found: 2 * max(bench.reference.costs))
-    with pytest.raises(NothingFound, match="costs less than the unpatched model and surely keeps"):
+    with pytest.raises(NothingFoundError, match="costs less than the unpatched model and surely keeps"):
         tune(model, IMAGES, keep=0.5, cost="time", **QUICK)
 
 
@@ -204,7 +204,7 @@ def test_a_block_without_keys_to_compare():
         ({"budget": float("inf")}, ValueError, "got inf"),
         ({"keep": "much"}, ValueError, "keep is the part .*; got 'much'"),
         ({"cost": ["time"]}, ValueError, "cost is one of"),
-        ({"budget": 1e-6}, NothingFound, "1e-06 was over before the unpatched model had answered 3 images"),
+        ({"budget": 1e-6}, NothingFoundError, "1e-06 was over before the unpatched model had answered 3 images"),
         ({"images": []}, ValueError, "tune got no images"),
         ({"images": ["a.png"]}, FileNotFoundError, "a.png"),
         ({"images": [1]}, TypeError, "expects paths, PIL images, .*got <class 'int'>"),
