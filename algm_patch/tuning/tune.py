@@ -84,8 +84,8 @@ def tune(
         front and prints as a table; ``.at(gflops=0.5)`` and ``.at(keep=0.97)`` take other settings of it.
 
     Raises:
-        NothingFoundError: if nothing keeps enough, or the budget is too small to run the unpatched model. After this and any
-            other error the model is as it was, with the settings that it had.
+        NothingFoundError: if nothing keeps enough, or the budget is too small to run the unpatched model. After this
+            and any other error the model is as it was, with the settings that it had.
         ValueError, TypeError: if an argument is out of its range, the model cannot be patched, or its output is not
             dense.
         OSError: if a folder or file is not there, or cannot be read as an image.
