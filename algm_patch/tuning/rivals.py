@@ -66,8 +66,8 @@ def add(bench: Bench, name: str, measure: Callable[[], tuple[dict[str, float], d
         kept, low, cost = measure()
     except OutOfTime:
         raise
-    except Exception as error:  # a model that takes images of one size says so in many ways
-        bench.notes.append(f"{name} was not measured: {type(error).__name__}: {error}"[:200])
+    except Exception as error:  # the settings that were found stay all the same
+        bench.notes.append(f"{name} was not measured: {error or type(error).__name__}"[:250])
         return
     bench.rivals.append(Rival(name, kept, cost, low))
 
@@ -91,7 +91,15 @@ def at_scale(bench: Bench, scale: float) -> tuple[dict[str, float], dict[str, fl
     def run(image: Tensor) -> Run:
         patch = [side // count for side, count in zip(image.shape[2:], past.grid, strict=True)]
         size = [max(1, round(scale * side / each)) * each for side, each in zip(image.shape[2:], patch, strict=True)]
-        found = bench.run(interpolate(image, size, mode="bilinear", antialias=True))
+        try:
+            found = bench.run(interpolate(image, size, mode="bilinear", antialias=True))
+        except OutOfTime:
+            raise
+        except Exception as error:  # a model that takes images of one size says so in many ways
+            raise ValueError(
+                f"the model does not run on images of {size[0]} x {size[1]} pixels; a ViT of timm does with "
+                f"dynamic_img_size=True ({type(error).__name__}: {error})"
+            ) from error
         whole = [side // each for side, each in zip(image.shape[2:], patch, strict=True)]
         return replace(found, answer=enlarged(found, image.shape[2:], size, whole))
 

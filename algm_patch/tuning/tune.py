@@ -93,7 +93,7 @@ def tune(
     Examples:
         >>> import timm, torch
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=4).eval()
-        >>> settings = tune(model, torch.rand(2, 3, 224, 224), keep=0.9, budget="20s")
+        >>> settings = tune(model, torch.rand(2, 3, 224, 224), keep=0.9, budget="2min")
         >>> settings.record.kept["cosine"] >= 0.9
         True
     """
