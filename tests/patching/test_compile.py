@@ -5,10 +5,17 @@ import torch
 from torch._dynamo.utils import counters
 
 from algm_patch import apply_algm
-from algm_patch.core.compiling import ONE_GRAPH
-from tests.support.compiling import FAMILIES, SETTINGS, SIDE, WHOLE, assert_same_run, counted, images, tokens
-
-IN_ONE_GRAPH = pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
+from tests.support.compiling import (
+    FAMILIES,
+    IN_ONE_GRAPH,
+    SETTINGS,
+    SIDE,
+    WHOLE,
+    assert_same_run,
+    counted,
+    images,
+    tokens,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from algm_patch import apply_algm, remove_algm
-from tests.support.compiling import FAMILIES, SETTINGS, WHOLE, images, tokens
-from tests.support.models import build, photo
+from tests.support.compiling import FAMILIES, IN_ONE_GRAPH, SETTINGS, WHOLE, counted, images, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +62,30 @@ def test_gradients_of_a_batch_of_unlike_images():
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_in_training():
-    model = apply_algm(build("ViT").train(), clap_layer=1, gbm_layers=[3], tau=0.5)
-    compiled = torch.compile(model, backend="aot_eager", **WHOLE)
-    gradients = []
-    for run in (model, compiled):
-        model.zero_grad()
-        run.forward_features(photo()).square().sum().backward()
-        gradients.append(model.patch_embed.proj.weight.grad.clone())
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize(
+    ("asked", "checkpointing"),
+    [
+        pytest.param({}, False, marks=IN_ONE_GRAPH, id="default"),
+        pytest.param({}, True, marks=IN_ONE_GRAPH, id="default, checkpointing"),
+        pytest.param(WHOLE, False, id="whole"),
+    ],
+)
+def test_gradients_in_training(asked, checkpointing):
+    model = FAMILIES["timm ViT"]().train()
+    model.set_grad_checkpointing(checkpointing)
+    apply_algm(model, **SETTINGS)
+    counter, options = counted("aot_eager", **asked)
+    compiled = torch.compile(model, **options)
+    for seed in range(3):
+        gradients = []
+        for run in (model, compiled):
+            model.zero_grad()
+            tokens(run, images(seed, 2)).square().sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        assert len(gradients[0]) > 40
+        for found, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert counter.frame_count > 0
 
 
 @torch.no_grad()

@@ -7,6 +7,9 @@ import timm
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from algm_patch.core.compiling import ONE_GRAPH
+
+IN_ONE_GRAPH = pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
 SETTINGS: dict[str, Any] = {"clap_layer": 1, "gbm_layers": [3], "tau": 0.9}
 WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": True}
 SIDE = 112
