@@ -115,7 +115,7 @@ class LayerTokens:
         if self.key_bias is None:
             return mask
         if mask.dtype == torch.bool:
-            return torch.where(mask, self.key_bias, -torch.inf)
+            return self.key_bias.masked_fill(~mask, -torch.inf)
         return mask + self.key_bias
 
     def pair(self, mask: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ class TokenMap:
             raise ValueError(
                 f"TokenMap.pair expects [..., {length} or 1, {length}] of at most 4 dimensions, got {list(x.shape)}"
             )
-        x = x[(None,) * (4 - x.dim())]
+        x = x.reshape(*[1] * (4 - x.dim()), *x.shape)
         batch = self.sizes.shape[0]
         if x.shape[0] not in (1, batch):
             raise ValueError(f"TokenMap.pair expects a batch of 1 or {batch}, got {list(x.shape)}")
