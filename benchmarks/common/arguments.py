@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from algm_patch.cli.options import positive
+from algm_patch.images.named import image_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -16,11 +20,13 @@ def command_line(description: str | None, **options: Any) -> argparse.ArgumentPa
     return argparse.ArgumentParser(description=description, formatter_class=formatter, **options)
 
 
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def image_folder(text: str) -> Path:
+    """Read the path of a folder that holds images."""
+    try:
+        image_files(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def layer_and_share(text: str) -> tuple[int, float]:

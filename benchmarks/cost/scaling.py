@@ -34,7 +34,9 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import add_machine_options, add_rounds, command_line, dtype_of
 from ..common.timing import device_name
 from .scaling_figure import draw
 from .scaling_report import HEADER, table_row, verdicts, write_csv

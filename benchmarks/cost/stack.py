@@ -30,7 +30,9 @@ from pathlib import Path
 
 import torch
 
-from ..common.arguments import DTYPES, add_rounds, command_line, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import DTYPES, add_rounds, command_line
 from ..common.timing import device_name
 from .stack_methods import Subject, open_subject
 from .stack_rows import COMPILERS, WEIGHTS, Row, Stack, measure

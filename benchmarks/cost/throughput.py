@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..common.arguments import DTYPES, add_rounds, command_line, dtype_of, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import DTYPES, add_rounds, command_line, dtype_of
 from ..common.gflops import gflops
 from ..common.memory import peak_memory
 from ..common.timing import device_name, median_ratio

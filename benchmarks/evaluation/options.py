@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from algm_patch import Settings, apply_algm
-from algm_patch.cli.options import number_or_rule
+from algm_patch.cli.options import number_or_rule, positive
 
-from ..common.arguments import positive
 from .dataset import Dataset
 from .layouts import LAYOUTS, open_dataset
 from .loading import load

@@ -20,9 +20,10 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from algm_patch import tune
+from algm_patch.cli.options import positive
 from algm_patch.viz import pareto
 
-from ..common.arguments import command_line, positive
+from ..common.arguments import command_line
 from .options import add_data_options, open_all
 
 

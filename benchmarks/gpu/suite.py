@@ -37,7 +37,9 @@ from typing import Any
 import timm
 import torch
 
-from ..common.arguments import DTYPES, add_rounds, command_line, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import DTYPES, add_rounds, command_line
 from .agenda import Task, agenda
 from .bars import bars
 from .exactness import in_a_line

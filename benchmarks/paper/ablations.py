@@ -30,9 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from algm_patch import Settings
+from algm_patch.cli.options import positive
 from algm_patch.patching.find_vit import find_vit
 
-from ..common.arguments import add_rounds, command_line, positive
+from ..common.arguments import add_rounds, command_line
 from ..common.patching import patched
 from ..common.timing import median_ratio
 from ..evaluation.dataset import DataError, Dataset

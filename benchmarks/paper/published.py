@@ -25,8 +25,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from algm_patch import Settings, calibrate
+from algm_patch.cli.options import positive
 
-from ..common.arguments import add_rounds, command_line, positive
+from ..common.arguments import add_rounds, command_line
 from ..common.patching import patched
 from ..common.timing import device_name
 from ..evaluation.dataset import Dataset

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from algm_patch.cli.options import positive
+
 from ..common import img_focus, saliency
-from ..common.arguments import command_line, positive
+from ..common.arguments import command_line, image_folder
 from ..common.gflops import counting
 from ..common.images import model_input, pictures
 from ..evaluation.dense import DenseNetwork
@@ -117,7 +119,7 @@ def following(outputs: Sequence[Tensor]) -> list[Tensor]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images instead of those of scikit-image")
+    parser.add_argument("--images", type=image_folder, metavar="FOLDER", help="images instead of those of scikit-image")
     parser.add_argument("--size", type=positive, nargs=2, default=[448, 448], metavar="N", help="(default: 448 448)")
     parser.add_argument("--device", default=default_device(), help="(default: CUDA where there is one)")
     add_method_options(parser, {option: points.split() for option, points in POINTS.items()})

@@ -32,7 +32,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..common.arguments import add_rounds, command_line, positive
+from algm_patch.cli.options import positive
+
+from ..common.arguments import add_rounds, command_line
 from ..common.timing import device_name, median_ratio
 from ..evaluation.bootstrap import agreement, class_agreement, miou_difference
 from ..evaluation.dataset import Dataset

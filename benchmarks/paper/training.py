@@ -35,8 +35,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from algm_patch import apply_algm
+from algm_patch.cli.options import positive
 
-from ..common.arguments import add_rounds, command_line, positive
+from ..common.arguments import add_rounds, command_line
 from ..common.memory import peak_memory
 from ..common.timing import in_turns, median_ratio, seconds
 from ..evaluation import checkpoints

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from algm_patch import Settings
+from algm_patch.cli.options import positive
 
-from ..common.arguments import command_line, positive
+from ..common.arguments import command_line
 from ..evaluation.options import add_layout, add_settings, given_settings, settings_of
 
 FREE = {"data", "out", "resume", "workers", "device"}  # options that may differ when a run is resumed
