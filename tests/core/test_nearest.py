@@ -5,13 +5,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from algm_patch.core import nearest
-from algm_patch.core.compiling import ONE_GRAPH
 from algm_patch.core.matching import best_matches
 from algm_patch.core.mutual import mutual_matches
+from tests.support.compiling import IN_ONE_GRAPH
 from tests.support.largest import Largest
 
 BATCH, TOKENS, WIDTH = 3, 202, 8
-IN_ONE_GRAPH = pytest.mark.skipif(not ONE_GRAPH, reason="torch 2.9 is the first to have merges in a graph")
 MATCHERS = pytest.mark.parametrize("matches", [best_matches, mutual_matches])
 
 
