@@ -14,10 +14,11 @@ from textwrap import dedent
 import matplotlib
 import pytest
 import quickstart
+import timm
 import torch
 
 import algm_patch
-from algm_patch import Algm, Settings, adapters, functional, viz
+from algm_patch import Algm, Settings, adapters, apply_algm, functional, viz
 from algm_patch.settings import renamed
 
 matplotlib.use("agg")
@@ -124,6 +125,22 @@ def test_the_readme_has_its_commands():
 
 def test_the_first_block_of_the_readme_is_twelve_lines():
     assert len([line for line in python_blocks(README)[0].text.splitlines() if line]) <= 12
+
+
+@pytest.mark.parametrize("clap_layer", [None, 1])
+def test_counts_follow_from_settings_with_thresholds(clap_layer):
+    """Where CLAP and GBM merge in the same block too."""
+    (block,) = [each.text for each in python_blocks(ROOT / "docs" / "tuning.md") if "def patches" in each.text]
+    model = timm.create_model("vit_tiny_patch16_224", depth=4, img_size=96, num_classes=0).eval()
+    images = torch.nn.functional.interpolate(torch.rand(2, 3, 3, 3), size=96)
+    best = Settings(clap_layer=clap_layer, gbm_layers=(1, 2), tau=0.5, gbm_tau=(0.9, 0.8), matching="mutual")
+    apply_algm(model, settings=best)
+    model(images[:1])
+    before = model.algm.tokens_per_layer
+    exec(block, {"model": model, "images": images, "best": best, "apply_algm": apply_algm})
+    model(images[:1])
+    assert len(model.algm.merge_to) == 2 + (clap_layer is not None)
+    assert model.algm.tokens_per_layer == before
 
 
 # -- figures

@@ -109,11 +109,14 @@ def register_head(decoder: str, head: str) -> None:
     HEADS[decoder] = head
 
 
-# A compiler that looks into it reads another qualified name.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def path_of(function: Any) -> str:
+def _path_of(function: Any) -> str:
     """Return the name that a function is registered under: its module and qualified name."""
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', None)}"
+
+
+# A compiler that looks into it reads another qualified name. By another name than the function's own, which compilers
+# of older torch make the result's.
+path_of: Callable[[Any], str] = torch.compiler.assume_constant_result(_path_of)
 
 
 def forward_path(module: nn.Module) -> str:

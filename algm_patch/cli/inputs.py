@@ -16,6 +16,11 @@ from ..settings import Settings
 from .census import PATCHED, outcome
 from .weights import first_line, load_weights
 
+NO_IMAGE_PART = (
+    "{} takes images and texts, and has no part vision_model that takes images alone. Patch it in Python: "
+    "apply_algm(model)"
+)
+
 
 class CommandError(Exception):
     """Tell the user what cannot be used, and why."""
@@ -93,6 +98,8 @@ def load_transformers(name: str) -> Any:
         else:
             raise CommandError(f"{name} is of the type {config.model_type}, and transformers has no bare model of it")
         check_patchable(name, partial(make, config))
+        if hasattr(config, "text_config") and not hasattr(config, "vision_config"):
+            raise CommandError(NO_IMAGE_PART.format(name))
         model = cls.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CommandError(f"{name} is no model that transformers can load: {first_line(error)}") from None
@@ -107,10 +114,7 @@ def image_tower(model: Any) -> Any:
         return model
     tower = getattr(model, "vision_model", None)
     if tower is None:
-        raise CommandError(
-            f"{type(model).__name__} takes images and texts, and has no part vision_model that takes images alone. "
-            "Patch it in Python: apply_algm(model)"
-        )
+        raise CommandError(NO_IMAGE_PART.format(type(model).__name__))
     tower.config.name_or_path = model.config.name_or_path  # whose image processor is the tower's
     return tower
 

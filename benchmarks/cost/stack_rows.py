@@ -78,6 +78,7 @@ def measure(subject: Subject, stack: Stack, rounds: int, backend: str) -> tuple[
     runners: dict[str, Runner] = {BASE: Runner(subject.model, subject.images.split(stack.batch))}
     answers: dict[str, list[Tensor]] = {}
     failed: dict[str, Row] = {}
+    runners[BASE]()
 
     def add(name: str, make: Callable[[], Runner]) -> None:
         try:

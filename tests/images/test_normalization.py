@@ -134,6 +134,13 @@ def test_a_checkpoint_whose_processor_is_not_here(name):
         assert_normalised(normalization(model, model), HALF)
 
 
+def test_a_folder_without_a_processor_says_to_save_it_there(tmp_path):
+    model = build("SiglipVisionModel")
+    model.config.name_or_path = str(tmp_path)
+    with pytest.warns(UserWarning, match=r"Save it once with processor\.save_pretrained\("):
+        assert_normalised(normalization(model, model), HALF)
+
+
 def test_the_whole_model_says_it_for_its_trunk():
     """UperNet on BEiT is normalised by its own processor (Segformer's, by default), not BEiT's."""
     config = transformers.UperNetConfig(

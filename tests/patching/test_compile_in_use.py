@@ -42,7 +42,7 @@ def test_compile_first_then_patch_change_and_remove(in_place, settings):
     apply_algm(compiled, **settings)
     expected = tokens(apply_algm(reference, **settings), x)
     torch.testing.assert_close(tokens(compiled, x), expected)
-    assert not torch.equal(expected, plain)
+    assert not torch.allclose(expected, plain)
     model.algm.gbm_layers = reference.algm.gbm_layers = [2]
     torch.testing.assert_close(tokens(compiled, x), tokens(reference, x))
     remove_algm(compiled)
@@ -76,7 +76,7 @@ def test_gradients_in_training(asked, checkpointing):
     apply_algm(model, **SETTINGS)
     counter, options = counted("aot_eager", **asked)
     compiled = torch.compile(model, **options)
-    for seed in range(3):
+    for seed in (2, 3, 4):  # in which both images have blank rows
         gradients = []
         for run in (model, compiled):
             model.zero_grad()
@@ -85,6 +85,7 @@ def test_gradients_in_training(asked, checkpointing):
         assert len(gradients[0]) > 40
         for found, expected in zip(*gradients, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert model.algm.tokens_per_layer[-1] < model.algm.token_map.labels.shape[1]
     assert counter.frame_count > 0
 
 

@@ -15,8 +15,10 @@ WHOLE: dict[str, Any] = {"fullgraph": True, "dynamic": True}
 SIDE = 112
 
 
-def timm_model(name):
-    return timm.create_model(name, embed_dim=64, num_heads=4, depth=4, img_size=SIDE)
+def timm_model(name, **options):
+    """Return a ViT that gives all tokens. Layer scales are as large as trained ones: else a block changes nothing."""
+    small = {"embed_dim": 64, "num_heads": 4, "depth": 4, "img_size": SIDE, "num_classes": 0, "global_pool": ""}
+    return timm.create_model(name, **small, **options)
 
 
 def transformers_model(name, **options):
@@ -28,9 +30,9 @@ def transformers_model(name, **options):
 
 
 FAMILIES: dict[str, Any] = {
-    "timm ViT": lambda: timm_model("vit_small_patch14_dinov2"),
+    "timm ViT": lambda: timm_model("vit_small_patch14_dinov2", init_values=0.1),
     "timm EVA-02": lambda: timm_model("eva02_small_patch14_224"),
-    "timm BEiT": lambda: timm_model("beit_base_patch16_224"),
+    "timm BEiT": lambda: timm_model("beit_base_patch16_224", init_values=0.1),
     "transformers DINOv2": lambda: transformers_model("Dinov2"),
     "transformers BEiT": lambda: transformers_model("Beit", intermediate_size=128, use_relative_position_bias=True),
 }
