@@ -110,14 +110,15 @@ def test_the_picture_has_a_column_for_each_task(command, tmp_path):
         assert low < min(100 * point.gflops / points[0].gflops for point in points) < 100 < high
 
 
-def test_images_that_do_not_suffice_are_refused(command, tmp_path, monkeypatch):
+def test_images_that_do_not_suffice_are_refused(command, tmp_path, capsys):
     for name in ("1", "2"):
         (tmp_path / f"photographs/{name}.png").unlink()
     with pytest.raises(SystemExit, match="expected 2 images or more, got 0"):
         tasks.main([*command, "--out", str(tmp_path / "tasks")])
     (tmp_path / "photographs/0.png").unlink()
-    with pytest.raises(SystemExit, match=r"photographs holds no images: no file that ends in \.jpg"):
+    with pytest.raises(SystemExit):
         tasks.main([*command, "--out", str(tmp_path / "tasks")])
+    assert "photographs holds no images: no file that ends in .jpg" in capsys.readouterr().err
 
 
 def test_the_pictures_by_default_are_there():
