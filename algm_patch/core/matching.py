@@ -32,7 +32,8 @@ def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int])
     """
     high, wide = window
     rows, columns = grid[0] // high, grid[1] // wide
-    unit = top_left(normalize(full_precision(x), dim=-1).unflatten(1, grid), rows * high, columns * wide)
+    unit = normalize(full_precision(x), dim=-1).unflatten(1, grid)
+    unit = unit.narrow(1, 0, rows * high).narrow(2, 0, columns * wide)  # Core ML takes no [:] of everything
     # Strided slices: summing over two inner axes at once is 30 times slower on CPU.
     first, second, *others = [unit[:, row::high, column::wide] for row in range(high) for column in range(wide)]
     total = first + second
@@ -40,11 +41,6 @@ def window_similarity(x: Tensor, grid: tuple[int, int], window: tuple[int, int])
         total += other
     size = high * wide
     return (total.square().sum(-1) - size) / (size * (size - 1))
-
-
-def top_left(x: Tensor, height: int, width: int) -> Tensor:
-    """Return so many rows and columns of a grid [B, H, W, ...]; of all, not a slice, as Core ML takes none of all."""
-    return x if exports() and x.shape[1:3] == (height, width) else x[:, :height, :width]
 
 
 def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int], num_prefix_tokens: int) -> Tensor:
@@ -61,15 +57,14 @@ def clap_leaders(merges: Tensor, grid: tuple[int, int], window: tuple[int, int],
     """
     batch, rows, columns = merges.shape
     high, wide = window
-    prefix = torch.arange(num_prefix_tokens, device=merges.device).expand(batch, -1)
-    own = torch.arange(num_prefix_tokens, num_prefix_tokens + grid[0] * grid[1], device=merges.device)
-    own = own.expand(batch, -1).unflatten(1, grid)
+    position = torch.arange(num_prefix_tokens + grid[0] * grid[1], device=merges.device).expand(batch, -1)
+    own = position.narrow(1, num_prefix_tokens, grid[0] * grid[1]).unflatten(1, grid)
     height, width = rows * high, columns * wide  # without the rows and columns left over
-    windows = top_left(own, height, width).unflatten(1, (rows, high)).unflatten(3, (columns, wide))
+    windows = own.narrow(1, 0, height).narrow(2, 0, width).unflatten(1, (rows, high)).unflatten(3, (columns, wide))
     led = torch.where(merges[:, :, None, :, None], windows[:, :, :1, :, :1], windows)
     led = rearrange(led, "b h i w j -> b (h i) (w j)")
     leaders = torch.cat([torch.cat([led, own[:, :height, width:]], 2), own[:, height:]], 1)
-    return torch.cat([prefix, leaders.flatten(1)], 1)
+    return torch.cat([position[:, :num_prefix_tokens], leaders.flatten(1)], 1)
 
 
 def best_matches(

@@ -35,14 +35,14 @@ def nearest(
     if torch.compiler.is_dynamo_compiling() and ONE_GRAPH and not exports():
         return opaque(x, others, sizes, sizes_of_others, no_token, not_itself)
     columns = others.mT.contiguous()
-    positions = torch.arange(others.shape[1], device=x.device)
+    positions = torch.arange(x.shape[1], device=x.device) if not_itself else None
 
-    def best(x: Tensor, sizes: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor]:
+    def best(x: Tensor, sizes: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor]:
         similarity = x @ columns
         if sizes is not None and sizes_of_others is not None:
             similarity = closeness(similarity, sizes[..., None], sizes_of_others[:, None])
-        if not_itself:
-            similarity = similarity.masked_fill_(own[:, None].eq(positions), -torch.inf)
+        if own is not None and positions is not None:
+            similarity = similarity.masked_fill_(own[:, None] == positions, -torch.inf)
         return (similarity if no_token is None else similarity.masked_fill_(no_token[:, None], -torch.inf)).max(-1)
 
     rows = max(1, CHUNK_BYTES // max(1, x.shape[0] * others.shape[1] * x.element_size()))
@@ -51,7 +51,8 @@ def nearest(
     found = []
     for start in range(0, x.shape[1], rows):
         here = slice(start, start + rows)
-        found.append(best(x[:, here], None if sizes is None else sizes[:, here], positions[here]))
+        own = None if positions is None else positions[here]
+        found.append(best(x[:, here], None if sizes is None else sizes[:, here], own))
     similarity, index = zip(*found, strict=True)
     return torch.cat(similarity, 1), torch.cat(index, 1)
 

@@ -75,19 +75,19 @@ class TokenMap:
             packed: the rows have different numbers of groups.
         """
         batch, length = leaders.shape
-        leads = leaders == torch.arange(length, device=leaders.device)
-        dtype = torch.float32 if exports() else torch.int64  # exact below 2^24; TensorRT sums no int64
+        leads, compiling = leaders == torch.arange(length, device=leaders.device), torch.compiler.is_compiling()
+        dtype = torch.float32 if compiling and exports() else torch.int64  # exact below 2^24; TensorRT sums no int64
         groups = (leads & (sizes > 0) if packed else leads).cumsum(1, dtype=dtype)
         labels = (groups - 1).gather(1, leaders).long()
         counts = groups[:, -1].long() if length else groups.sum(1)
         packing = None
         if packed:
-            packing = Packing.traced(counts) if torch.compiler.is_compiling() else Packing.read(counts)
+            packing = Packing.traced(counts) if compiling else Packing.read(counts)
             count, packing = packing.longest, None if packing.even else packing
         elif count is None:
-            read = read_numbers if torch.compiler.is_compiling() else Tensor.tolist
+            read = read_numbers if compiling else Tensor.tolist
             (count,) = read(counts[:1]) or [length]  # an empty batch merges nothing
-        if torch.compiler.is_compiling():
+        if compiling:
             torch._check(count >= 2)  # which it knows not to be a dimension that broadcasts
             torch._check(count >= least)
             torch._check(count <= length)
@@ -152,7 +152,7 @@ class TokenMap:
         weights = (1 if sizes is None else sizes.to(totals)) / totals.gather(1, self.labels)
         weighted = x.reshape(batch, x.shape[1], x.shape[2:].numel()) * weights[..., None]
         sums = weighted.new_zeros(batch, count, weighted.shape[-1])
-        if exports():  # ONNX has index_add as a ScatterND whose indices come twice, which engines do not take
+        if torch.compiler.is_compiling() and exports():  # ONNX's index_add has indices twice, which engines do not take
             sums = sums.scatter_add(1, self.labels[..., None].expand_as(weighted), weighted)
         else:  # in place, 20 times faster on CPU
             sums.flatten(0, 1).index_add_(0, self._flat_labels, weighted.flatten(0, 1))

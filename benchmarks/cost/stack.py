@@ -82,11 +82,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--saved", type=share, default=0.5, help="part of the GFLOPs to save (default: 0.5)")
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="files that Settings.save wrote")
     for name, choices, default in (
-        ("dtypes", DTYPES, ["float32", "bfloat16"]),
-        ("compilers", COMPILERS, list(COMPILERS)),
-        ("weights", WEIGHTS, ["plain"]),
+        ("--dtypes", DTYPES, ["float32", "bfloat16"]),
+        ("--compilers", COMPILERS, list(COMPILERS)),
+        ("--weights", WEIGHTS, ["plain"]),
     ):
-        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=default)
+        parser.add_argument(name, nargs="+", choices=choices, default=default)
     parser.add_argument("--batches", type=int, nargs="+", choices=(1, 8), default=[1, 8])
     add_rounds(parser, 5)
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
