@@ -141,6 +141,7 @@ def test_shards_that_compute_in_bfloat16(patched):
 @pytest.mark.usefixtures("process_group")
 def test_measured_settings_know_no_weights_of_a_sharded_model(tmp_path):
     tune(build("ViT", depth=3), photo(batch=8), keep=0.5, budget="60s").save(tmp_path / "settings.json")
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         model = apply_algm(sharded(build("ViT", depth=3)), **Settings.load(tmp_path / "settings.json"))
     assert model(photo()).shape == (2, 3)
