@@ -129,7 +129,7 @@ def test_the_first_block_of_the_readme_is_twelve_lines():
 
 @pytest.mark.parametrize("clap_layer", [None, 1])
 def test_counts_follow_from_settings_with_thresholds(clap_layer):
-    """Where CLAP and GBM merge in the same block too."""
+    """Take counts from thresholds, also where CLAP and GBM merge in the same block."""
     (block,) = [each.text for each in python_blocks(ROOT / "docs" / "tuning.md") if "def patches" in each.text]
     model = timm.create_model("vit_tiny_patch16_224", depth=4, img_size=96, num_classes=0).eval()
     images = torch.nn.functional.interpolate(torch.rand(2, 3, 3, 3), size=96)

@@ -62,7 +62,7 @@ def test_batches_of_unlike_images(model, batch):
 
 @IN_ONE_GRAPH
 def test_a_compiler_knows_what_a_block_takes(prepared):
-    """What adapters ask by the name of a function, a compiler that looks into the question reads as another name."""
+    """Compare answers that go by the name of a function, which compilers read as another name if they look into it."""
     vit = apply_algm(prepared.model, **SETTINGS).algm.runtime.vit
 
     def answers():
