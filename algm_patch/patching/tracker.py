@@ -209,5 +209,5 @@ def memory_of(x: Tensor) -> dict[object, ForwardPass]:
     """Return the passes that took or left these tokens, by the key of the patched model."""
     try:
         return getattr(x.untyped_storage(), MEMORY, NO_MEMORY)
-    except NotImplementedError:
+    except NotImplementedError:  # the wrappers of torch.func have no storage
         return NO_MEMORY
